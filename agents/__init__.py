@@ -1,0 +1,1 @@
+"""M-agents: they observe, report and actuate, and decide nothing."""

@@ -1,0 +1,1 @@
+"""Physical channels, one a file; each registers under ``mchannel.transports``."""
