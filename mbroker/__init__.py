@@ -1,0 +1,1 @@
+"""M-brokers: containers that host coordination policies."""

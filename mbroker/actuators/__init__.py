@@ -1,0 +1,1 @@
+"""Actuators change the machine, and can always put back what they found."""

@@ -1,0 +1,29 @@
+"""What a policy is: a pure function with state, from one event to actions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+from mbroker.action import Action
+from mbroker.host import Host
+from mchannel.event import Event
+
+__all__ = ["Policy"]
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Turns events into actions.
+
+    A policy does no I/O, reads no clock (time is ``event.at``) and starts no threads, so the same
+    object runs live, in a replay and in a property test. It is made by calling its class with the
+    options of its configuration section as keyword arguments.
+    """
+
+    topics: tuple[str, ...]
+    """Topic prefixes that it wants: ``("sla.",)``; an empty tuple wants everything."""
+
+    def decide(self, event: Event, host: Host) -> Iterable[Action]:
+        """Return what should be done about *event*, given the present picture of the *host*."""
+        ...

@@ -1,0 +1,1 @@
+"""M-channels: one open/read/write/close over every wire a host has."""
