@@ -20,5 +20,6 @@ class _Executed:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if not self.count and not session.config.option.collectonly and session.exitstatus == pytest.ExitCode.OK:
+        ok = session.exitstatus == pytest.ExitCode.OK and not session.config.option.collectonly
+        if ok and not self.count:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
