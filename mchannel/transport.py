@@ -1,0 +1,262 @@
+"""What a physical channel must offer, and how one is found by its name.
+
+Two ways lead into the library. A wire that moves frames and may lose them implements
+:class:`Transport` and :class:`Acceptor`; :class:`mchannel.framed.Framed` puts numbering, replay and
+back-pressure on top. A wire that numbers and acknowledges by itself, as shared memory does,
+implements :class:`Link` and :class:`Gate` directly.
+
+Nothing here ever waits: a file descriptor wakes, and the blocking and asyncio faces do the waiting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+
+from mchannel.address import Address
+from mchannel.errors import AddressError
+
+__all__ = ["Acceptor", "Delivery", "Gate", "Link", "Options", "Peer", "Port", "Scheme", "State", "Transport", "find_scheme"]
+
+
+class Delivery(Enum):
+    """What happens to messages when the reader is slower than the writer."""
+
+    ALL = "all"
+    """Every message arrives; a full channel holds the writer back."""
+    LATEST = "latest"
+    """History is given up for freshness: newer messages displace older ones that were not read."""
+
+
+class State(Enum):
+    """Where a link stands."""
+
+    OPENING = "opening"
+    """Waiting for the peer's first answer."""
+    OPEN = "open"
+    SUSPENDED = "suspended"
+    """Quiet on purpose, for a migration or a handoff; writes queue up."""
+    LOST = "lost"
+    """The peer went silent; the link looks for it, or waits for its successor."""
+    ENDED = "ended"
+    """The peer closed, refused or broke the rules; what was received can still be read."""
+    CLOSED = "closed"
+    """This end was closed."""
+
+
+@attrs.frozen
+class Peer:
+    """Who is at the other end, as far as the transport vouches for it."""
+
+    identity: str
+    """Name that the transport authenticated: a key's name, or the local endpoint and user."""
+    address: str
+    uid: int | None = None
+    """User id of the peer's process, where the kernel tells."""
+    pid: int | None = None
+    """Process id of the peer at the time it connected, where the kernel tells."""
+    name: str = ""
+    """What the peer calls itself; not authenticated, for people and logs."""
+
+
+_MIB = 1 << 20
+
+
+def _power(_: object, attribute: attrs.Attribute[int], value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{attribute.name} must be a positive number of bytes, not {value}")
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """How one end wants its channel to be. Both ends' wishes are joined once, at HELLO, for good."""
+
+    name: str = ""
+    """What this end calls itself, at most 255 bytes."""
+    max_message: int = attrs.field(default=_MIB, validator=_power)
+    """Largest message in bytes; the smaller of both ends' counts."""
+    window: int = attrs.field(default=4 * _MIB, validator=_power)
+    """Bytes written but not yet acknowledged before the writer is held back."""
+    delivery: Delivery = attrs.field(default=Delivery.ALL, converter=Delivery)
+    heartbeat: float = 1.0
+    """Seconds of quiet after which a sign of life is sent; three times that long means lost."""
+    patience: float | None = None
+    """Seconds a lost peer is waited for before reads and writes raise ChannelBroken; None: for ever."""
+    keys: Path | None = None
+    """Folder of keys, for transports that authenticate by key; None: the user's or the host's own."""
+    insecure: bool = False
+    """Allow a network transport without encryption, on loopback only."""
+
+
+class Port(Protocol):
+    """A descriptor that wakes, and what to do then. One port may feed many links."""
+
+    def fileno(self) -> int:
+        """Return the descriptor to wait on for reading (level or edge triggered)."""
+        ...
+
+    def pump(self) -> None:
+        """Take in what has arrived, in bounded portions, and call ``on_news`` of whom it concerns."""
+        ...
+
+
+class Transport(Protocol):
+    """A pipe of whole frames to one peer. Frames arrive in order or not at all."""
+
+    peer: Peer
+    port: Port
+    """What wakes when frames arrive: usually the transport's own, shared when one socket serves many."""
+    on_news: Callable[[], None] | None
+    """Called by ``port.pump()``, or after a send that took in frames, when :meth:`recv` has something."""
+
+    def send(self, frame: bytes) -> bool:
+        """Hand over one frame; False when it cannot be taken now. Raises ChannelBroken when the peer is gone."""
+        ...
+
+    def recv(self) -> bytes | None:
+        """Return the next frame, or None. Raises ChannelBroken when the peer is gone and all was read."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; idempotent. Frames that were taken are still sent, within a second."""
+        ...
+
+
+class Acceptor(Protocol):
+    """The listening side of a :class:`Transport`."""
+
+    address: Address
+    """Where it really listens: a port of 0 replaced by the one that was given."""
+    port: Port
+    on_news: Callable[[], None] | None
+    """Called by ``port.pump()`` when :meth:`accept` has something."""
+
+    def accept(self) -> Transport | None:
+        """Return the pipe to a peer that was not there before, or None."""
+        ...
+
+    def close(self) -> None:
+        """Stop listening; pipes that were accepted and share the port end too. Idempotent."""
+        ...
+
+
+class Link(Protocol):
+    """One numbered, acknowledged, back-pressured exchange with a peer; what channels stand on."""
+
+    peer: Peer
+    port: Port
+    state: State
+    session: bytes
+    """Sixteen bytes that name the exchange across reconnections, restarts and handoffs."""
+    number: int
+    """Number of the message that :meth:`recv` returned last; grows from message to message."""
+    redelivered: bool
+    """Whether that message may have been seen before, by a predecessor that did not mark it."""
+    on_news: Callable[[], None] | None
+
+    def send(self, payload: bytes) -> bool:
+        """Take one message; False when the window is full. Raises what ended the link."""
+        ...
+
+    def recv(self) -> bytes | None:
+        """Acknowledge the previous message and return the next, or None. Raises what ended the link."""
+        ...
+
+    def done(self) -> None:
+        """Acknowledge the message returned last without asking for another."""
+        ...
+
+    def wait_readable(self, timeout: float | None) -> None:
+        """Sleep until there may be news or *timeout* seconds have passed; may return early."""
+        ...
+
+    def wait_writable(self, timeout: float | None) -> None:
+        """Sleep until there may be room or *timeout* seconds have passed; may return early."""
+        ...
+
+    def arm(self) -> None:
+        """Ask for ``on_news`` through the port; the caller looks once more before it sleeps."""
+        ...
+
+    def deadline(self) -> float | None:
+        """Return when :meth:`tick` is due next, on the monotonic clock, or None."""
+        ...
+
+    def tick(self, now: float) -> None:
+        """Do what is due at *now*: signs of life, retries, reconnection."""
+        ...
+
+    @property
+    def flushed(self) -> bool:
+        """Whether the peer has acknowledged everything that was sent."""
+        ...
+
+    def suspend(self, timeout: float) -> None:
+        """Start to quiesce; ``state`` becomes SUSPENDED once the peer agreed, or it is given up after *timeout*."""
+        ...
+
+    def snapshot(self) -> bytes:
+        """Return the suspended link for another process to adopt, and let go of the peer."""
+        ...
+
+    def resume(self) -> None:
+        """Take up a suspended link again."""
+        ...
+
+    def close(self) -> None:
+        """Say goodbye and let go; idempotent, also after an error."""
+        ...
+
+
+class Gate(Protocol):
+    """The listening side of a :class:`Link`."""
+
+    address: Address
+    port: Port
+    on_news: Callable[[], None] | None
+
+    def accept(self) -> Link | None:
+        """Return the link to an agent that was not there before, or None."""
+        ...
+
+    def adopt(self, snapshot: bytes) -> None:
+        """Expect the agent of a link that another broker handed over; raises ProtocolError when it is malformed."""
+        ...
+
+    def deadline(self) -> float | None:
+        """Return when :meth:`tick` is due next, on the monotonic clock, or None."""
+        ...
+
+    def tick(self, now: float) -> None:
+        """Do what is due at *now*."""
+        ...
+
+    def close(self) -> None:
+        """Stop listening and close the links; idempotent."""
+        ...
+
+
+class Scheme(Protocol):
+    """What an entry point of the group ``mchannel.transports`` names."""
+
+    def dial(self, address: Address, options: Options) -> Link:
+        """Start to connect to *address*; never waits for the peer."""
+        ...
+
+    def bind(self, address: Address, options: Options) -> Gate:
+        """Listen at *address*; raises AddressError when that is not possible."""
+        ...
+
+
+def find_scheme(address: Address) -> Scheme:
+    """Return the installed transport for *address*; raise :class:`AddressError` when there is none."""
+    for point in entry_points(group="mchannel.transports", name=address.scheme):
+        scheme: Scheme = point.load()
+        return scheme
+    known = ", ".join(sorted({point.name for point in entry_points(group="mchannel.transports")}))
+    raise AddressError(f"{address}: no transport is called {address.scheme!r}; installed are {known}")
