@@ -1,0 +1,22 @@
+"""How the documentation is built; `./dev docs` runs it with warnings as errors."""
+
+from importlib.metadata import version as version_of
+
+project = "mchannel"
+author = "The mchannel authors"
+project_copyright = "2026, The mchannel authors"
+release = version = version_of("mchannel")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+
+html_theme = "furo"
+html_title = "mchannel"
+html_static_path = ["_static"]

@@ -1,0 +1,88 @@
+"""The house itself: its door, its packaging and its front page."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]
+GROUPS = {"console_scripts": PROJECT["scripts"], **PROJECT["entry-points"]}
+DECLARED = [EntryPoint(name, value, group) for group, points in GROUPS.items() for name, value in points.items()]
+
+
+def python(code: str) -> str:
+    """Return what a fresh interpreter prints for *code*."""
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("point", DECLARED, ids=lambda point: f"{point.group}:{point.name}")
+def test_every_declared_entry_point_is_installed_and_loads(point: EntryPoint) -> None:
+    (installed,) = entry_points(group=point.group, name=point.name)
+    assert installed.value == point.value
+    assert callable(installed.load()) or point.group == "mchannel.transports"
+
+
+def test_every_folder_of_modules_is_packaged() -> None:
+    config = tomllib.loads((HOUSE / "pyproject.toml").read_text())
+    folders = {
+        str(Path(root).relative_to(HOUSE)).replace("/", ".")
+        for top in ("mchannel", "mbroker")
+        for root, _, files in os.walk(HOUSE / top, followlinks=True)
+        if any(file.endswith(".py") for file in files)
+    }
+    assert folders == set(config["tool"]["setuptools"]["packages"])
+
+
+@pytest.mark.parametrize("module", ["mchannel", "mchannel.agents.main"])
+def test_a_guest_needs_no_extra(module: str) -> None:
+    extras = {re.split(r"\W", need)[0] for needs in PROJECT["optional-dependencies"].values() for need in needs}
+    loaded = python(f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})").split()
+    assert not (extras - {"mchannel"} | {"mbroker"}) & set(loaded)
+
+
+def test_the_core_loads_no_transport_before_it_is_asked_for() -> None:
+    loaded = python("import sys, mchannel; print(*sys.modules)").split()
+    assert not [name for name in loaded if name == "zmq" or name.startswith("mchannel.transports.")]
+
+
+def test_the_door_opens_from_any_folder(tmp_path: Path) -> None:
+    done = subprocess.run([HOUSE / "dev", "help"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    for verb in ("demo", "test", "check", "bench", "docs", "verify"):
+        assert f"./dev {verb}" in done.stdout
+
+
+def test_an_unknown_verb_is_one_clear_line() -> None:
+    done = subprocess.run([HOUSE / "dev", "tset"], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "dev: no such verb: tset; try ./dev help\n")
+
+
+def test_an_old_python_is_one_clear_line(tmp_path: Path) -> None:
+    old = tmp_path / "python3.9"
+    old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.9.2\nexit 1\n')
+    old.chmod(0o755)
+    done = subprocess.run(
+        [HOUSE / "dev", "check"], check=False, capture_output=True, text=True, env={**os.environ, "PYTHON": str(old)}
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"dev: Python 3.11 or newer is needed, {old} is Python 3.9.2; set PYTHON to a newer one\n"
+
+
+def test_the_readme_shows_the_examples_as_they_are() -> None:
+    shown = re.findall(
+        r"<!-- (examples/\w+\.py) -->\n```python\n(.*?)```", (HOUSE / "README.md").read_text(), re.DOTALL
+    )
+    assert [name for name, _ in shown] == [
+        "examples/hello_broker.py",
+        "examples/hello_agent.py",
+        "examples/hello_policy.py",
+    ]
+    for name, text in shown:
+        assert text == (HOUSE / name).read_text()
