@@ -76,13 +76,8 @@ def test_an_old_python_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_the_readme_shows_the_examples_as_they_are() -> None:
-    shown = re.findall(
-        r"<!-- (examples/\w+\.py) -->\n```python\n(.*?)```", (HOUSE / "README.md").read_text(), re.DOTALL
-    )
-    assert [name for name, _ in shown] == [
-        "examples/hello_broker.py",
-        "examples/hello_agent.py",
-        "examples/hello_policy.py",
-    ]
+    readme = (HOUSE / "README.md").read_text()
+    shown = re.findall(r"<!-- (examples/\w+\.py) -->\n```python\n(.*?)```", readme, re.DOTALL)
+    assert [name for name, _ in shown] == [f"examples/hello_{part}.py" for part in ("broker", "agent", "policy")]
     for name, text in shown:
         assert text == (HOUSE / name).read_text()
