@@ -220,7 +220,8 @@ class Journal:
         self._fd, self._salt, self._end, self._durable, self._named = fd, salt, end, end, False
 
     def _flush(self) -> None:
-        os.fsync(self._fd)
+        if self._durable < self._end:
+            os.fsync(self._fd)
         if not self._named:
             with self._directory(lock=False) as directory:
                 os.fsync(directory)

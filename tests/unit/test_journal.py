@@ -78,6 +78,9 @@ def test_append_syncs_once_before_it_returns_and_a_mark_does_not(path: Path, mon
         journal.append_many([b"a", b"b", b"c"])
         assert len(synced) == 2
         journal.sync()
+        assert len(synced) == 2  # nothing to do
+        journal.append(b"mark", sync=False)
+        journal.sync()
         assert len(synced) == 3
 
 
