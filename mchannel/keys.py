@@ -35,7 +35,7 @@ import attrs
 
 from mchannel.errors import KeyFileError
 
-__all__ = ["KeyPair", "PublicKey", "default_folder", "new", "own", "show", "trust", "trusted", "untrust"]
+__all__ = ["KeyPair", "PublicKey", "default_folder", "fingerprint", "new", "own", "show", "trust", "trusted", "untrust"]
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _Z85 = r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}"
@@ -75,9 +75,8 @@ class PublicKey:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the key in groups of four hex digits, for people to compare."""
-        digest = hashlib.sha256(self.raw).hexdigest()
-        return " ".join(digest[i : i + 4] for i in range(0, len(digest), 4))
+        """The key's :func:`fingerprint`."""
+        return fingerprint(self.raw)
 
 
 @attrs.frozen
@@ -88,6 +87,12 @@ class KeyPair:
     public: PublicKey
     secret: bytes = attrs.field(repr=False)
     """Forty characters of Z85; never print, log or send it."""
+
+
+def fingerprint(raw: bytes) -> str:
+    """Return SHA-256 of a key's bytes in groups of four hex digits, for people to compare."""
+    digest = hashlib.sha256(raw).hexdigest()
+    return " ".join(digest[i : i + 4] for i in range(0, len(digest), 4))
 
 
 def default_folder() -> Path:
