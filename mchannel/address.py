@@ -60,7 +60,9 @@ class Address:
         except ValueError as error:
             raise AddressError(f"{text!r} is not an address: {error}") from None
         if parts.fragment or parts.username or parts.password:
-            raise AddressError(f"{parts.scheme}://{parts.hostname or ''}... has a user, password or fragment; leave it out")
+            raise AddressError(
+                f"{parts.scheme}://{parts.hostname or ''}... has a user, password or fragment; leave it out"
+            )
         return cls(
             scheme=parts.scheme,
             host=parts.hostname or "",

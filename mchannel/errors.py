@@ -4,6 +4,7 @@
 
     MChannelError
     ├── AddressError (ValueError)          the address names nothing that can be opened
+    │   └── NotListening                   the address is well, and nobody is there (yet)
     ├── CodecError (ValueError)            a message cannot be encoded, or bytes are no message
     ├── MessageTooBig (ValueError)         larger than what both ends agreed on
     ├── ChannelError
@@ -32,6 +33,7 @@ __all__ = [
     "KeyFileError",
     "MChannelError",
     "MessageTooBig",
+    "NotListening",
     "ProtocolError",
 ]
 
@@ -41,7 +43,11 @@ class MChannelError(Exception):
 
 
 class AddressError(MChannelError, ValueError):
-    """An address is malformed, names no known transport, or nothing listens there."""
+    """An address is malformed, names no known transport, or cannot be listened at."""
+
+
+class NotListening(AddressError):
+    """Nobody listens at the address; start the broker, or wait for it."""
 
 
 class CodecError(MChannelError, ValueError):

@@ -10,7 +10,7 @@ import attrs
 
 __all__ = ["Detail", "Event", "Scalar"]
 
-Scalar: TypeAlias = None | bool | int | float | str | bytes
+Scalar: TypeAlias = bool | int | float | str | bytes | None
 Detail: TypeAlias = Mapping[str, "Scalar | tuple[Scalar, ...]"]
 
 _NO_DETAIL: Detail = {}

@@ -10,18 +10,31 @@ Nothing here ever waits: a file descriptor wakes, and the blocking and asyncio f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import attrs
 
 from mchannel.address import Address
 from mchannel.errors import AddressError
 
-__all__ = ["Acceptor", "Delivery", "Gate", "Link", "Options", "Peer", "Port", "Scheme", "State", "Transport", "find_scheme"]
+__all__ = [
+    "Acceptor",
+    "Delivery",
+    "Gate",
+    "Link",
+    "Options",
+    "Peer",
+    "Port",
+    "Scheme",
+    "State",
+    "Transport",
+    "Wishes",
+    "find_scheme",
+]
 
 
 class Delivery(Enum):
@@ -62,6 +75,19 @@ class Peer:
     """Process id of the peer at the time it connected, where the kernel tells."""
     name: str = ""
     """What the peer calls itself; not authenticated, for people and logs."""
+
+
+class Wishes(TypedDict, total=False):
+    """The fields of :class:`Options` as keyword arguments of ``open`` and ``listen``."""
+
+    name: str
+    max_message: int
+    window: int
+    delivery: Delivery | str
+    heartbeat: float
+    patience: float | None
+    keys: Path | None
+    insecure: bool
 
 
 _MIB = 1 << 20
@@ -108,9 +134,16 @@ class Port(Protocol):
 class Transport(Protocol):
     """A pipe of whole frames to one peer. Frames arrive in order or not at all."""
 
-    peer: Peer
-    port: Port
-    """What wakes when frames arrive: usually the transport's own, shared when one socket serves many."""
+    @property
+    def peer(self) -> Peer:
+        """Who is at the other end."""
+        ...
+
+    @property
+    def port(self) -> Port:
+        """What wakes when frames arrive; of an accepted transport it is the acceptor's."""
+        ...
+
     on_news: Callable[[], None] | None
     """Called by ``port.pump()``, or after a send that took in frames, when :meth:`recv` has something."""
 
@@ -130,9 +163,16 @@ class Transport(Protocol):
 class Acceptor(Protocol):
     """The listening side of a :class:`Transport`."""
 
-    address: Address
-    """Where it really listens: a port of 0 replaced by the one that was given."""
-    port: Port
+    @property
+    def address(self) -> Address:
+        """Where it really listens: a port of 0 replaced by the one that was given."""
+        ...
+
+    @property
+    def port(self) -> Port:
+        """What wakes, for the acceptor and for every transport that it accepted."""
+        ...
+
     on_news: Callable[[], None] | None
     """Called by ``port.pump()`` when :meth:`accept` has something."""
 
@@ -148,15 +188,36 @@ class Acceptor(Protocol):
 class Link(Protocol):
     """One numbered, acknowledged, back-pressured exchange with a peer; what channels stand on."""
 
-    peer: Peer
-    port: Port
-    state: State
-    session: bytes
-    """Sixteen bytes that name the exchange across reconnections, restarts and handoffs."""
-    number: int
-    """Number of the message that :meth:`recv` returned last; grows from message to message."""
-    redelivered: bool
-    """Whether that message may have been seen before, by a predecessor that did not mark it."""
+    @property
+    def peer(self) -> Peer:
+        """Who is at the other end."""
+        ...
+
+    @property
+    def port(self) -> Port:
+        """What wakes when there is news; of an accepted link it may be the gate's."""
+        ...
+
+    @property
+    def state(self) -> State:
+        """Where the link stands."""
+        ...
+
+    @property
+    def session(self) -> bytes:
+        """Sixteen bytes that name the exchange across reconnections, restarts and handoffs."""
+        ...
+
+    @property
+    def number(self) -> int:
+        """Number of the message that :meth:`recv` returned last; grows from message to message."""
+        ...
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether that message may have been seen before, by a predecessor that did not mark it."""
+        ...
+
     on_news: Callable[[], None] | None
 
     def send(self, payload: bytes) -> bool:
@@ -165,6 +226,17 @@ class Link(Protocol):
 
     def recv(self) -> bytes | None:
         """Acknowledge the previous message and return the next, or None. Raises what ended the link."""
+        ...
+
+    def send_many(self, payloads: Sequence[bytes]) -> int:
+        """Take as many messages as there is room for; return how many."""
+        ...
+
+    def recv_many(self, limit: int) -> list[bytes]:
+        """Acknowledge the messages before and return up to *limit*; they are acknowledged together.
+
+        ``number`` is that of the last, ``redelivered`` that of the first.
+        """
         ...
 
     def done(self) -> None:
@@ -216,8 +288,16 @@ class Link(Protocol):
 class Gate(Protocol):
     """The listening side of a :class:`Link`."""
 
-    address: Address
-    port: Port
+    @property
+    def address(self) -> Address:
+        """Where it really listens."""
+        ...
+
+    @property
+    def port(self) -> Port:
+        """What wakes when an agent comes."""
+        ...
+
     on_news: Callable[[], None] | None
 
     def accept(self) -> Link | None:

@@ -1,0 +1,331 @@
+"""The blocking face: a channel, and a listener that accepts many."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, Self, TypeVar, Unpack, overload
+
+import attrs
+
+from mchannel.address import Address
+from mchannel.codec import Codec, EventCodec
+from mchannel.errors import ChannelTimeout, EndOfChannel, MChannelError, NotListening
+from mchannel.event import Event
+from mchannel.transport import Gate, Link, Options, Peer, State, Wishes, find_scheme
+
+__all__ = ["Channel", "Listener", "Message", "listen", "open"]
+
+T = TypeVar("T")
+
+KNOCK_INTERVAL = 0.02
+"""Seconds between two looks whether somebody listens by now."""
+LISTENER_PATIENCE = 60.0
+"""Seconds that a listener keeps the channel of an agent that went silent."""
+
+
+@attrs.frozen
+class Message(Generic[T]):
+    """A message, and what is known of its delivery."""
+
+    value: T
+    number: int
+    """Grows from message to message; the same number is the same message, also when redelivered."""
+    redelivered: bool
+    """Whether a reader before this one may have seen it, and died or left before it was done."""
+
+
+class Channel(Generic[T]):
+    """A two-way channel to one peer, for code that waits.
+
+    Messages arrive once and in order, through reconnections and handoffs. A message counts as
+    acknowledged when the next one is asked for, or at :meth:`done`. A channel belongs to one thread
+    at a time, has no thread of its own, and makes progress while one of its methods runs.
+    """
+
+    def __init__(self, link: Link, codec: Codec[T]) -> None:
+        self._link = link
+        self._send = link.send
+        self._recv = link.recv
+        self._encode = codec.encode
+        self._decode = codec.decode
+
+    @property
+    def peer(self) -> Peer:
+        """Who is at the other end."""
+        return self._link.peer
+
+    @property
+    def state(self) -> State:
+        """Where the channel stands."""
+        return self._link.state
+
+    @property
+    def session(self) -> bytes:
+        """Sixteen bytes that name the exchange through all reconnections."""
+        return self._link.session
+
+    def fileno(self) -> int:
+        """Return a descriptor for select and poll. It may wake without a message; read with ``timeout=0`` then."""
+        self._link.arm()
+        return self._link.port.fileno()
+
+    def write(self, message: T, timeout: float | None = None) -> None:
+        """Send *message*; wait while the channel is full, at most *timeout* seconds.
+
+        Raises ChannelTimeout (the message was not taken), CodecError, MessageTooBig, or what ended the channel.
+        """
+        payload = self._encode(message)
+        if not self._send(payload):
+            self._write(payload, timeout)
+
+    def write_many(self, messages: Sequence[T], timeout: float | None = None) -> None:
+        """Send *messages* in order; cheaper than one by one. On ChannelTimeout some may have been taken."""
+        payloads: Sequence[bytes] = [self._encode(message) for message in messages]
+        taken = self._link.send_many(payloads)
+        until = _until(timeout)
+        while taken < len(payloads):
+            self._link.wait_writable(_left(until, "the channel stayed full; is the peer reading?"))
+            payloads = payloads[taken:]
+            taken = self._link.send_many(payloads)
+
+    def read(self, timeout: float | None = None) -> T:
+        """Acknowledge the previous message and return the next; wait at most *timeout* seconds.
+
+        Raises ChannelTimeout, CodecError (the message is no message of this codec; the next read goes
+        on), EndOfChannel, or what else ended the channel. An interrupted read loses nothing.
+        """
+        payload = self._recv()
+        if payload is None:
+            payload = self._read(timeout)
+        return self._decode(payload)
+
+    def receive(self, timeout: float | None = None) -> Message[T]:
+        """Do as :meth:`read`, and tell the message's number and whether it is redelivered."""
+        value = self.read(timeout)
+        return Message(value, self._link.number, self._link.redelivered)
+
+    def read_many(self, limit: int = 1024, timeout: float | None = None) -> list[T]:
+        """Return between 1 and *limit* messages, which are acknowledged together by the next read."""
+        payloads = self._link.recv_many(limit)
+        until = _until(timeout)
+        while not payloads:
+            self._link.wait_readable(_left(until, "no message came"))
+            payloads = self._link.recv_many(limit)
+        decode = self._decode
+        return [decode(payload) for payload in payloads]
+
+    def done(self) -> None:
+        """Acknowledge the message that was read last, without asking for another."""
+        self._link.done()
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield messages until the peer closes the channel."""
+        try:
+            while True:
+                yield self.read()
+        except EndOfChannel:
+            return
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until the peer has acknowledged everything that was written."""
+        until = _until(timeout)
+        while not self._link.flushed:
+            self._link.wait_writable(_left(until, "the peer has not acknowledged every message"))
+
+    def suspend(self, timeout: float = 5.0) -> None:
+        """Quiesce: flush what is on its way and be quiet, for a migration or a handoff.
+
+        Acknowledges the message that was read last. Writes queue up from here on. Raises
+        ChannelTimeout when the peer does not agree in time; the channel goes on as before then.
+        """
+        self._link.suspend(timeout)
+        until = _until(timeout)
+        while self._link.state is not State.SUSPENDED:
+            if self._link.state in (State.ENDED, State.CLOSED):
+                self._link.recv()
+            self._link.wait_readable(_left(until, "the peer did not agree to a suspension"))
+
+    def handoff(self) -> bytes:
+        """Return the suspended broker side for another broker's :meth:`Listener.adopt`, and close this one."""
+        return self._link.snapshot()
+
+    def resume(self) -> None:
+        """Go on after :meth:`suspend`."""
+        self._link.resume()
+
+    def close(self, timeout: float | None = 5.0) -> None:
+        """Wait until everything written is acknowledged, say goodbye, and let go; idempotent.
+
+        Raises ChannelTimeout when messages stay unacknowledged; the channel is closed all the same.
+        """
+        try:
+            if self._link.state in (State.OPEN, State.LOST):
+                self._link.done()
+                self.flush(timeout)
+        except ChannelTimeout:
+            raise ChannelTimeout(f"closed, but {self.peer.address} has not acknowledged every message") from None
+        finally:
+            self._link.close()
+
+    def __enter__(self) -> Self:
+        """Return the channel."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the channel; after an error without waiting."""
+        if error is None:
+            self.close()
+        else:
+            self._link.close()
+
+    def __repr__(self) -> str:
+        """Return a short description."""
+        return f"<Channel to {self._link.peer.address}, {self._link.state.value}>"
+
+    def _write(self, payload: bytes, timeout: float | None) -> None:
+        until = _until(timeout)
+        while not self._send(payload):
+            self._link.wait_writable(_left(until, "the channel stayed full; is the peer reading?"))
+
+    def _read(self, timeout: float | None) -> bytes:
+        until = _until(timeout)
+        while (payload := self._recv()) is None:
+            self._link.wait_readable(_left(until, "no message came"))
+        return payload
+
+
+class Listener(Generic[T]):
+    """Accepts channels from many agents at one address. Belongs, with its channels, to one thread at a time."""
+
+    def __init__(self, gate: Gate, codec: Codec[T]) -> None:
+        self._gate = gate
+        self._codec = codec
+
+    @property
+    def address(self) -> Address:
+        """Where it really listens."""
+        return self._gate.address
+
+    def fileno(self) -> int:
+        """Return a descriptor that wakes when an agent may have come."""
+        return self._gate.port.fileno()
+
+    def accept(self, timeout: float | None = None) -> Channel[T]:
+        """Return a channel to the next new agent; raises ChannelTimeout after *timeout* seconds."""
+        until = _until(timeout)
+        self._gate.port.pump()
+        while (link := self._gate.accept()) is None:
+            _wait(self._gate, _left(until, f"no agent came to {self._gate.address}"))
+        return Channel(link, self._codec)
+
+    def __iter__(self) -> Iterator[Channel[T]]:
+        """Yield channels for ever."""
+        while True:
+            yield self.accept()
+
+    def adopt(self, handoff: bytes) -> None:
+        """Expect the agent of a channel that another broker handed over; accept() returns it when it comes."""
+        self._gate.adopt(handoff)
+
+    def close(self) -> None:
+        """Stop listening. Agents are not told goodbye: they look for a successor."""
+        self._gate.close()
+
+    def __enter__(self) -> Self:
+        """Return the listener."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop listening."""
+        self.close()
+
+
+def _wait(gate: Gate, timeout: float | None) -> None:
+    """Sleep until *gate* may have news, at most *timeout* seconds."""
+    now = time.monotonic()
+    gate.tick(now)
+    due = gate.deadline()
+    if due is not None and (timeout is None or due - now < timeout):
+        timeout = max(due - now, 0)
+    poll = select.poll()
+    poll.register(gate.port, select.POLLIN)
+    poll.poll(None if timeout is None else timeout * 1000 + 0.5)
+    gate.port.pump()
+
+
+@overload
+def open(address: str, *, timeout: float | None = 10.0, **wishes: Unpack[Wishes]) -> Channel[Event]: ...
+@overload
+def open(address: str, codec: Codec[T], *, timeout: float | None = 10.0, **wishes: Unpack[Wishes]) -> Channel[T]: ...
+def open(
+    address: str,
+    codec: Codec[Any] | None = None,
+    *,
+    timeout: float | None = 10.0,
+    **wishes: Unpack[Wishes],
+) -> Channel[Any]:
+    """Open the channel at *address* and return it once the peer has answered.
+
+    *timeout* is in seconds; None waits for ever. *wishes* are the fields of
+    :class:`~mchannel.transport.Options`.
+
+    Raises AddressError (NotListening when nobody came to listen in time), ChannelTimeout when
+    somebody listens and does not answer, AuthenticationError when this end is refused.
+    """
+    where, until = Address.parse(address), _until(timeout)
+    scheme, options = find_scheme(where), Options(**wishes)
+    while True:
+        try:
+            link = scheme.dial(where, options)
+            break
+        except NotListening:
+            if until is not None and time.monotonic() >= until:
+                raise
+            time.sleep(KNOCK_INTERVAL)
+    try:
+        while link.state is State.OPENING:
+            link.wait_readable(_left(until, f"nothing answered at {address}; does a broker listen there?"))
+        if link.state is State.ENDED:
+            link.recv()
+    except (MChannelError, KeyboardInterrupt):
+        link.close()
+        raise
+    return Channel(link, codec or EventCodec())
+
+
+@overload
+def listen(address: str, **wishes: Unpack[Wishes]) -> Listener[Event]: ...
+@overload
+def listen(address: str, codec: Codec[T], **wishes: Unpack[Wishes]) -> Listener[T]: ...
+def listen(address: str, codec: Codec[Any] | None = None, **wishes: Unpack[Wishes]) -> Listener[Any]:
+    """Listen at *address* for agents; *wishes* are the fields of :class:`~mchannel.transport.Options`.
+
+    An agent that goes silent is waited for a minute, unless ``patience`` says otherwise. Raises
+    AddressError when the address cannot be listened at.
+    """
+    gate = bind(address, wishes)
+    return Listener(gate, codec or EventCodec())
+
+
+def bind(address: str, wishes: Wishes) -> Gate:
+    """Return the gate of a listener at *address*."""
+    where = Address.parse(address)
+    patient: Wishes = {"patience": LISTENER_PATIENCE, **wishes}
+    return find_scheme(where).bind(where, Options(**patient))
+
+
+def _until(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def _left(until: float | None, why: str) -> float | None:
+    if until is None:
+        return None
+    left = until - time.monotonic()
+    if left <= 0:
+        raise ChannelTimeout(why)
+    return left

@@ -1,0 +1,212 @@
+"""Frames: what travels between two sessions, bounded and checked before it is believed.
+
+A frame is a header of 24 bytes in little-endian order, and a body::
+
+    offset  size  field
+         0     2  b"mC"
+         2     1  kind
+         3     1  flags
+         4     4  epoch    which connection of the session this belongs to; others are ignored
+         8     8  number   of a DATA message; of the last one sent in ACK, SUSPENDED and BYE
+        16     8  ack      every message up to this one was taken care of by its reader
+        24     -  body     the payload of DATA; a msgpack array in HELLO and WELCOME; text in REFUSE
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum, IntFlag
+from typing import TypeGuard
+
+import attrs
+
+from mchannel.errors import ProtocolError
+from mchannel.packing import Limits, pack, unpack
+from mchannel.transport import Delivery
+
+__all__ = ["HEADER", "OVERHEAD", "VERSION", "Flag", "Frame", "Hello", "Kind", "Terms", "Welcome"]
+
+VERSION = 1
+HEADER = struct.Struct("<2sBBIQQ")
+OVERHEAD = HEADER.size
+"""Bytes that a frame is longer than its body."""
+
+_MAGIC = b"mC"
+_MAX_NAME = 255
+_MAX_REASON = 512
+_U64 = (1 << 64) - 1
+
+
+class Kind(IntEnum):
+    """What a frame is for."""
+
+    HELLO = 1
+    """Agent to broker: this is my session, this is what I have."""
+    WELCOME = 2
+    """Broker to agent: agreed, this is what I have; both replay the rest."""
+    REFUSE = 3
+    """Broker to agent: no, and why."""
+    CALL = 4
+    """Broker to agent: say HELLO (again); I do not know you, or I miss something."""
+    DATA = 5
+    ACK = 6
+    SUSPEND = 7
+    """Broker to agent: finish what you are sending and be quiet; ``number`` is the timeout in ms."""
+    SUSPENDED = 8
+    """All up to ``number`` was sent; nothing follows until the next HELLO."""
+    BYE = 9
+    """All up to ``number`` was sent and the session is over."""
+
+
+class Flag(IntFlag):
+    """Remarks on a frame."""
+
+    PING = 1
+    """This ACK wants an ACK in return."""
+
+
+_KINDS = {kind.value: kind for kind in Kind}
+_DELIVERIES = {delivery.value for delivery in Delivery}
+
+
+@attrs.frozen
+class Frame:
+    """One frame, parsed."""
+
+    kind: Kind
+    epoch: int
+    number: int = 0
+    ack: int = 0
+    flags: int = 0
+    body: bytes = b""
+
+    def encode(self) -> bytes:
+        """Return the frame as bytes."""
+        return HEADER.pack(_MAGIC, self.kind, self.flags, self.epoch, self.number, self.ack) + self.body
+
+    @classmethod
+    def decode(cls, data: bytes, limit: int) -> Frame:
+        """Parse *data*; raise :class:`ProtocolError` when it is no frame or its body exceeds *limit* bytes."""
+        if not OVERHEAD <= len(data) <= OVERHEAD + limit:
+            raise ProtocolError(f"a frame of {len(data)} bytes; allowed are {OVERHEAD} to {OVERHEAD + limit}")
+        magic, kind, flags, epoch, number, ack = HEADER.unpack_from(data)
+        known = _KINDS.get(kind)
+        if magic != _MAGIC or known is None or flags > 1:
+            raise ProtocolError("not a frame of this protocol; is something else connected here?")
+        return cls(known, epoch, number, ack, flags, data[OVERHEAD:])
+
+
+@attrs.frozen
+class Terms:
+    """What both ends agree on at HELLO; nothing of it changes while the session lives."""
+
+    max_message: int
+    window: int
+    delivery: Delivery
+
+    def join(self, other: Terms) -> Terms:
+        """Return what both can bear."""
+        latest = Delivery.LATEST in (self.delivery, other.delivery)
+        return Terms(
+            min(self.max_message, other.max_message),
+            min(self.window, other.window),
+            Delivery.LATEST if latest else Delivery.ALL,
+        )
+
+    def fields(self) -> tuple[object, ...]:
+        """Return the terms as msgpack can carry them."""
+        return (self.max_message, self.window, self.delivery.value)
+
+    @classmethod
+    def parse(cls, value: object) -> Terms:
+        """Return the terms in *value*, checked."""
+        match value:
+            case (int() as size, int() as window, str() as delivery) if (
+                delivery in _DELIVERIES and 0 < size <= 1 << 30 and 0 < window <= 1 << 32
+            ):
+                return cls(size, window, Delivery(delivery))
+            case _:
+                raise ProtocolError("malformed terms in a handshake")
+
+
+_LIMITS = Limits(text=_MAX_NAME, binary=64, items=16)
+
+
+def _fields(body: bytes) -> tuple[object, ...]:
+    try:
+        return unpack(body, _LIMITS)
+    except ValueError as error:
+        raise ProtocolError(f"malformed handshake: {error}") from None
+
+
+def _number(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= _U64
+
+
+@attrs.frozen
+class Hello:
+    """The body of HELLO."""
+
+    session: bytes
+    """Sixteen random bytes, chosen by the agent."""
+    name: str
+    terms: Terms
+    base: int
+    """Number of the oldest message that the agent still holds, or will send next."""
+    sent: int
+    """Highest number that the agent has ever sent: up to here a broker may have seen them."""
+    received: int
+    """Last number that the agent has received from the broker side."""
+
+    def encode(self) -> bytes:
+        """Return the body as bytes."""
+        body = [VERSION, self.session, self.name, self.terms.fields(), self.base, self.sent, self.received]
+        return pack(body)
+
+    @classmethod
+    def decode(cls, body: bytes) -> Hello:
+        """Parse *body*; raise :class:`ProtocolError` when it is malformed or of another version."""
+        match _fields(body):
+            case [int() as version, *_] if version != VERSION:
+                raise ProtocolError(
+                    f"the peer speaks version {version} of the protocol, this end {VERSION}; upgrade the older"
+                )
+            case [_, bytes() as session, str() as name, terms, base, sent, received] if (
+                len(session) == 16 and _number(base) and _number(sent) and _number(received) and name.isprintable()
+            ):
+                return cls(session, name, Terms.parse(terms), base, sent, received)
+            case _:
+                raise ProtocolError("malformed HELLO")
+
+
+@attrs.frozen
+class Welcome:
+    """The body of WELCOME."""
+
+    session: bytes
+    terms: Terms
+    received: int | None
+    """Last number that the broker side has received, or None when it knows nothing of the session."""
+    base: int
+    """Number of the oldest message that the broker side still holds, or will send next."""
+
+    def encode(self) -> bytes:
+        """Return the body as bytes."""
+        return pack([VERSION, self.session, self.terms.fields(), self.received, self.base])
+
+    @classmethod
+    def decode(cls, body: bytes) -> Welcome:
+        """Parse *body*; raise :class:`ProtocolError` when it is malformed."""
+        match _fields(body):
+            case [int(), bytes() as session, terms, received, base] if (
+                len(session) == 16 and (received is None or _number(received)) and _number(base)
+            ):
+                return cls(session, Terms.parse(terms), received, base)
+            case _:
+                raise ProtocolError("malformed WELCOME")
+
+
+def reason(body: bytes) -> str:
+    """Return the text of a REFUSE, cleaned for logs and error messages."""
+    text = body[:_MAX_REASON].decode("utf-8", "replace")
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

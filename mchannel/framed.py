@@ -1,0 +1,450 @@
+"""Links over wires that move frames: a session at either end of a :class:`~mchannel.transport.Transport`."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from mchannel.address import Address
+from mchannel.errors import AddressError, ChannelBroken, ChannelError, MChannelError, ProtocolError
+from mchannel.frame import Frame, Hello, Kind, Terms
+from mchannel.packing import Limits, pack, unpack
+from mchannel.session import Handoff, Role, Session, Timing
+from mchannel.transport import Acceptor, Gate, Link, Options, Peer, Port, State, Transport
+
+__all__ = ["Framed"]
+
+_BURST = 256
+"""Frames taken in at once from one peer, so that a flood cannot starve the others."""
+_BLOCKED_RETRY = 0.005
+"""Seconds until a transport that could not take a frame is tried again."""
+_MAX_STRANGERS = 256
+"""Peers that may be connected without having said HELLO."""
+_MAX_LINKS = 4096
+_CALL_INTERVAL = 0.1
+
+
+def _terms(options: Options) -> Terms:
+    return Terms(options.max_message, options.window, options.delivery)
+
+
+def _timing(options: Options) -> Timing:
+    return Timing(heartbeat=options.heartbeat, retry=options.heartbeat / 2, patience=options.patience)
+
+
+class FramedLink:
+    """A session, and the transport that it has at present."""
+
+    def __init__(self, session: Session, peer: Peer, port: Port, transport: Transport | None) -> None:
+        self.peer = peer
+        self.port = port
+        self.on_news: Callable[[], None] | None = None
+        self.number = 0
+        self.redelivered = False
+        self.moved = False
+        """Whether another broker took over."""
+        self._session = session
+        self._transport: Transport | None = None
+        self._blocked = False
+        if transport is not None:
+            self.attach(transport)
+
+    @property
+    def state(self) -> State:
+        """Where the link stands."""
+        return self._session.state
+
+    @property
+    def session(self) -> bytes:
+        """The name of the exchange."""
+        return self._session.session
+
+    @property
+    def flushed(self) -> bool:
+        """Whether the peer has acknowledged everything that was sent."""
+        return self._session.flushed
+
+    def attach(self, transport: Transport) -> None:
+        """Go on over *transport*; the one before is let go."""
+        before, self._transport = self._transport, transport
+        transport.on_news = self._news
+        if before is not None and before is not transport:
+            before.on_news = None
+            before.close()
+
+    def send(self, payload: bytes) -> bool:
+        """Take one message; False when the window is full."""
+        session = self._session
+        taken = session.send(payload)
+        if session.outgoing:
+            self._flush()
+        if not taken:
+            self._pull()  # there may be an acknowledgement
+            taken = session.send(payload)
+            self._flush()
+        return taken
+
+    def recv(self) -> bytes | None:
+        """Acknowledge the previous message and return the next, or None."""
+        session = self._session
+        message = session.next()
+        if message is None:
+            self._pull()
+            message = session.next()
+            if message is None:
+                return None
+        if session.outgoing:
+            self._flush()
+        self.number, self.redelivered = message.number, message.redelivered
+        return message.payload
+
+    def send_many(self, payloads: Sequence[bytes]) -> int:
+        """Take as many messages as there is room for; return how many."""
+        for count, payload in enumerate(payloads):
+            if not self.send(payload):
+                return count
+        return len(payloads)
+
+    def recv_many(self, limit: int) -> list[bytes]:
+        """Acknowledge the messages before and return up to *limit*; they are acknowledged together."""
+        self._pull()
+        taken = self._session.take(limit)
+        self._flush()
+        if taken:
+            self.number, self.redelivered = taken[-1].number, taken[0].redelivered
+        return [message.payload for message in taken]
+
+    def done(self) -> None:
+        """Acknowledge the message returned last."""
+        self._session.done()
+        self._flush()
+
+    def arm(self) -> None:
+        """Nothing to ask for: the port wakes whenever something arrives."""
+
+    def wait_readable(self, timeout: float | None) -> None:
+        """Sleep until there may be news."""
+        now = time.monotonic()
+        self.tick(now)
+        due = self.deadline()
+        if due is not None and (timeout is None or due - now < timeout):
+            timeout = max(due - now, 0)
+        poll = select.poll()
+        poll.register(self.port, select.POLLIN)
+        poll.poll(None if timeout is None else timeout * 1000 + 0.5)
+        self.port.pump()
+        self._pull()
+
+    wait_writable = wait_readable  # room comes with an acknowledgement, which is news too
+
+    def deadline(self) -> float | None:
+        """Return when :meth:`tick` is due next."""
+        due = self._session.deadline()
+        if self._blocked:
+            soon = time.monotonic() + _BLOCKED_RETRY
+            return soon if due is None else min(due, soon)
+        return due
+
+    def tick(self, now: float) -> None:
+        """Do what is due at *now*."""
+        self._pull()
+        self._session.tick(now)
+        self._flush()
+
+    def suspend(self, timeout: float) -> None:
+        """Start to quiesce."""
+        self._session.suspend(time.monotonic(), timeout)
+        self._flush()
+
+    def snapshot(self) -> bytes:
+        """Return the suspended session for another broker to adopt."""
+        if self._session.state is not State.SUSPENDED or self._session.role is not Role.BROKER:
+            raise ChannelError("only the broker side of a suspended channel can be handed over; call suspend() first")
+        self.moved = True
+        handoff = self._session.handoff()
+        self._drop()
+        return pack((self.peer.identity, handoff.encode()))
+
+    def resume(self) -> None:
+        """Take up a suspended link again."""
+        now = time.monotonic()
+        self._session.hello(now) if self._session.role is Role.AGENT else self._session.call(now)
+        self._flush()
+
+    def close(self) -> None:
+        """Say goodbye and let go."""
+        self._session.close()
+        self._flush()
+        self._drop()
+
+    def leave(self) -> None:
+        """Let go without goodbye: the agent will look for a successor of this broker."""
+        self._session.leave()
+        self._flush()
+        self._drop()
+
+    @property
+    def failure(self) -> MChannelError | None:
+        """What ended the link, when it was not this end's own wish."""
+        return self._session.failure
+
+    def receive(self, frame: bytes) -> None:
+        """Take in one frame that the gate has looked at already, and what follows it."""
+        self._session.receive(frame, time.monotonic())
+        self._news()
+
+    def _news(self) -> None:
+        self._pull()
+        if self.on_news is not None:
+            self.on_news()
+
+    def _pull(self) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        now, receive = time.monotonic(), self._session.receive
+        try:
+            for _ in range(_BURST):
+                frame = transport.recv()
+                if frame is None:
+                    break
+                receive(frame, now)
+        except ChannelBroken:
+            self._drop()
+        self._flush()
+
+    def _flush(self) -> None:
+        transport, outgoing = self._transport, self._session.outgoing
+        if transport is None:
+            return
+        self._blocked = False
+        try:
+            while outgoing:
+                if not transport.send(outgoing[0]):
+                    self._blocked = True
+                    return
+                outgoing.popleft()
+        except ChannelBroken:
+            self._drop()
+        except IndexError:  # a send took in frames, and those began a new epoch
+            self._blocked = bool(outgoing)
+
+    def _drop(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.on_news = None
+            transport.close()
+
+
+class _Dialled:
+    """The port of a link that finds its peer by itself: one descriptor over all its transports."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self.transport: Transport | None = None
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def pump(self) -> None:
+        if self.transport is not None:
+            self.transport.port.pump()
+
+    def use(self, transport: Transport | None) -> None:
+        if self.transport is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._epoll.unregister(self.transport.port)
+        self.transport = transport
+        if transport is not None:
+            self._epoll.register(transport.port, select.EPOLLIN)
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+class DialledLink(FramedLink):
+    """The agent's side: it dials, and dials again when the transport is gone."""
+
+    def __init__(self, session: Session, dial: Callable[[], Transport]) -> None:
+        self._dial = dial
+        self._dialled = _Dialled()
+        transport = dial()
+        self._dialled.use(transport)
+        super().__init__(session, transport.peer, self._dialled, transport)
+        session.hello(time.monotonic())
+        self._flush()
+
+    def tick(self, now: float) -> None:
+        """Do what is due, and dial again when there is no transport."""
+        if self._transport is None and self.state not in (State.ENDED, State.CLOSED):
+            with contextlib.suppress(AddressError, ChannelBroken):
+                transport = self._dial()
+                self._dialled.use(transport)
+                self.attach(transport)
+        super().tick(now)
+
+    def close(self) -> None:
+        """Say goodbye and let go."""
+        super().close()
+        self._dialled.close()
+
+    def _drop(self) -> None:
+        self._dialled.use(None)
+        super()._drop()
+
+
+@attrs.define(eq=False)
+class _Stranger:
+    """A peer that is connected and has not said HELLO."""
+
+    transport: Transport
+    called: float = float("-inf")
+
+
+class FramedGate:
+    """The broker's side: finds the session that a new transport belongs to."""
+
+    def __init__(self, acceptor: Acceptor, options: Options) -> None:
+        self.address = acceptor.address
+        self.port = acceptor.port
+        self.on_news: Callable[[], None] | None = None
+        self._acceptor = acceptor
+        self._options = options
+        self._strangers: OrderedDict[int, _Stranger] = OrderedDict()
+        self._links: dict[tuple[str, bytes], FramedLink] = {}
+        self._adopted: dict[tuple[str, bytes], Handoff] = {}
+        self._ready: list[FramedLink] = []
+        acceptor.on_news = self._news
+
+    def accept(self) -> Link | None:
+        """Return the link to an agent that was not there before, or None."""
+        while (transport := self._acceptor.accept()) is not None:
+            self._meet(transport)
+        return self._ready.pop(0) if self._ready else None
+
+    def adopt(self, snapshot: bytes) -> None:
+        """Expect the agent of a session that another broker handed over."""
+        try:
+            match unpack(snapshot, Limits(binary=1 << 30)):
+                case (str() as identity, bytes() as data):
+                    handoff = Handoff.decode(data)
+                    self._adopted[identity, handoff.session] = handoff
+                case _:
+                    raise ValueError("malformed")
+        except ValueError as error:
+            raise ProtocolError(f"not a channel that was handed over: {error}") from None
+
+    def deadline(self) -> float | None:
+        """Return None: a gate has nothing to do by the clock."""
+        return None
+
+    def tick(self, now: float) -> None:
+        """Nothing is due, ever."""
+
+    def close(self) -> None:
+        """Stop listening. Agents are not told goodbye: they look for a successor."""
+        for link in self._links.values():
+            link.leave()
+        for stranger in self._strangers.values():
+            stranger.transport.close()
+        self._links.clear()
+        self._strangers.clear()
+        self._acceptor.close()
+
+    def _news(self) -> None:
+        while (transport := self._acceptor.accept()) is not None:
+            self._meet(transport)
+
+    def _meet(self, transport: Transport) -> None:
+        stranger = _Stranger(transport)
+        self._strangers[id(stranger)] = stranger
+        if len(self._strangers) > _MAX_STRANGERS:
+            _, oldest = self._strangers.popitem(last=False)
+            oldest.transport.close()
+        transport.on_news = lambda: self._greet(stranger)
+        self._greet(stranger)
+
+    def _greet(self, stranger: _Stranger) -> None:
+        transport = stranger.transport
+        try:
+            while id(stranger) in self._strangers and (data := transport.recv()) is not None:
+                frame = Frame.decode(data, self._options.max_message)
+                if frame.kind is Kind.HELLO:
+                    self._admit(stranger, Hello.decode(frame.body), data, frame.epoch)
+                elif (now := time.monotonic()) - stranger.called > _CALL_INTERVAL:
+                    stranger.called = now
+                    transport.send(Frame(Kind.CALL, frame.epoch).encode())
+        except (ProtocolError, ChannelBroken):
+            self._strangers.pop(id(stranger), None)
+            transport.close()
+
+    def _admit(self, stranger: _Stranger, hello: Hello, data: bytes, epoch: int) -> None:
+        key = (stranger.transport.peer.identity, hello.session)
+        link = None if key in self._adopted else self._links.get(key)
+        if link is not None and isinstance(link.failure, ChannelBroken):
+            link = None  # it was given up, but here it is
+        if link is not None and link.moved:
+            return  # the successor will answer
+        if link is not None and link.state in (State.ENDED, State.CLOSED):
+            self._refuse(stranger, epoch, "this channel is over; open a new one")
+            return
+        if link is None:
+            self._forget_ended()
+            if len(self._links) >= _MAX_LINKS:
+                self._refuse(stranger, epoch, f"this broker has {_MAX_LINKS} channels already")
+                return
+            link = self._links[key] = self._new(key, hello, stranger.transport.peer)
+            self._ready.append(link)
+        del self._strangers[id(stranger)]
+        link.attach(stranger.transport)
+        link.receive(data)
+        if self.on_news is not None:
+            self.on_news()
+
+    def _new(self, key: tuple[str, bytes], hello: Hello, peer: Peer) -> FramedLink:
+        handoff = self._adopted.pop(key, None)
+        if handoff is None:
+            session = Session(
+                Role.BROKER, hello.session, _terms(self._options), _timing(self._options), name=hello.name
+            )
+        else:
+            session = Session.take_up(handoff, _timing(self._options))
+        return FramedLink(session, attrs.evolve(peer, name=hello.name), self.port, None)
+
+    def _refuse(self, stranger: _Stranger, epoch: int, why: str) -> None:
+        stranger.transport.send(Frame(Kind.REFUSE, epoch, body=why.encode()).encode())
+
+    def _forget_ended(self) -> None:
+        if len(self._links) >= _MAX_LINKS // 2:
+            for key, link in list(self._links.items()):
+                if link.state in (State.ENDED, State.CLOSED):
+                    del self._links[key]
+
+
+@attrs.frozen
+class Framed:
+    """Makes a scheme of a wire: how to dial it, and how to listen on it.
+
+    A transport of your own is registered as ``Framed(dial, bind)`` under the entry point group
+    ``mchannel.transports``.
+    """
+
+    connect: Callable[[Address, Options], Transport]
+    """Reaches for the peer; may raise AddressError, never waits."""
+    listen: Callable[[Address, Options], Acceptor]
+
+    def dial(self, address: Address, options: Options) -> Link:
+        """Start to connect to *address*."""
+        name = options.name.encode()[:255].decode("utf-8", "ignore")
+        session = Session(Role.AGENT, uuid.uuid4().bytes, _terms(options), _timing(options), name=name)
+        return DialledLink(session, lambda: self.connect(address, options))
+
+    def bind(self, address: Address, options: Options) -> Gate:
+        """Listen at *address*."""
+        return FramedGate(self.listen(address, options), options)
