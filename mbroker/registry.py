@@ -186,7 +186,7 @@ class Registry:
         for domain, present in self._domains().items():
             epochs = self._silent[domain] = 0 if domain in spoke else self._silent.get(domain, 0) + 1
             if epochs and (present or epochs <= _FORGET_GONE):
-                detail = {"epoch": math.floor(now / EPOCH)}
+                detail = {"epoch": math.floor(now / EPOCH) - 1}  # the last one that ended
                 events.append(Event("agent.silent", domain, epochs, now, detail))
         return events
 

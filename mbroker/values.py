@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -23,6 +24,9 @@ from mbroker.action import Action
 __all__ = ["Fault", "Invalid", "build", "plain"]
 
 T = TypeVar("T")
+
+# How the validators of attrs begin: it says which attribute of the class that cattrs was making.
+_OF_VALIDATOR = re.compile(r"'(?P<name>\w+)' (?P<reason>must .*)", re.DOTALL)
 
 Where: TypeAlias = "tuple[str | int, ...]"
 
@@ -128,5 +132,7 @@ def _faults(error: BaseException, path: Where) -> Iterator[Fault]:
             yield Fault((*path, key), f"unknown key; {hint}")
     elif isinstance(error, KeyError):
         yield Fault(path, "is missing") if path else Fault((), f"{error} is missing or not known")
+    elif of_attrs := _OF_VALIDATOR.fullmatch(str(error)):
+        yield Fault((*path, of_attrs["name"]), of_attrs["reason"])
     else:
         yield Fault(path, str(error) or type(error).__name__)

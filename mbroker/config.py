@@ -1,0 +1,245 @@
+"""The configuration of ``mbrokerd``: TOML, merged with a folder of more TOML, checked to the last key.
+
+``mbroker.toml`` is read first, then ``mbroker.d/*.toml`` beside it in the order of their names. A
+later file adds tables and ``[[listen]]`` entries and overrides single keys.
+"""
+
+from __future__ import annotations
+
+import socket
+import tomllib
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import attrs
+
+from mbroker.broker import Budget
+from mbroker.values import Fault, Invalid, build
+from mchannel.address import Address
+from mchannel.errors import AddressError
+
+__all__ = [
+    "ActuatorSection",
+    "BrokerSection",
+    "Config",
+    "ConfigError",
+    "DomainSection",
+    "HostSection",
+    "Isolation",
+    "ListenSection",
+    "PolicySection",
+    "load",
+]
+
+Options: TypeAlias = dict[str, Any]
+Table: TypeAlias = dict[str, Any]
+
+_MAX_FILE = 1 << 20  # bytes
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; each line names a file, a key, and what to do."""
+
+    def __init__(self, lines: tuple[str, ...]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = lines
+
+
+class Isolation(Enum):
+    """Where a policy decides."""
+
+    NONE = "none"
+    """In the broker's process: for policies that the operator trusts like the broker itself."""
+    PROCESS = "process"
+    """In a child that can only compute."""
+
+
+def _address(_: object, attribute: attrs.Attribute[str], value: str) -> None:
+    try:
+        Address.parse(value)
+    except AddressError as error:
+        raise ValueError(f"'{attribute.name}' must be an address: {error}") from None
+
+
+@attrs.frozen
+class BrokerSection:
+    """``[broker]``."""
+
+    name: str = attrs.field(factory=socket.gethostname)
+    """What the host is called in messages."""
+    state: Path = Path("/var/lib/mbroker")
+    """Folder of journals: originals of actuators, the registry."""
+    control: str = attrs.field(default="shm:///mbroker", validator=_address)
+    """Where the command ``mbroker`` reaches the daemon."""
+    budget: Budget = attrs.field(factory=Budget)
+    """``[broker.budget]``: actions that one domain may cause."""
+
+
+@attrs.frozen
+class HostSection:
+    """``[host]``."""
+
+    p_states: tuple[int, ...] = ()
+    """Frequencies in MHz, slowest first; without it what the cpufreq driver tells, or the paper's five."""
+
+
+@attrs.frozen
+class ListenSection:
+    """One ``[[listen]]``: where agents come in."""
+
+    address: str = attrs.field(validator=_address)
+    domain: str | None = None
+    """Whose events these are. Without it the name of a local address, or of the peer's key."""
+    max_message: int = attrs.field(default=65536, validator=attrs.validators.ge(1024))
+    """Bytes in the longest message."""
+    keys: Path | None = None
+    insecure: bool = False
+    """Allow plain tcp on loopback; then ``domain`` must be given."""
+
+    @property
+    def fixed_domain(self) -> str | None:
+        """Return the domain that the address itself stands for; None when the peer's key tells."""
+        where = Address.parse(self.address)
+        return self.domain or (None if where.host else where.path.rpartition("/")[2])
+
+
+@attrs.frozen
+class PolicySection:
+    """``[policies.NAME]``."""
+
+    policy: str = ""
+    """Name of an entry point in the group ``mbroker.policies``; by default NAME."""
+    isolation: Isolation = Isolation.NONE
+    host_wide: bool = False
+    """May act on all domains and on physical CPUs."""
+    deadline: float = attrs.field(default=0.05, validator=attrs.validators.gt(0))
+    """Seconds that a decision in a process of its own may take."""
+    memory_mib: int = attrs.field(default=256, validator=attrs.validators.ge(64))
+    """Address space of that process."""
+    options: Options = attrs.field(factory=Options)
+    """Keyword arguments of the policy's class."""
+
+
+@attrs.frozen
+class ActuatorSection:
+    """``[actuators.NAME]``."""
+
+    actuator: str = ""
+    """Name of an entry point in the group ``mbroker.actuators``; by default NAME."""
+    options: Options = attrs.field(factory=Options)
+    """Keyword arguments of the actuator's class."""
+
+
+@attrs.frozen
+class DomainSection:
+    """``[domains.NAME]``."""
+
+    cpus: tuple[int, ...] = (0,)
+    """Physical CPUs that its virtual CPUs are mapped onto."""
+    cgroup: str | None = None
+    """Control group, relative to its hierarchy: its CPU usage is read there, and its quota set."""
+
+
+@attrs.frozen
+class Config:
+    """All of it."""
+
+    broker: BrokerSection = attrs.field(factory=BrokerSection)
+    host: HostSection = attrs.field(factory=HostSection)
+    listen: tuple[ListenSection, ...] = ()
+    policies: dict[str, PolicySection] = attrs.field(factory=dict[str, PolicySection])
+    actuators: dict[str, ActuatorSection] = attrs.field(factory=dict[str, ActuatorSection])
+    domains: dict[str, DomainSection] = attrs.field(factory=dict[str, DomainSection])
+
+
+class _Merged:
+    """The tables of all files as one, and which file each key came from."""
+
+    def __init__(self) -> None:
+        self.data: Table = {}
+        self.origins: dict[tuple[str | int, ...], Path] = {}
+
+    def add(self, data: Table, file: Path) -> None:
+        self._merge(self.data, data, (), file)
+
+    def describe(self, fault: Fault, default: Path) -> str:
+        """Return the line for the operator: file, key, reason."""
+        path = fault.path
+        while path and path not in self.origins:
+            path = path[:-1]
+        return f"{self.origins.get(path, default)}: {fault}"
+
+    def _merge(self, into: Table, data: Table, where: tuple[str | int, ...], file: Path) -> None:
+        for key, value in data.items():
+            path = (*where, key)
+            self.origins[path] = file
+            present = into.get(key)
+            if isinstance(value, dict):
+                if not isinstance(present, dict):
+                    present = into[key] = {}
+                self._merge(cast("Table", present), cast("Table", value), path, file)
+            elif path == ("listen",) and isinstance(value, list):
+                entries = cast("list[object]", into.setdefault(key, []))
+                for entry in cast("list[object]", value):
+                    self._originate(entry, (*path, len(entries)), file)
+                    entries.append(entry)
+            else:
+                into[key] = value
+
+    def _originate(self, entry: object, path: tuple[str | int, ...], file: Path) -> None:
+        self.origins[path] = file
+        for key in cast("Table", entry) if isinstance(entry, dict) else ():
+            self.origins[*path, key] = file
+
+
+def load(path: Path) -> Config:
+    """Read the configuration; raise :exc:`ConfigError` with every fault that was found."""
+    merged, faults = _Merged(), list[str]()
+    folder = path.with_name(f"{path.stem}.d")
+    for file in (path, *sorted(folder.glob("*.toml"))):
+        try:
+            merged.add(_read(file), file)
+        except tomllib.TOMLDecodeError as error:
+            faults.append(f"{file}: {error}")
+        except UnicodeDecodeError:
+            faults.append(f"{file}: is not UTF-8 text")
+        except OSError as error:
+            faults.append(f"{file}: cannot be read: {error.strerror}")
+    if faults:
+        raise ConfigError(tuple(faults))
+    try:
+        config: Config = build(Config, merged.data)
+    except Invalid as invalid:
+        raise ConfigError(tuple(merged.describe(fault, path) for fault in invalid.faults)) from None
+    found = tuple(merged.describe(fault, path) for fault in _contradictions(config))
+    if found:
+        raise ConfigError(found)
+    return config
+
+
+def _read(file: Path) -> Table:
+    with file.open("rb") as opened:
+        text = opened.read(_MAX_FILE + 1)
+    if len(text) > _MAX_FILE:
+        raise OSError(0, f"it has more than {_MAX_FILE} bytes")
+    return tomllib.loads(text.decode())
+
+
+def _contradictions(config: Config) -> list[Fault]:
+    """Return what single keys cannot show."""
+    faults: list[Fault] = []
+    seen = {config.broker.control: "broker.control"}
+    for index, section in enumerate(config.listen):
+        if other := seen.get(section.address):
+            faults.append(Fault(("listen", index, "address"), f"{section.address} is used by {other} already"))
+        seen[section.address] = f"listen.{index}"
+        if section.insecure and not section.domain:
+            faults.append(Fault(("listen", index, "domain"), "is missing; without keys nothing else tells who speaks"))
+    states = config.host.p_states
+    if states and (list(states) != sorted(set(states)) or states[0] <= 0):
+        faults.append(Fault(("host", "p_states"), "must be frequencies in MHz, each above the last"))
+    for name, domain in config.domains.items():
+        if not domain.cpus or min(domain.cpus) < 0:
+            faults.append(Fault(("domains", name, "cpus"), "must be numbers of physical CPUs, for example [0, 1]"))
+    return faults

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mbroker.broker import Budget
+from mbroker.config import Config, ConfigError, Isolation, load
+
+
+def write(folder: Path, text: str, **more: str) -> Path:
+    file = folder / "mbroker.toml"
+    file.write_text(text)
+    for name, content in more.items():
+        (folder / "mbroker.d").mkdir(exist_ok=True)
+        (folder / "mbroker.d" / f"{name}.toml").write_text(content)
+    return file
+
+
+WHOLE = """
+[broker]
+name = "node1"
+state = "/tmp/state"
+control = "ipc:///mbroker"
+[broker.budget]
+rate = 2
+[host]
+p_states = [1000, 2400]
+[[listen]]
+address = "shm:///web1"
+[[listen]]
+address = "tcp://0.0.0.0:7600"
+[policies.sla]
+policy = "richer"
+isolation = "process"
+options = { soft_share = 0.3 }
+[actuators.cpu_bandwidth]
+[domains.web1]
+cpus = [0, 1]
+cgroup = "machine/web1"
+"""
+
+
+def test_every_section_is_read(tmp_path: Path) -> None:
+    config = load(write(tmp_path, WHOLE))
+    assert config.broker.name == "node1"
+    assert config.broker.budget == Budget(rate=2.0)
+    assert config.host.p_states == (1000, 2400)
+    assert [section.fixed_domain for section in config.listen] == ["web1", None]
+    assert config.policies["sla"].isolation is Isolation.PROCESS
+    assert config.policies["sla"].options == {"soft_share": 0.3}
+    assert config.domains["web1"].cpus == (0, 1)
+    assert config.domains["web1"].cgroup == "machine/web1"
+    assert "cpu_bandwidth" in config.actuators
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "")) == Config()
+
+
+def test_more_files_are_merged_in_the_order_of_their_names(tmp_path: Path) -> None:
+    config = load(
+        write(
+            tmp_path,
+            '[broker]\nname = "a"\ncontrol = "ipc:///c"\n[[listen]]\naddress = "shm:///one"',
+            z='[broker]\nname = "z"',
+            b='[broker]\nname = "b"\n[[listen]]\naddress = "shm:///two"',
+        )
+    )
+    assert (config.broker.name, config.broker.control) == ("z", "ipc:///c")
+    assert [section.address for section in config.listen] == ["shm:///one", "shm:///two"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[brokr]", "brokr: unknown key; did you mean broker?"),
+        ("[policies.sla]\nisolaton = 'process'", "policies.sla.isolaton: unknown key; did you mean isolation?"),
+        (
+            "[policies.sla]\nisolation = 'chroot'",
+            "policies.sla.isolation: must be one of none, process, not 'chroot'",
+        ),
+        ("[broker]\nname = 5", "broker.name: must be a text, not 5"),
+        ("[broker.budget]\nrate = 0", "broker.budget.rate: must be > 0: 0.0"),
+        ("[[listen]]", "listen.0.address: is missing"),
+        ("[[listen]]\naddress = 'web1'", "listen.0.address: must be an address: 'web1' is not an address"),
+        ("[[listen]]\naddress = 'shm:///a'\n[[listen]]\naddress = 'shm:///a'", "listen.1.address: shm:///a is used"),
+        ("[[listen]]\naddress = 'shm:///mbroker'", "listen.0.address: shm:///mbroker is used by broker.control"),
+        ("[[listen]]\naddress = 'tcp://127.0.0.1:1'\ninsecure = true", "listen.0.domain: is missing"),
+        ("[host]\np_states = [2400, 1000]", "host.p_states: must be frequencies"),
+        ("[host]\np_states = '1'", "host.p_states"),
+        ("[domains.web1]\ncpus = []", "domains.web1.cpus: must be"),
+        ("listen = 3", "listen"),
+        ("policies = 3", "policies"),
+        ("[broker\n", "line 1"),
+    ],
+)
+def test_an_error_names_the_file_and_the_key(tmp_path: Path, text: str, fault: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(file))}: .*{re.escape(fault)}"):
+        load(file)
+
+
+def test_an_error_names_the_file_that_set_the_key(tmp_path: Path) -> None:
+    file = write(tmp_path, '[broker]\nname = "a"', wrong="[broker]\nstate = 1\n[[listen]]\nadress = 'shm:///x'")
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    wrong = tmp_path / "mbroker.d" / "wrong.toml"
+    assert sorted(caught.value.lines) == [
+        f"{wrong}: broker.state: must be a path, not 1",
+        f"{wrong}: listen.0.address: is missing",
+        f"{wrong}: listen.0.adress: unknown key; did you mean address?",
+    ]
+
+
+def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file or directory"):
+        load(tmp_path / "none.toml")
+
+
+def test_a_file_that_is_no_text_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(tmp_path / "x.toml")
