@@ -81,3 +81,37 @@ def test_the_readme_shows_the_examples_as_they_are() -> None:
     assert [name for name, _ in shown] == [f"examples/hello_{part}.py" for part in ("broker", "agent", "policy")]
     for name, text in shown:
         assert text == (HOUSE / name).read_text()
+
+
+@pytest.mark.parametrize("scheme", ["shm", "ipc"])
+def test_the_hello_examples_talk_over_any_local_address(scheme: str, tmp_path: Path) -> None:
+    env = {**os.environ, "MCHANNEL_RUNTIME_DIR": str(tmp_path)}
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, HOUSE / "examples" / name, f"{scheme}:///web1"]
+        return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    with start("hello_broker.py") as broker, start("hello_agent.py") as agent:
+        try:
+            assert agent.communicate(timeout=60) == ("", None)
+            said, _ = broker.communicate(timeout=60)
+        finally:
+            broker.kill()
+            agent.kill()
+    assert said.splitlines() == [
+        "0% late:",
+        "3% late: SetFrequency(domain='web1', step=0, level=2) SetPState(cpus=(0,), level=2)",
+        "40% late: SetFrequency(domain='web1', step=0, level=3) SetPState(cpus=(0,), level=3)",
+        "0% late:",
+    ]
+
+
+def test_the_hello_policy_climbs_and_then_tells() -> None:
+    run = subprocess.run(
+        [sys.executable, HOUSE / "examples/hello_policy.py"], check=True, capture_output=True, text=True
+    )
+    quiet, climbs, tells = run.stdout.splitlines()
+    assert quiet == "0.0 []"
+    assert "level=4" in climbs
+    assert "Notify" in tells
+    assert "level" not in tells
