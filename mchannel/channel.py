@@ -173,11 +173,9 @@ class Channel(Generic[T]):
         """Return the channel."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Close the channel; after an error without waiting."""
-        if error is None:
+        if kind is None:
             self.close()
         else:
             self._link.close()
