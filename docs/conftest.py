@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import ExitStack
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -10,18 +11,19 @@ from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
 
-@pytest.fixture
-def runtime_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep the names of channels, and the files that a page writes, inside the test's own folder."""
-    monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(tmp_path / "run"))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def setup(namespace: dict[str, Any]) -> None:
-    namespace["__name__"] = "docs"  # classes defined on a page need a module to belong to
+    """Give the page a module for its classes, and a folder of its own for the names of channels."""
+    namespace["__name__"] = "docs"
+    with ExitStack() as stack:
+        folder = stack.enter_context(TemporaryDirectory(prefix="mc-"))
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv("MCHANNEL_RUNTIME_DIR", folder)
+        namespace["_page"] = stack.pop_all()
+
+
+def teardown(namespace: dict[str, Any]) -> None:
+    namespace["_page"].close()
 
 
 pytest_collect_file = Sybil(
-    parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["*.md"], setup=setup, fixtures=["runtime_dir"]
+    parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["*.md"], setup=setup, teardown=teardown
 ).pytest()
