@@ -21,9 +21,9 @@ class End(Pointer):
     scratch: Pointer
     lengths: Lengths
     used: int
-    view: Pointer
-    view_offset: int
-    view_length: int
+    alike: int
+    view: int
+    view_end: int
     left: float
     period: float
 
@@ -31,16 +31,12 @@ class _Ffi:
     @overload
     def new(self, cdecl: Literal["mcp_end *"], /) -> End: ...
     @overload
-    def new(self, cdecl: Literal["char[]"], init: int, /) -> Pointer: ...
+    def new(self, cdecl: Literal["uint32_t[]", "uint64_t[]"], init: int, /) -> Lengths: ...
     @overload
-    def new(self, cdecl: Literal["uint32_t[]"], init: int | list[int], /) -> Lengths: ...
-    @overload
-    def new(self, cdecl: Literal["uint64_t[]"], init: int, /) -> Lengths: ...
     def from_buffer(self, python_buffer: ReadableBuffer, /) -> Buffer: ...
     @overload
+    def from_buffer(self, cdecl: Literal["uint32_t[]"], python_buffer: ReadableBuffer, /) -> Lengths: ...
     def unpack(self, cdata: Lengths, length: int, /) -> list[int]: ...
-    @overload
-    def unpack(self, cdata: Pointer, length: int, /) -> bytes: ...
 
 class _Lib:
     MC_OK: int

@@ -35,8 +35,8 @@ typedef struct {
     char *scratch;          /* what mcp_read* filled */
     uint32_t *lengths;
     uint64_t used;          /* bytes of scratch that the last batch took */
-    const char *view;       /* a long message, where it lies */
-    uint64_t view_offset, view_length;
+    int alike;              /* all messages of the last batch have one length */
+    uint64_t view, view_end; /* a message that was left where it lies: offsets in the region */
     double left;            /* seconds of the last call's timeout that are left */
     double period;          /* seconds between two MCP_ATTENTION; 0: never */
     ...;
@@ -88,8 +88,8 @@ typedef struct {
     char *scratch;
     uint32_t *lengths;
     uint64_t used;
-    const char *view;
-    uint64_t view_offset, view_length;
+    int alike;
+    uint64_t view, view_end;
     double left, period;
     uint64_t due;
     const char *base;
@@ -156,14 +156,16 @@ static int64_t mcp_write_fixed(mcp_end *e, const char *messages, uint32_t length
     return mc_write_fixed(&e->out, messages, length, count);
 }
 
+static inline void show(mcp_end *e, const uint8_t *at, int64_t length) {
+    e->view = (uint64_t)((const char *)at - e->base);
+    e->view_end = e->view + (uint64_t)length;
+}
+
 static int64_t mcp_peek(mcp_end *e) {
     ATTEND(e);
     const uint8_t *at;
     int64_t n = mc_peek(&e->in, &at);
-    if (n < 0) return n;
-    e->view = (const char *)at;
-    e->view_offset = (uint64_t)(e->view - e->base);
-    e->view_length = (uint64_t)n;
+    if (n >= 0) show(e, at, n);
     return n;
 }
 
@@ -174,29 +176,31 @@ static inline int64_t read_one(mcp_end *e) {
     if (n < 0) return n;
     mc_take(&e->in);
     if ((uint64_t)n > e->out.inline_max) {
-        e->view = (const char *)at;
-        e->view_length = (uint64_t)n;
+        show(e, at, n);
         return MCP_VIEW;
     }
     memcpy(e->scratch, at, (size_t)n);
     return n;
 }
 
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
 /* Wait without the lock: 0, MC_TIMEOUT, MC_INTERRUPTED, or MCP_ATTENTION with `left` to go. Negative: no limit. */
 static int wait(mcp_end *e, double timeout, int writable) {
     double slice = e->period != 0 && (timeout < 0 || timeout > e->period) ? e->period : timeout;
-    struct timespec a, b;
-    int rc;
+    int64_t ns = slice < 0 ? -1 : slice > 1e9 ? INT64_C(1000000000000000000) : (int64_t)(slice * 1e9);
     PyThreadState *thread = PyEval_SaveThread();
-    clock_gettime(CLOCK_MONOTONIC, &a);
-    int64_t ns = slice < 0 || slice > 9e9 ? (slice < 0 ? -1 : INT64_C(9000000000)) : (int64_t)(slice * 1e9);
-    rc = writable ? mc_writer_wait(&e->out, ns) : mc_reader_wait(&e->in, ns);
-    clock_gettime(CLOCK_MONOTONIC, &b);
+    double start = seconds();
+    int rc = writable ? mc_writer_wait(&e->out, ns) : mc_reader_wait(&e->in, ns);
+    double left = rc == MC_OK ? 0 : timeout - (seconds() - start);
     PyEval_RestoreThread(thread);
     if (rc == MC_OK) return rc;
-    double left = timeout - (double)(b.tv_sec - a.tv_sec) - (double)(b.tv_nsec - a.tv_nsec) * 1e-9;
     e->left = timeout < 0 ? timeout : left > 0 ? left : 0;
-    if (rc == MC_TIMEOUT && e->left != 0) return e->period != 0 && due(e) ? MCP_ATTENTION : MC_INTERRUPTED;
+    if (rc == MC_TIMEOUT && e->left != 0) return due(e) ? MCP_ATTENTION : MC_INTERRUPTED;
     return rc;
 }
 
@@ -211,7 +215,11 @@ static int64_t mcp_read(mcp_end *e, double timeout) {
 
 static int64_t mcp_read_many(mcp_end *e, size_t room, size_t count) {
     ATTEND(e);
-    return mc_read_many(&e->in, e->scratch, room, e->lengths, count, &e->used);
+    int64_t n = mc_read_many(&e->in, e->scratch, room, e->lengths, count, &e->used);
+    uint32_t other = 0;
+    for (int64_t i = 1; i < n; i++) other |= e->lengths[i] ^ e->lengths[0];
+    e->alike = !other;
+    return n;
 }
 
 static int64_t mcp_read_fixed(mcp_end *e, uint32_t length, size_t count) {

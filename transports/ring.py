@@ -6,9 +6,11 @@ may read an end and one may write it. The lock of the interpreter is given up on
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from itertools import accumulate
+from mmap import MAP_PRIVATE, mmap
+from struct import iter_unpack
 from types import TracebackType
 from typing import Final, Self
 
@@ -66,6 +68,7 @@ class RingEnd:
     __slots__ = (
         "_attention",
         "_bell",
+        "_buffer",
         "_end",
         "_lengths",
         "_memory",
@@ -74,7 +77,6 @@ class RingEnd:
         "_region",
         "_room",
         "_scratch",
-        "_unpack",
         "_write",
     )
 
@@ -91,16 +93,18 @@ class RingEnd:
         attention: Callable[[], object] | None = None,
     ) -> None:
         self._region = region
-        self._memory = memoryview(region.memory)
+        self._memory = region.memory
         self._peeked: memoryview | None = None
         self._bell = -1 if bell is None else bell
         self._attention = attention
-        self._room = max(region.capacity, 1 << 14)
+        # A batch is a quarter of the ring at most: the writer fills the rest meanwhile. Slices of an mmap are the
+        # fastest way from memory to bytes.
+        self._room = max(region.capacity // 4, 1 << 14)
+        self._scratch = mmap(-1, self._room, flags=MAP_PRIVATE)
         self._end = end = ffi.new("mcp_end *")
-        end.scratch = self._scratch = ffi.new("char[]", self._room)
+        end.scratch = self._buffer = ffi.from_buffer(self._scratch)
         end.lengths = self._lengths = ffi.new("uint32_t[]", _BATCH)
         end.period = 0.0 if attention is None else _PERIOD
-        self._unpack = ffi.unpack
         self._read = lib.mcp_read
         self._write = lib.mcp_write
         peer = -1 if peer_bell is None else peer_bell
@@ -124,7 +128,7 @@ class RingEnd:
         Raise MessageTooBig when the first is too long; one further on ends the batch before it.
         """
         blob = b"".join(messages)
-        lengths = ffi.new("uint32_t[]", list(map(len, messages)))
+        lengths = ffi.from_buffer("uint32_t[]", array("I", map(len, messages)))
         while (code := lib.mcp_write_many(self._end, blob, lengths, len(messages))) < 0:
             self._goes_on(code)
         return code
@@ -147,18 +151,16 @@ class RingEnd:
 
         A timeout of 0 never waits, None waits for ever.
         """
-        code = self._read(self._end, -1.0 if timeout is None else timeout)
-        if code >= 0:
-            return self._unpack(self._scratch, code)
-        while code != _EMPTY:
+        left = -1.0 if timeout is None else timeout
+        while (code := self._read(self._end, left)) < 0:
+            if code == _EMPTY:
+                return None
             if code == _VIEW:
-                return self._unpack(self._end.view, self._end.view_length)
+                return self._memory[self._end.view : self._end.view_end]
             if not self._goes_on(code):
                 return None
-            code = self._read(self._end, self._end.left)
-            if code >= 0:
-                return self._unpack(self._scratch, code)
-        return None
+            left = self._end.left
+        return self._scratch[:code]
 
     def read_many(self, limit: int = _BATCH) -> list[bytes]:
         """Acknowledge what was handed out before, and return the messages that are there, at most *limit*."""
@@ -169,9 +171,11 @@ class RingEnd:
                 message = self.read()
                 return [] if message is None else [message]
             self._goes_on(code)
-        blob = self._unpack(self._scratch, self._end.used)
-        ends = list(accumulate(self._unpack(self._lengths, code)))
-        return [blob[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        blob = self._scratch[: self._end.used]
+        if self._end.alike and blob:
+            return [message for (message,) in iter_unpack(f"{len(blob) // code}s", blob)]
+        end = 0
+        return [blob[end : (end := end + length)] for length in ffi.unpack(self._lengths, code)]
 
     def read_fixed(self, size: int, limit: int = _BATCH) -> bytes:
         """Like :meth:`read_many` for messages of *size* bytes, back to back in one blob.
@@ -185,7 +189,7 @@ class RingEnd:
             if code == lib.MC_MISMATCH:
                 raise ValueError(f"the next message is not one of {size} bytes; read() returns it")
             self._goes_on(code)
-        return self._unpack(self._scratch, code * size)
+        return self._scratch[: code * size]
 
     def peek(self) -> memoryview | None:
         """Acknowledge what was handed out before, and return the next message where it lies, or None.
@@ -197,8 +201,7 @@ class RingEnd:
             if code == _EMPTY:
                 return None
             self._goes_on(code)
-        start = self._end.view_offset
-        self._peeked = self._memory[start : start + code].toreadonly()
+        self._peeked = memoryview(self._memory)[self._end.view : self._end.view_end].toreadonly()
         return self._peeked
 
     def release(self) -> None:
