@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from .points import WHOLE, Check, Program, Report, Violation, judged, spread
+from .points import WHOLE, Check, Program, Report, Seed, Violation, judged, spread
 
 __all__ = ["enumerate_disk_states"]
 
@@ -183,7 +183,7 @@ def enumerate_disk_states(
     check: Check,
     *,
     folder: Path,
-    seed: Callable[[Path], None] = lambda _: None,
+    seed: Seed = lambda _: None,
     through: Callable[[str], bool] = lambda _: False,
     most: int = 64,
 ) -> Report:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
-from .points import WHOLE, Check, Program, Report, Violation, judged, spread
+from .points import WHOLE, Check, Program, Report, Seed, Violation, judged, spread
 
 __all__ = ["enumerate_lines"]
 
@@ -22,7 +22,7 @@ def enumerate_lines(
     *,
     modules: Sequence[ModuleType],
     folder: Path,
-    seed: Callable[[Path], None] = lambda _: None,
+    seed: Seed = lambda _: None,
     most: int | None = None,
 ) -> Report:
     """Kill *program* before each line of *modules*; *seed* fills the directory first.

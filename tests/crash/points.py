@@ -17,7 +17,7 @@ from typing import TypeAlias, TypeVar
 
 import attrs
 
-__all__ = ["WHOLE", "Ack", "Check", "Program", "Report", "Violation", "judged", "spread"]
+__all__ = ["WHOLE", "Ack", "Check", "Program", "Report", "Seed", "Violation", "judged", "spread"]
 
 WHOLE = os.environ.get("MCHANNEL_VERIFY") == "1"
 """Whether every point is wanted; otherwise a sample, evenly spread."""
@@ -25,6 +25,7 @@ WHOLE = os.environ.get("MCHANNEL_VERIFY") == "1"
 T = TypeVar("T")
 Ack: TypeAlias = Callable[[str], None]
 Program: TypeAlias = Callable[[Path, Ack], None]
+Seed: TypeAlias = Callable[[Path], None]
 Check: TypeAlias = Callable[[Path, Sequence[str]], None]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from .points import WHOLE, Check, Report, Violation, judged, spread
+from .points import WHOLE, Check, Report, Seed, Violation, judged, spread
 
 __all__ = ["Fault", "enumerate_syscalls", "strace_missing"]
 
@@ -42,16 +42,17 @@ def enumerate_syscalls(
     *,
     files: Sequence[str],
     folder: Path,
+    seed: Seed = lambda _: None,
     faults: Sequence[Fault] = ("signal=SIGKILL",),
     most: int | None = None,
 ) -> Report:
     """Run *program* (``package.module:function``) once for each system call on *files* and each fault.
 
-    *files* are names in the directory; ``""`` is the directory itself. An error may be handled by
-    the program or end it: the check looks at what is left either way. *most* bounds the points of
-    each fault unless MCHANNEL_VERIFY=1.
+    *files* are names in the directory; ``""`` is the directory itself. *seed* fills it first. An
+    error may be handled by the program or end it: the check looks at what is left either way.
+    *most* bounds the points of each fault unless MCHANNEL_VERIFY=1.
     """
-    counts = _counted(program, folder / "whole", files)
+    counts = _counted(program, folder / "whole", files, seed)
     calls = [(call, number) for call, count in counts.items() for number in range(1, count + 1)]
     violations: list[Violation] = []
     points = 0
@@ -59,14 +60,15 @@ def enumerate_syscalls(
         for index in spread(range(len(calls)), None if WHOLE else most):
             call, number = calls[index]
             work = folder / f"{fault}-{call}-{number}"
-            acked = _run(program, work, files, f"{call}:{fault}:when={number}")
+            acked = _run(program, work, files, seed, f"{call}:{fault}:when={number}")
             violations += judged(check, work, acked, f"{fault} at {call} {number}")
             points += 1
     return Report(points, tuple(violations))
 
 
-def _run(program: str, work: Path, files: Sequence[str], fault: str = "") -> list[str]:
+def _run(program: str, work: Path, files: Sequence[str], seed: Seed, fault: str = "") -> list[str]:
     work.mkdir(parents=True)
+    seed(work)
     paths = [option for name in files for option in ("-P", str(work / name))]
     inject = ["-e", f"inject={fault}"] if fault else []
     log, acks = Path(f"{work}.strace"), Path(f"{work}.acks")
@@ -80,8 +82,8 @@ def _run(program: str, work: Path, files: Sequence[str], fault: str = "") -> lis
     return acks.read_text().splitlines() if acks.exists() else []
 
 
-def _counted(program: str, work: Path, files: Sequence[str]) -> Counter[str]:
-    _run(program, work, files)
+def _counted(program: str, work: Path, files: Sequence[str], seed: Seed) -> Counter[str]:
+    _run(program, work, files, seed)
     calls = re.findall(r"^(?:\d+\s+)?(\w+)\(", Path(f"{work}.strace").read_text(), re.MULTILINE)
     if not calls:
         raise RuntimeError(f"{program} touched none of {files} under strace")
