@@ -57,7 +57,7 @@ class Gatekeeper:
         """Return the reply to *request*; the name under which a key is trusted becomes the user id."""
         match request:
             case (b"1.0", serial, _, address, _, b"CURVE", key):
-                if name := self._name(key, address.decode("ascii", "replace")):
+                if name := self._name(key, address.decode("ascii", "replace").removeprefix("::ffff:")):
                     return [b"1.0", serial, b"200", b"OK", name.encode(), b""]
                 return [b"1.0", serial, b"400", b"unknown key", b"", b""]
             case _:

@@ -110,6 +110,9 @@ class _Dialled(_Port):
     def send(self, frame: bytes) -> bool:
         if self._failure is not None:
             raise self._failure.with_traceback(None)
+        if not self._connected:  # nothing is queued for a broker that is not there
+            self._stalled = True
+            return False
         try:
             self._socket.send(frame, _NOBLOCK)
         except zmq.Again:
@@ -145,7 +148,7 @@ class _Dialled(_Port):
         if len(inbox) > _BATCH and sum(map(len, inbox)) > self._limit:
             inbox.clear()
             self._failure = ChannelBroken(f"{self.peer.address} sends more than was agreed")
-        if (news or self._stalled) and self.on_news is not None:
+        if (news or (self._stalled and self._connected)) and self.on_news is not None:
             self._stalled = False
             self.on_news()
 
@@ -183,10 +186,10 @@ class _Dialled(_Port):
         if self._closed:
             return
         self._closed = True
-        self._failure = ChannelBroken(f"{self.peer.address}: this end was closed")
+        lost, self._failure = self._failure, ChannelBroken(f"{self.peer.address}: this end was closed")
         self._socket.disable_monitor()
         self._monitor.close(0)
-        self._socket.close(_LINGER)
+        self._socket.close(_LINGER if lost is None else 0)  # what was meant for a lost broker is not its successor's
         self.release()
 
 
@@ -451,7 +454,6 @@ def _socket(context: _Context, kind: int, options: Options) -> _Socket:
     socket.set(zmq.RCVHWM, max(64, min(_FRAMES, 4 * options.window // options.max_message)))
     socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE)
     if kind == zmq.DEALER:
-        socket.set(zmq.IMMEDIATE, 1)  # nothing is queued for a broker that is not there
         socket.set(zmq.RECONNECT_IVL, 50)
         socket.set(zmq.RECONNECT_IVL_MAX, 2000)
     else:
