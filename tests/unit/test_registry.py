@@ -125,7 +125,7 @@ def test_silence_says_its_epoch_and_its_time() -> None:
     registry = Registry("h")
     registry.connect("web1", "sla", S1, 1.0)
     (event,) = registry.silence(100.25)
-    assert (event.topic, event.at, event.detail) == ("agent.silent", 100.25, {"epoch": 200})
+    assert (event.topic, event.at, event.detail) == ("agent.silent", 100.25, {"epoch": 199})
 
 
 def test_one_agent_that_speaks_is_enough_for_its_domain() -> None:

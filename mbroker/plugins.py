@@ -1,0 +1,81 @@
+"""Policies and actuators by the names of their entry points, checked before they are made."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from mbroker.actuator import Actuator
+from mbroker.host import Host
+from mbroker.policy import Policy
+
+__all__ = ["PluginError", "find", "installed", "load_class", "make_actuator", "make_policy"]
+
+Kind = Literal["policy", "actuator"]
+
+_GROUPS: dict[Kind, str] = {"policy": "mbroker.policies", "actuator": "mbroker.actuators"}
+
+
+class PluginError(ValueError):
+    """No such policy or actuator, or not with these options; one line says what to do."""
+
+
+def installed(kind: Kind) -> tuple[EntryPoint, ...]:
+    """Return the entry points of this kind, by name."""
+    return tuple(sorted(entry_points(group=_GROUPS[kind]), key=lambda point: point.name))
+
+
+def find(kind: Kind, name: str) -> EntryPoint:
+    """Return the entry point called *name*; raise :exc:`PluginError` when there is none."""
+    points = {point.name: point for point in installed(kind)}
+    if name in points:
+        return points[name]
+    near = difflib.get_close_matches(name, points, 1)
+    hint = f"did you mean {near[0]}?" if near else f"installed are {', '.join(points) or 'none'}"
+    raise PluginError(f"no {kind} is called {name!r}; {hint}")
+
+
+def load_class(kind: Kind, name: str) -> type[Any]:
+    """Import what the entry point names; raise :exc:`PluginError` when that fails."""
+    point = find(kind, name)
+    try:
+        return cast("type[Any]", point.load())
+    except Exception as error:  # importing runs code of others
+        raise PluginError(f"{kind} {name} ({point.value}) cannot be imported: {error}") from error
+
+
+def make_policy(name: str, options: Mapping[str, Any]) -> Policy:
+    """Make the policy called *name* in this process; raise :exc:`PluginError` when it does not take *options*."""
+    return cast("Policy", _make("policy", name, load_class("policy", name), options))
+
+
+def make_actuator(
+    name: str, options: Mapping[str, Any], *, host: Host, state: Path, cgroups: Mapping[str, str]
+) -> Actuator:
+    """Make the actuator called *name*. One that takes ``cgroups`` gets *cgroups* unless *options* say others.
+
+    Raises :exc:`PluginError`, and what making it raises: OSError, JournalError.
+    """
+    cls = load_class("actuator", name)
+    given: dict[str, Any] = {**options, "host": host, "state": state}
+    if "cgroups" in inspect.signature(cls).parameters:
+        given = {"cgroups": dict(cgroups), **given}
+    return cast("Actuator", _make("actuator", name, cls, given))
+
+
+def _make(kind: Kind, name: str, cls: type[Any], options: Mapping[str, Any]) -> Any:
+    signature = inspect.signature(cls)
+    unknown = [option for option in options if option not in signature.parameters]
+    if unknown and not any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
+        known = [each for each in signature.parameters if each not in {"host", "state"}]
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
+        raise PluginError(f"{kind} {name} has no option {unknown[0]!r}; {hint}")
+    try:
+        return cls(**options)
+    except (TypeError, ValueError) as error:
+        raise PluginError(f"{kind} {name} refuses its options: {error}") from error
