@@ -25,9 +25,11 @@ class Slower:
 
     topics: tuple[str, ...] = ()
     seen: list[Event] = attrs.field(factory=list[Event])
+    watch: Callable[[], object] = list[object]
 
     def decide(self, event: Event, host: Host) -> Iterable[Action]:
         self.seen.append(event)
+        self.watch()
         if event.topic == "sla.epoch":
             yield SetFrequency(event.source, step=-1)
             yield Notify(event.source, "slower")
@@ -94,9 +96,12 @@ async def test_an_event_becomes_an_action_that_is_applied() -> None:
 
 async def test_a_message_is_acknowledged_only_after_its_effect() -> None:
     async with serving() as rig, await open_async(rig.address) as agent:
+        acknowledged: list[bool] = []
+        rig.policy.watch = lambda: acknowledged.append(agent._link.flushed)
         await agent.write(Event("sla.epoch"))
         await agent.flush(timeout=10)
-        assert rig.actuator.applied
+        await until(lambda: acknowledged)
+        assert acknowledged == [False]
 
 
 async def test_the_domain_is_that_of_the_channel() -> None:
@@ -142,10 +147,11 @@ async def test_without_a_fixed_domain_the_peers_identity_is_the_domain() -> None
 
 async def test_a_domain_that_is_not_configured_holds_up_no_physical_cpu() -> None:
     async with serving("stranger") as rig, await open_async(rig.address) as agent:
+        rig.node.broker.observe(rig.node.broker.host.with_level("web1", 1))
         await agent.write(Event("sla.epoch"))
         await agent.flush(timeout=10)
         assert rig.actuator.applied == [SetFrequency("stranger", level=3)]
-        assert rig.node.broker.host.cpu_levels() == {0: 4}
+        assert rig.node.broker.host.cpu_levels() == {0: 1}
 
 
 async def test_too_many_agents_of_a_domain_are_turned_away() -> None:
