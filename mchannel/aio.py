@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 from mchannel.address import Address
-from mchannel.channel import KNOCK_INTERVAL, Message, bind
+from mchannel.channel import FLUSH_INTERVAL, KNOCK_INTERVAL, Message, bind
 from mchannel.codec import Codec, EventCodec
 from mchannel.errors import ChannelTimeout, EndOfChannel, NotListening
 from mchannel.event import Event
@@ -169,10 +169,10 @@ class AsyncChannel(Generic[T]):
         """Wait until the peer has acknowledged everything that was written."""
         until = _until(timeout)
         while not self._link.flushed:
-            self._waker.expect()
-            self._link.arm()
-            if not self._link.flushed:
-                await self._waker.wait(until, "the peer has not acknowledged every message")
+            if until is not None and time.monotonic() >= until:
+                raise ChannelTimeout("the peer has not acknowledged every message")
+            self._waker.schedule()
+            await asyncio.sleep(FLUSH_INTERVAL)
 
     async def suspend(self, timeout: float = 5.0) -> None:
         """Quiesce, as :meth:`mchannel.channel.Channel.suspend`."""

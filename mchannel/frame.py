@@ -34,7 +34,9 @@ OVERHEAD = HEADER.size
 _MAGIC = b"mC"
 _MAX_NAME = 255
 _MAX_REASON = 512
-_U64 = (1 << 64) - 1
+_MAX_CONTROL = 1024
+_MAX_NUMBER = 1 << 62
+"""No honest session comes near; sums of two still fit the wire."""
 
 
 class Kind(IntEnum):
@@ -86,13 +88,16 @@ class Frame:
 
     @classmethod
     def decode(cls, data: bytes, limit: int) -> Frame:
-        """Parse *data*; raise :class:`ProtocolError` when it is no frame or its body exceeds *limit* bytes."""
-        if not OVERHEAD <= len(data) <= OVERHEAD + limit:
-            raise ProtocolError(f"a frame of {len(data)} bytes; allowed are {OVERHEAD} to {OVERHEAD + limit}")
+        """Parse *data*; raise :class:`ProtocolError` when it is no frame, or DATA with more than *limit* bytes."""
+        size = len(data) - OVERHEAD
+        if size < 0:
+            raise ProtocolError(f"a frame of {len(data)} bytes; the shortest has {OVERHEAD}")
         magic, kind, flags, epoch, number, ack = HEADER.unpack_from(data)
         known = _KINDS.get(kind)
-        if magic != _MAGIC or known is None or flags > 1:
+        if magic != _MAGIC or known is None or flags > 1 or number > _MAX_NUMBER or ack > _MAX_NUMBER:
             raise ProtocolError("not a frame of this protocol; is something else connected here?")
+        if size > (limit if known is Kind.DATA else _MAX_CONTROL):
+            raise ProtocolError(f"the peer sent {known.name} with {size} bytes, more than was agreed")
         return cls(known, epoch, number, ack, flags, data[OVERHEAD:])
 
 
@@ -139,8 +144,9 @@ def _fields(body: bytes) -> tuple[object, ...]:
         raise ProtocolError(f"malformed handshake: {error}") from None
 
 
-def _number(value: object) -> TypeGuard[int]:
-    return type(value) is int and 0 <= value <= _U64
+def is_number(value: object) -> TypeGuard[int]:
+    """Whether *value* can number a message."""
+    return type(value) is int and 0 <= value <= _MAX_NUMBER
 
 
 @attrs.frozen
@@ -172,7 +178,12 @@ class Hello:
                     f"the peer speaks version {version} of the protocol, this end {VERSION}; upgrade the older"
                 )
             case [_, bytes() as session, str() as name, terms, base, sent, received] if (
-                len(session) == 16 and _number(base) and _number(sent) and _number(received) and name.isprintable()
+                len(session) == 16
+                and is_number(base)
+                and base > 0
+                and is_number(sent)
+                and is_number(received)
+                and name.isprintable()
             ):
                 return cls(session, name, Terms.parse(terms), base, sent, received)
             case _:
@@ -199,7 +210,7 @@ class Welcome:
         """Parse *body*; raise :class:`ProtocolError` when it is malformed."""
         match _fields(body):
             case [int(), bytes() as session, terms, received, base] if (
-                len(session) == 16 and (received is None or _number(received)) and _number(base)
+                len(session) == 16 and (received is None or is_number(received)) and is_number(base) and base > 0
             ):
                 return cls(session, Terms.parse(terms), received, base)
             case _:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from mchannel.address import Address
-from mchannel.errors import AddressError, ChannelBroken, ChannelError, MChannelError, ProtocolError
+from mchannel.errors import AddressError, AuthenticationError, ChannelBroken, ChannelError, MChannelError, ProtocolError
 from mchannel.frame import Frame, Hello, Kind, Terms
 from mchannel.packing import Limits, pack, unpack
+from mchannel.port import StandingPort
 from mchannel.session import Handoff, Role, Session, Timing
 from mchannel.transport import Acceptor, Gate, Link, Options, Peer, Port, State, Transport
 
@@ -217,6 +218,9 @@ class FramedLink:
                 receive(frame, now)
         except ChannelBroken:
             self._drop()
+        except AuthenticationError as error:
+            self._session.fail(error)
+            self._drop()
         self._flush()
 
     def _flush(self) -> None:
@@ -232,6 +236,9 @@ class FramedLink:
                 outgoing.popleft()
         except ChannelBroken:
             self._drop()
+        except AuthenticationError as error:
+            self._session.fail(error)
+            self._drop()
         except IndexError:  # a send took in frames, and those began a new epoch
             self._blocked = bool(outgoing)
 
@@ -242,41 +249,15 @@ class FramedLink:
             transport.close()
 
 
-class _Dialled:
-    """The port of a link that finds its peer by itself: one descriptor over all its transports."""
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self.transport: Transport | None = None
-
-    def fileno(self) -> int:
-        return self._epoll.fileno()
-
-    def pump(self) -> None:
-        if self.transport is not None:
-            self.transport.port.pump()
-
-    def use(self, transport: Transport | None) -> None:
-        if self.transport is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._epoll.unregister(self.transport.port)
-        self.transport = transport
-        if transport is not None:
-            self._epoll.register(transport.port, select.EPOLLIN)
-
-    def close(self) -> None:
-        self._epoll.close()
-
-
 class DialledLink(FramedLink):
     """The agent's side: it dials, and dials again when the transport is gone."""
 
     def __init__(self, session: Session, dial: Callable[[], Transport]) -> None:
         self._dial = dial
-        self._dialled = _Dialled()
+        self._standing = StandingPort()
         transport = dial()
-        self._dialled.use(transport)
-        super().__init__(session, transport.peer, self._dialled, transport)
+        self._standing.use(transport.port)
+        super().__init__(session, transport.peer, self._standing, transport)
         session.hello(time.monotonic())
         self._flush()
 
@@ -285,17 +266,17 @@ class DialledLink(FramedLink):
         if self._transport is None and self.state not in (State.ENDED, State.CLOSED):
             with contextlib.suppress(AddressError, ChannelBroken):
                 transport = self._dial()
-                self._dialled.use(transport)
+                self._standing.use(transport.port)
                 self.attach(transport)
         super().tick(now)
 
     def close(self) -> None:
         """Say goodbye and let go."""
         super().close()
-        self._dialled.close()
+        self._standing.close()
 
     def _drop(self) -> None:
-        self._dialled.use(None)
+        self._standing.use(None)
         super()._drop()
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import cast
+from typing import TypeGuard
 
 import attrs
 
@@ -29,7 +29,7 @@ from mchannel.errors import (
     MessageTooBig,
     ProtocolError,
 )
-from mchannel.frame import Flag, Frame, Hello, Kind, Terms, Welcome, reason
+from mchannel.frame import OVERHEAD, Flag, Frame, Hello, Kind, Terms, Welcome, is_number, reason
 from mchannel.packing import Limits, pack, unpack
 from mchannel.transport import Delivery, State
 
@@ -82,32 +82,39 @@ class Handoff:
     base: int
     """Number of the first message in :attr:`unacknowledged`, or of the next one to be sent."""
     unacknowledged: tuple[bytes, ...]
+    unsure: int
+    """Messages up to this number may have been seen by a broker that died earlier."""
 
     def encode(self) -> bytes:
         """Return the handoff as bytes."""
         terms = self.terms.fields()
-        return pack((self.session, self.name, self.epoch, terms, self.received, self.base, *self.unacknowledged))
+        numbers = (self.epoch, self.received, self.base, self.unsure)
+        return pack((self.session, self.name, terms, numbers, self.unacknowledged))
 
     @classmethod
     def decode(cls, data: bytes) -> Handoff:
         """Parse *data*; raise :class:`ProtocolError` when it is malformed."""
         try:
             match unpack(data, Limits(text=255, binary=1 << 30, items=1 << 22)):
-                case (
-                    bytes() as session,
-                    str() as name,
-                    int() as epoch,
-                    terms,
-                    int() as received,
-                    int() as base,
-                    kept,
-                ) if len(session) == 16 and min(epoch, received, base) >= 0 and isinstance(kept, tuple):
-                    messages = tuple(each for each in cast("list[object]", kept) if isinstance(each, bytes))
-                    return cls(session, name, epoch, Terms.parse(terms), received, base, messages)
+                case (bytes() as session, str() as name, terms, (epoch, received, base, unsure), tuple() as kept) if (
+                    len(session) == 16
+                    and is_number(epoch)
+                    and epoch < 1 << 32
+                    and is_number(received)
+                    and is_number(base)
+                    and base > 0
+                    and is_number(unsure)
+                    and _all_bytes(kept)
+                ):
+                    return cls(session, name, epoch, Terms.parse(terms), received, base, kept, unsure)
                 case _:
                     raise ValueError("malformed")
         except ValueError as error:
             raise ProtocolError(f"not a session that was handed over: {error}") from None
+
+
+def _all_bytes(value: tuple[object, ...]) -> TypeGuard[tuple[bytes, ...]]:
+    return all(isinstance(each, bytes) for each in value)
 
 
 class Session:
@@ -126,7 +133,6 @@ class Session:
         self.last: Received | None = None
         """The message that :meth:`next` returned last, until it is marked."""
 
-        self._wanted = terms
         self._agreed = False
         self._shaken = False
         """Whether the handshake of this epoch is over; before that only handshakes count."""
@@ -134,6 +140,7 @@ class Session:
         # writing
         self._unacked: deque[bytes] = deque()
         self._unacked_bytes = 0
+        """Bytes in ``_unacked`` as the window counts them: with their headers, so that empty messages count too."""
         self._base = 1
         """Number of the first in ``_unacked``."""
         self._sent = 0
@@ -161,7 +168,7 @@ class Session:
     # --- the application's side -------------------------------------------------------------
 
     def send(self, payload: bytes) -> bool:
-        """Number *payload* and keep it until acknowledged; False when the window is full.
+        """Number *payload* and keep it until acknowledged; False when the window is full or terms are not agreed yet.
 
         Raises MessageTooBig, or what ended the session.
         """
@@ -170,6 +177,9 @@ class Session:
             raise MessageTooBig(f"a message of {size} bytes; this channel carries at most {self.terms.max_message}")
         if self.state in _OVER:
             raise self._ended()
+        if not self._agreed:
+            return False
+        size += OVERHEAD
         while self._unacked and self._unacked_bytes + size > self.terms.window:
             if self.terms.delivery is Delivery.ALL:
                 return False
@@ -190,12 +200,9 @@ class Session:
             self.done()
         if not self._inbox and self.state in _OVER:
             raise self._ended()
-        if self.terms.delivery is Delivery.LATEST:
-            while len(self._inbox) > 1:
-                self._inbox_bytes -= len(self._inbox.popleft().payload)
         taken = [self._inbox.popleft() for _ in range(min(limit, len(self._inbox)))]
         if taken:
-            size = sum([len(message.payload) for message in taken])
+            size = sum([len(message.payload) + OVERHEAD for message in taken])
             self._inbox_bytes -= size
             self._done_bytes += size
             self.last = taken[-1]
@@ -229,7 +236,7 @@ class Session:
         self._suspend_until = self._ping_due = self._silent_since = None
         self._retry_due = now + self.timing.retry
         self._lost_since = self._lost_since or now
-        body = Hello(self.session, self.name, self._wanted, self._base, self._sent, self._expected - 1)
+        body = Hello(self.session, self.name, self.terms, self._base, self._sent, self._expected - 1)
         self._emit(Kind.HELLO, body=body.encode())
 
     def call(self, now: float) -> None:
@@ -247,6 +254,7 @@ class Session:
         if self.role is Role.BROKER:
             self._emit(Kind.SUSPEND, number=max(1, int(timeout * 1000)))
         else:
+            self._retry_due = None
             self._quiet()
 
     def handoff(self) -> Handoff:
@@ -256,8 +264,8 @@ class Session:
         """
         self.done()
         kept = tuple(self._unacked)
-        found = Handoff(self.session, self.name, self.epoch, self.terms, self._done, self._base, kept)
-        self.state = State.CLOSED
+        found = Handoff(self.session, self.name, self.epoch, self.terms, self._done, self._base, kept, self._unsure)
+        self._let_go()
         return found
 
     @classmethod
@@ -269,23 +277,24 @@ class Session:
         taken._agreed = taken._known = True
         taken._done = taken._acked = found.received
         taken._expected = found.received + 1
+        taken._unsure = found.unsure
         taken._base = found.base
         taken._unacked.extend(found.unacknowledged)
-        taken._unacked_bytes = sum(map(len, found.unacknowledged))
+        taken._unacked_bytes = sum(len(payload) + OVERHEAD for payload in found.unacknowledged)
         return taken
 
     def close(self) -> None:
         """End the session in good order; idempotent. What is not :attr:`flushed` is given up."""
         if self.state not in _OVER:
             self.done()
-            self._emit(Kind.BYE, number=self._last_number)
-        self.state = State.CLOSED
+            self._emit(Kind.BYE, number=self._sent)
+        self._let_go()
 
     def leave(self) -> None:
         """Let go without goodbye: what is done is acknowledged, and the peer looks for a successor; idempotent."""
         if self.state not in _OVER and self._shaken and self._done > self._acked:
             self._ack()
-        self.state = State.CLOSED
+        self._let_go()
 
     def fail(self, error: MChannelError) -> None:
         """End the session for good because of *error*; what was received can still be read."""
@@ -308,16 +317,18 @@ class Session:
         if self.state in _OVER:
             return
         self._tick_ack(now)
-        if self._silent_since is not None and now - self._silent_since > 3 * self.timing.heartbeat:
+        if self._silent_since is not None and now - self._silent_since >= 3 * self.timing.heartbeat:
             self._lose(now)
         patience = self.timing.patience
-        if self._lost_since is not None and patience is not None and now - self._lost_since > patience:
+        if self._lost_since is not None and patience is not None and now - self._lost_since >= patience:
             self.fail(ChannelBroken(f"the peer has been gone for {patience:g} s"))
             return
         if self._suspend_until is not None and now >= self._suspend_until:
             self._suspend_until = None
             if self.role is Role.AGENT:
                 self.hello(now)
+            elif self.state is State.SUSPENDED:
+                self._lost_since = now  # time for the agent to come back
         if self._retry_due is not None and now >= self._retry_due:
             self.hello(now) if self.role is Role.AGENT else self.call(now)
         if self._ping_due is not None and now >= self._ping_due and self.state is State.OPEN:
@@ -361,7 +372,7 @@ class Session:
                 self.hello(now)
         elif frame.epoch != self.epoch:
             pass  # a leftover of an earlier connection
-        elif kind is Kind.WELCOME and not self._shaken:
+        elif kind is Kind.WELCOME and not self._shaken and self.state is not State.SUSPENDED:
             self._on_welcome(frame, now)
         elif kind is Kind.REFUSE and not self._shaken:
             self.fail(AuthenticationError(f"the broker refused this agent: {reason(frame.body)}"))
@@ -383,6 +394,7 @@ class Session:
         elif kind is Kind.SUSPENDED and self.role is Role.BROKER:
             if self._complete(frame.number, now):
                 self.state = State.SUSPENDED
+                self._lost_since = None if self._suspend_until is not None else now
         elif kind is Kind.BYE:
             if self._complete(frame.number, now):
                 self.fail(EndOfChannel("the peer closed the channel"))
@@ -428,7 +440,7 @@ class Session:
         welcome = Welcome.decode(frame.body)
         if self.role is not Role.AGENT or welcome.session != self.session:
             raise ProtocolError("the peer answered for another session")
-        terms = self._wanted.join(welcome.terms)
+        terms = self.terms.join(welcome.terms)
         if terms != welcome.terms or (self._agreed and terms != self.terms):
             raise ProtocolError("the broker changed terms that were agreed")
         self.terms, self._agreed = terms, True
@@ -458,8 +470,11 @@ class Session:
             return
         if self.terms.delivery is Delivery.ALL and not self._complete(number - 1, now):
             return
-        self._inbox_bytes += len(payload)
-        if self._inbox_bytes > self.terms.window + self.terms.max_message:
+        if self.terms.delivery is Delivery.LATEST:
+            self._inbox.clear()
+            self._inbox_bytes = 0
+        self._inbox_bytes += len(payload) + OVERHEAD
+        if self._inbox_bytes > self.terms.window + self.terms.max_message + OVERHEAD:
             raise ProtocolError("the peer sends more than the window that it agreed to")
         self._inbox.append(Received(number, payload, number <= self._unsure))
         self._expected = number + 1
@@ -485,12 +500,12 @@ class Session:
         return self._base + len(self._unacked) - 1
 
     def _quiet(self) -> None:
-        self._emit(Kind.SUSPENDED, number=self._last_number)
+        self._emit(Kind.SUSPENDED, number=self._sent)
         self.state = State.SUSPENDED
         self._ping_due = self._silent_since = None
 
     def _forget_first(self) -> None:
-        self._unacked_bytes -= len(self._unacked.popleft())
+        self._unacked_bytes -= len(self._unacked.popleft()) + OVERHEAD
         self._base += 1
 
     def _data(self, number: int, payload: bytes) -> None:
@@ -498,11 +513,20 @@ class Session:
         self._emit(Kind.DATA, number=number, body=payload)
 
     def _ack(self, flags: int = 0) -> None:
-        self._emit(Kind.ACK, number=self._last_number, flags=flags)
+        self._emit(Kind.ACK, number=self._sent, flags=flags)
+
+    def _let_go(self) -> None:
+        self.state = State.CLOSED
+        self._inbox.clear()  # what was not read is for whoever comes after
 
     def _emit(self, kind: Kind, *, number: int = 0, flags: int = 0, body: bytes = b"") -> None:
         self._acked, self._done_bytes, self._ack_due = self._done, 0, None
-        self.outgoing.append(Frame(kind, self.epoch, number, self._done, flags, body).encode())
+        outgoing = self.outgoing
+        if outgoing and outgoing[-1][2] == kind and (kind is not Kind.DATA or self.terms.delivery is Delivery.LATEST):
+            flags |= outgoing.pop()[
+                3
+            ]  # it waits still, and this one says all that it does: a full wire fills no memory
+        outgoing.append(Frame(kind, self.epoch, number, self._done, flags, body).encode())
 
     def _ended(self) -> MChannelError:
         if self._failure is not None:

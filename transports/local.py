@@ -23,15 +23,15 @@ _TURN = 1.0  # seconds to wait for another broker that starts in the same folder
 
 
 def socket_path(address: Address) -> Path:
-    """Return the socket file of *address*; raise AddressError when it can be none."""
-    path = address.file(".ipc")
+    """Return the socket file of *address*, named after its scheme; raise AddressError when it can be none."""
+    path = address.file(f".{address.scheme}")
     if (size := len(os.fsencode(path))) > _LONGEST:
         raise AddressError(f"{address}: the socket file's path has {size} bytes, at most {_LONGEST} work; shorten it")
     return path
 
 
-def listen(path: Path) -> socket.socket:
-    """Return a socket that listens at *path* and that its owner alone can connect to.
+def listen(path: Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """Return a socket of *kind* that listens at *path* and that its owner alone can connect to.
 
     The folder of names is made when it is missing. What a killed broker left behind is replaced;
     raises AddressError when one is alive, and for a file that is no socket.
@@ -45,8 +45,8 @@ def listen(path: Path) -> socket.socket:
                     f"{path.parent} is not a folder that you alone can write; remove it, or chown and chmod 700"
                 )
         with _turn(path.parent):
-            _clear(path)
-            listener = socket.socket(socket.AF_UNIX)
+            _clear(path, kind)
+            listener = socket.socket(socket.AF_UNIX, kind)
             try:
                 listener.bind(os.fspath(path))
                 path.chmod(0o600)  # before listen(): nobody could connect yet
@@ -78,14 +78,14 @@ def _turn(folder: Path) -> Generator[None]:
         os.close(fd)
 
 
-def _clear(path: Path) -> None:
+def _clear(path: Path, kind: int) -> None:
     try:
         status = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(status.st_mode):
         raise AddressError(f"{path} is there and is no socket; choose another name or move it away")
-    with socket.socket(socket.AF_UNIX) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         refused = probe.connect_ex(os.fspath(path))
     if refused in (0, errno.EAGAIN):
