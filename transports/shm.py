@@ -131,7 +131,7 @@ def _close_all(descriptors: Sequence[int]) -> None:
 class ShmLink:
     """One end of a ring, and the socket beside it."""
 
-    def __init__(self, peer: Peer, options: Options, session: bytes) -> None:
+    def __init__(self, peer: Peer, options: Options, session: bytes, memory: Region) -> None:
         self.peer = peer
         self.port = StandingPort()
         self.state = State.OPENING
@@ -142,6 +142,7 @@ class ShmLink:
         self.epoch = 0
         """Which connection this is; the agent counts them."""
         self._options = options
+        self._memory: Region | None = memory
         self._end: RingEnd | None = None
         self._line: _Line | None = None
         self._latest = False
@@ -275,12 +276,12 @@ class ShmLink:
             self._line.replace(line)
         self.port.use(self._line)
 
-    def begin(self, region: Region, side: Side, terms: Terms, epoch: int) -> None:
-        """Join *region* under *terms*, or go on in it after a reconnection."""
+    def begin(self, side: Side, terms: Terms, epoch: int) -> None:
+        """Join the ring under *terms*, or go on in it after a reconnection."""
         if self._end is None:
             bell = self.line.fileno()
             limit, attend = terms.max_message, self._attend
-            self._end = RingEnd(region, side, bell=bell, peer_bell=bell, limit=limit, attention=attend)
+            self._end = RingEnd(self.memory, side, bell=bell, peer_bell=bell, limit=limit, attention=attend)
         self.terms, self.epoch = terms, epoch
         self._latest = terms.delivery is Delivery.LATEST
         self.state = State.OPEN
@@ -310,6 +311,13 @@ class ShmLink:
     def tell(self, kind: Kind, number: int = 0) -> None:
         """Send one frame without a body."""
         self.line.send(Frame(kind, self.epoch, number))
+
+    @property
+    def memory(self) -> Region:
+        """The memory; raises ChannelClosed when it was let go."""
+        if self._memory is None:
+            raise self._ended()
+        return self._memory
 
     @property
     def line(self) -> _Line:
@@ -373,9 +381,13 @@ class ShmLink:
         self.port.close()
         if self._end is not None:
             self._end.close()
+            self._end = None
         if self._line is not None:
             self._line.close()
             self._line = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None  # with the last reference the mapping goes
 
     def _ended(self) -> MChannelError:
         if self.failure is not None:
@@ -389,8 +401,8 @@ class AgentLink(ShmLink):
     def __init__(self, address: Address, options: Options) -> None:
         self._path = local.socket_path(address)
         line = self._connect()
-        super().__init__(Peer(address.path, str(address)), options, uuid.uuid4().bytes)
-        self._memory = Region.create(pool=_pool(options))
+        memory = Region.create(pool=_pool(options))
+        super().__init__(Peer(address.path, str(address)), options, uuid.uuid4().bytes, memory)
         self._wanted = self.terms
         self._agreed = False
         self._knocked = time.monotonic()
@@ -431,23 +443,18 @@ class AgentLink(ShmLink):
         self.state = State.SUSPENDED
         self._suspend_until = time.monotonic() + timeout
 
-    def leave(self) -> None:
-        """Let go of the memory too."""
-        super().leave()
-        self._memory.close()
-
     def _on_welcome(self, welcome: Welcome, descriptors: list[int]) -> None:
         terms = self._wanted.join(welcome.terms)
         if terms != welcome.terms or (self._agreed and terms != self.terms):
             raise ProtocolError("the broker changed terms that were agreed")
         if descriptors and not self._agreed:  # what a predecessor of this agent left
-            self._memory.close()
+            self.memory.close()
             self._memory = Region.attach(descriptors[0], _limit(self._options))
             self.session = welcome.session
         elif welcome.session != self.session:
             raise ProtocolError("the broker answered for another session")
         self._agreed = True
-        self.begin(self._memory, Side.A, terms, self.epoch)
+        self.begin(Side.A, terms, self.epoch)
 
     def _hello(self, line: _Line) -> None:
         self.use(line)
@@ -455,7 +462,7 @@ class AgentLink(ShmLink):
         self.epoch = (self.epoch + 1) & 0xFFFFFFFF
         name = self._options.name.encode()[:255].decode("utf-8", "ignore")
         hello = Hello(self.session, name, self._wanted, 1, 0, 0)
-        self.line.send(Frame(Kind.HELLO, self.epoch, body=hello.encode()), [self._memory.fd])
+        self.line.send(Frame(Kind.HELLO, self.epoch, body=hello.encode()), [self.memory.fd])
 
     def _connect(self) -> _Line:
         wire = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -475,15 +482,9 @@ class BrokerLink(ShmLink):
     """The broker's end: it maps memory that a stranger made, after checking it."""
 
     def __init__(self, peer: Peer, options: Options, session: bytes, memory: Region) -> None:
-        super().__init__(peer, options, session)
-        self.memory = memory
+        super().__init__(peer, options, session, memory)
         self.moved = False
         """Whether another broker took over."""
-
-    def leave(self) -> None:
-        """Let go of the memory too."""
-        super().leave()
-        self.memory.close()
 
     def handle(self, frame: Frame, descriptors: list[int]) -> None:
         """Take in one frame of the agent."""
@@ -650,7 +651,7 @@ class ShmGate:
         if link.epoch and terms != link.terms:
             raise ProtocolError("this agent wants other terms than it agreed to; open a new channel for that")
         link.use(line)
-        link.begin(link.memory, Side.B, terms, frame.epoch)
+        link.begin(Side.B, terms, frame.epoch)
         line_ = link.line
         line_.send(Frame(Kind.WELCOME, frame.epoch, body=Welcome(link.session, terms, None, 1).encode()), descriptors)
         if link.on_news is not None:

@@ -1,0 +1,333 @@
+"""Channels over shared memory: what is special about this wire (the conformance suite says the rest)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+import mchannel
+from mchannel.channel import Channel
+from mchannel.codec import RawCodec
+from mchannel.errors import AddressError, AuthenticationError, ChannelBroken, ChannelTimeout, NotListening
+from mchannel.frame import Frame, Hello, Kind, Terms
+from mchannel.transport import Delivery, Link, Options, find_scheme
+from mchannel.transports.ring import Region
+
+RAW = RawCodec()
+TERMS = Terms(1 << 20, 4 << 20, Delivery.ALL)
+
+
+@pytest.fixture(autouse=True)
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give each test names of its own."""
+    folder = tmp_path / "run"
+    monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def listener() -> Iterator[mchannel.Listener[bytes]]:
+    with mchannel.listen("shm:///web1", RAW) as found:
+        yield found
+
+
+class Ends:
+    """Opens both ends of channels in one thread, by hand, and closes them at last."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def dial(self, listener: mchannel.Listener[bytes], options: Options) -> Link:
+        link = find_scheme(listener.address).dial(listener.address, options)
+        self._stack.callback(link.close)
+        return link
+
+    def keep(self, channel: Channel[bytes]) -> Channel[bytes]:
+        self._stack.callback(channel.close, 0)
+        return channel
+
+    def pair(self, listener: mchannel.Listener[bytes], name: str = "") -> tuple[Channel[bytes], Channel[bytes]]:
+        link = self.dial(listener, Options(name=name))
+        broker = self.keep(listener.accept(timeout=5))
+        link.tick(time.monotonic())
+        return Channel(link, RAW), broker
+
+    def close(self) -> None:
+        with suppress(ChannelTimeout):
+            self._stack.close()
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    found = Ends()
+    yield found
+    found.close()
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def raw(runtime: Path) -> socket.socket:
+    wire = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    wire.settimeout(5)
+    wire.connect(str(runtime / "web1.shm"))
+    return wire
+
+
+def hello(session: bytes = b"s" * 16, epoch: int = 1, terms: Terms = TERMS) -> bytes:
+    return Frame(Kind.HELLO, epoch, body=Hello(session, "raw", terms, 1, 0, 0).encode()).encode()
+
+
+def refusal(listener: mchannel.Listener[bytes], wire: socket.socket) -> str:
+    """Return what the gate answered, which must be REFUSE."""
+    with pytest.raises(ChannelTimeout):
+        listener.accept(timeout=0.05)
+    frame = Frame.decode(wire.recv(4096), 4096)
+    assert frame.kind is Kind.REFUSE
+    return frame.body.decode()
+
+
+def works(agent: Channel[bytes], broker: Channel[bytes]) -> bool:
+    agent.write(b"ping")
+    broker.write(broker.read(timeout=2))
+    return agent.read(timeout=2) == b"ping"
+
+
+def in_child(work: Callable[[], object]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def test_nothing_is_left_in_dev_shm(ends: Ends, listener: mchannel.Listener[bytes]) -> None:
+    before = set(Path("/dev/shm").iterdir())
+    agent, broker = ends.pair(listener)
+    assert works(agent, broker)
+    assert set(Path("/dev/shm").iterdir()) == before
+
+
+def test_the_peer_is_named_by_the_kernel_and_the_address_not_by_what_it_says(
+    ends: Ends,
+    listener: mchannel.Listener[bytes],
+) -> None:
+    _, broker = ends.pair(listener, name="root-of-all")
+    peer = broker.peer
+    assert (peer.identity, peer.uid, peer.pid, peer.name) == ("web1", os.geteuid(), os.getpid(), "root-of-all")
+
+
+@pytest.mark.usefixtures("listener")
+def test_the_socket_can_be_reached_by_its_owner_alone(runtime: Path) -> None:
+    assert (runtime / "web1.shm").stat().st_mode & 0o777 == 0o600
+    assert runtime.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.usefixtures("listener")
+def test_a_second_listener_is_refused_while_the_first_lives() -> None:
+    with pytest.raises(AddressError, match="already listening"):
+        mchannel.listen("shm:///web1", RAW)
+
+
+def test_a_listener_takes_over_the_name_of_a_killed_one(ends: Ends, runtime: Path) -> None:
+    pid = in_child(lambda: (mchannel.listen("shm:///web1", RAW), time.sleep(30)))
+    while not (runtime / "web1.shm").exists():
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with mchannel.listen("shm:///web1", RAW) as successor:
+        assert works(*ends.pair(successor))
+
+
+def test_opening_where_nobody_listens_says_so() -> None:
+    with pytest.raises(NotListening, match="start a broker"):
+        mchannel.open("shm:///nobody", timeout=0.1)
+
+
+def test_an_agent_without_memory_is_refused(listener: mchannel.Listener[bytes], runtime: Path) -> None:
+    with raw(runtime) as wire:
+        wire.send(hello())
+        assert "bring the memory" in refusal(listener, wire)
+
+
+def test_memory_that_could_shrink_is_refused(listener: mchannel.Listener[bytes], runtime: Path) -> None:
+    fd = os.memfd_create("loose", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 1 << 20)
+    with raw(runtime) as wire:
+        socket.send_fds(wire, [hello()], [fd])
+        assert "not sealed" in refusal(listener, wire)
+    os.close(fd)
+
+
+def test_a_descriptor_that_is_no_memory_is_refused(listener: mchannel.Listener[bytes], runtime: Path) -> None:
+    with raw(runtime) as wire, Path("/dev/zero").open("rb") as zero:
+        socket.send_fds(wire, [hello()], [zero.fileno()])
+        assert "not a memfd" in refusal(listener, wire)
+
+
+def test_memory_beyond_the_limit_is_refused(listener: mchannel.Listener[bytes], runtime: Path) -> None:
+    with raw(runtime) as wire, Region.create(pool=1 << 28) as huge:
+        socket.send_fds(wire, [hello()], [huge.fd])
+        assert "larger than" in refusal(listener, wire)
+
+
+def test_memory_without_a_header_is_refused(listener: mchannel.Listener[bytes], runtime: Path) -> None:
+    fd = os.memfd_create("blank", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 1 << 20)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    with raw(runtime) as wire:
+        socket.send_fds(wire, [hello()], [fd])
+        assert "header" in refusal(listener, wire)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("garbage", [b"x" * 100, b"mC" + bytes(3000), bytes(24)])
+def test_a_stranger_that_sends_garbage_is_shown_out_and_others_go_on(
+    ends: Ends, listener: mchannel.Listener[bytes], runtime: Path, garbage: bytes
+) -> None:
+    agent, broker = ends.pair(listener)
+    with raw(runtime) as wire:
+        wire.send(garbage)
+        with pytest.raises(ChannelTimeout):
+            listener.accept(timeout=0.05)
+        assert not wire.recv(4096)[:1].startswith(b"x")
+    assert works(agent, broker)
+
+
+def test_the_session_of_another_agent_cannot_be_taken(
+    ends: Ends, listener: mchannel.Listener[bytes], runtime: Path
+) -> None:
+    agent, broker = ends.pair(listener)
+    with raw(runtime) as wire, Region.create() as own:
+        socket.send_fds(wire, [hello(agent.session, epoch=9)], [own.fd])
+        assert "another agent" in refusal(listener, wire)
+    assert works(agent, broker)
+
+
+def test_descriptors_of_a_stranger_are_closed(listener: mchannel.Listener[bytes], runtime: Path) -> None:
+    before = descriptors()
+    for _ in range(20):
+        with raw(runtime) as wire, Path("/dev/null").open("rb") as null:
+            socket.send_fds(wire, [b"junk" * 10], [null.fileno()])
+            with pytest.raises(ChannelTimeout):
+                listener.accept(timeout=0.01)
+    assert descriptors() <= before + 1
+
+
+def test_channels_that_were_closed_leave_no_descriptors(ends: Ends, listener: mchannel.Listener[bytes]) -> None:
+    def once() -> None:
+        agent, broker = ends.pair(listener)
+        assert works(agent, broker)
+        ends.close()
+
+    once()
+    before = descriptors()
+    for _ in range(10):
+        once()
+    assert descriptors() <= before + 2
+
+
+def test_an_agent_that_breaks_the_ring_ends_its_own_channel_only(
+    ends: Ends, listener: mchannel.Listener[bytes]
+) -> None:
+    agent, broker = ends.pair(listener)
+    region = Region.create()
+    wire = raw(Path(os.environ["MCHANNEL_RUNTIME_DIR"]))
+    socket.send_fds(wire, [hello(b"h" * 16)], [region.fd])
+    victim = ends.keep(listener.accept(timeout=2))
+    region.memory[128:136] = (1 << 40).to_bytes(8, "little")
+    region.memory[640:648] = (1 << 40).to_bytes(8, "little")
+    with pytest.raises(mchannel.ProtocolError, match="broke the rules"):
+        victim.read(timeout=2)
+    with pytest.raises(mchannel.ProtocolError):
+        victim.read(timeout=2)
+    assert works(agent, broker)
+    wire.close()
+    region.close()
+
+
+def test_a_flood_of_bells_does_not_keep_the_broker_from_reading(ends: Ends, listener: mchannel.Listener[bytes]) -> None:
+    wire = raw(Path(os.environ["MCHANNEL_RUNTIME_DIR"]))
+    with Region.create() as region:
+        socket.send_fds(wire, [hello(b"h" * 16)], [region.fd])
+        victim = ends.keep(listener.accept(timeout=2))
+        wire.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                wire.send(bytes(8))
+        started = time.monotonic()
+        with pytest.raises(ChannelTimeout):
+            victim.read(timeout=0.2)
+        assert time.monotonic() - started < 5
+    wire.close()
+
+
+def test_the_dead_agents_successor_of_the_same_name_reads_what_it_left(
+    ends: Ends, listener: mchannel.Listener[bytes]
+) -> None:
+    broker = ends.keep(doomed(listener))
+    broker.write(b"for the agent, whoever it is")
+    assert broker.read(timeout=2) == b"written before the kill"
+    link = ends.dial(listener, Options(name="sla"))
+    with pytest.raises(ChannelTimeout):
+        listener.accept(timeout=0.05)  # it is no new channel
+    link.tick(time.monotonic())
+    second = Channel(link, RAW)
+    assert second.read(timeout=2) == b"for the agent, whoever it is"
+    assert works(second, broker)
+
+
+def doomed(listener: mchannel.Listener[bytes]) -> Channel[bytes]:
+    """An agent called sla in a process that is killed after one write."""
+
+    def work() -> None:
+        channel = mchannel.open("shm:///web1", RAW, name="sla")
+        channel.write(b"written before the kill")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = in_child(work)
+    broker = listener.accept(timeout=5)
+    os.waitpid(pid, 0)
+    return broker
+
+
+def test_what_a_killed_agent_wrote_can_be_read_until_patience_ends(ends: Ends) -> None:
+    with mchannel.listen("shm:///web1", RAW, patience=0.2) as listener:
+        broker = ends.keep(doomed(listener))
+        assert broker.read(timeout=2) == b"written before the kill"
+        with pytest.raises(ChannelBroken, match=r"gone for 0\.2 s"):
+            broker.read(timeout=2)
+
+
+def test_the_newest_message_waits_for_room_when_only_the_latest_counts(
+    ends: Ends, listener: mchannel.Listener[bytes]
+) -> None:
+    link = ends.dial(listener, Options(delivery=Delivery.LATEST, window=1 << 16, max_message=1 << 12))
+    broker = ends.keep(listener.accept(timeout=2))
+    link.tick(time.monotonic())
+    agent = Channel(link, RAW)
+    for number in range(10_000):
+        agent.write(b"%d" % number + bytes(1000), timeout=0)
+    seen = int(broker.read(timeout=2).rstrip(b"\0"))
+    link.tick(time.monotonic())
+    assert seen < int(broker.read(timeout=2).rstrip(b"\0")) == 9999
+
+
+def test_an_agent_refused_is_told_why(ends: Ends, listener: mchannel.Listener[bytes]) -> None:
+    link = ends.dial(listener, Options(window=1 << 28))
+    with pytest.raises(ChannelTimeout):
+        listener.accept(timeout=0.1)
+    link.tick(time.monotonic())
+    with pytest.raises(AuthenticationError, match="larger than"):
+        link.recv()
