@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mbroker.config import load
 from mchannel.address import Address
 from mchannel.transport import find_scheme
 
@@ -119,3 +120,7 @@ def test_the_hello_policy_climbs_and_then_tells() -> None:
     assert "level=4" in climbs
     assert "Notify" in tells
     assert "level" not in tells
+
+
+def test_the_configuration_in_the_guide_is_accepted() -> None:
+    assert load(HOUSE / "docs/howto/mbroker.toml").listen[0].fixed_domain == "web1"
