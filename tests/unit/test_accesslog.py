@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import given
@@ -40,7 +41,7 @@ def test_apache_says_when_a_request_began_or_ended(edge: str, finished: float) -
     assert log.dated
     access = log.read("1700000000500000 500000")
     assert access is not None
-    assert access.finished == pytest.approx(finished)
+    assert access.finished == pytest.approx(finished, rel=0, abs=1e-6)
 
 
 @pytest.mark.parametrize("log_format", ["nginx", "apache", "json", "%t %D", "[$time_iso8601] $request_time"])
@@ -271,6 +272,19 @@ def test_between_renaming_and_reopening_the_old_log_is_followed(log: Path) -> No
         append(log.with_suffix(".1"), "two\n")
         log.write_text("three\n")
         assert list(tail.read()) == ["two", "three"]
+
+
+def test_what_is_written_while_the_new_log_is_found_is_read_before_it(log: Path) -> None:
+    class Late(Tail):
+        def _successor(self) -> BinaryIO | None:
+            if (successor := super()._successor()) is not None:
+                append(log.with_suffix(".1"), "last of the old\n")
+            return successor
+
+    with Late(log) as tail:
+        log.rename(log.with_suffix(".1"))
+        log.write_text("first of the new\n")
+        assert list(tail.read()) == ["last of the old", "first of the new"]
 
 
 def test_a_truncated_log_is_read_from_its_new_start(log: Path) -> None:

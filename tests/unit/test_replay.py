@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
-import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbroker.action import Action, SetFrequency, SetPState
-from mbroker.broker import Hosted
+from mbroker.action import SetFrequency, SetPState
+from mbroker.broker import Broker, Hosted
 from mbroker.host import Host
-from mbroker.policies.sla_dvfs import Basic
+from mbroker.policies.sla_dvfs import Basic, TopSpeed
 from mbroker.replay import read_trace, replay, trace_line
 from mchannel.event import Event
 
@@ -98,16 +97,11 @@ def test_steps_are_resolved_and_clamped_as_they_are_live() -> None:
 
 
 def test_a_decision_may_take_as_long_as_it_likes(monkeypatch: pytest.MonkeyPatch) -> None:
-    @attrs.define
-    class Slow:
-        topics: tuple[str, ...] = ()
-
-        def decide(self, event: Event, host: Host) -> Iterator[Action]:
-            monkeypatch.setattr("time.perf_counter", lambda: 1e9)
-            yield SetFrequency(event.source, level=0)
-
-    ((_, actions),) = replay(Slow(), Host("h"), [Event("t", "web1")])
-    assert SetFrequency("web1", level=0) in actions
+    hours = count(step=3600.0)
+    defaults = Broker.__init__.__kwdefaults__ or {}
+    monkeypatch.setitem(defaults, "stopwatch", lambda: next(hours))
+    ((_, actions),) = replay(TopSpeed(), Host("h").with_level("web1", 0), [Event("cpu.usage", "web1")])
+    assert SetFrequency("web1", level=4) in actions
 
 
 def test_a_policy_may_be_hosted_on_other_terms() -> None:

@@ -282,7 +282,10 @@ def test_wsgi_counts_an_application_that_raises(recorder: Recorder, pipe: Pipe, 
     assert report(recorder, pipe, clock).detail["requests"] == 1
 
 
-def test_wsgi_counts_a_body_that_raises_once(recorder: Recorder, pipe: Pipe, clock: Clock) -> None:
+@pytest.mark.parametrize("closes", [False, True])
+def test_wsgi_counts_a_body_that_raises_once_whether_the_server_closes_it_or_not(
+    recorder: Recorder, pipe: Pipe, clock: Clock, closes: bool
+) -> None:
     def fails() -> Iterator[bytes]:
         yield b"a"
         raise ZeroDivisionError
@@ -290,7 +293,8 @@ def test_wsgi_counts_a_body_that_raises_once(recorder: Recorder, pipe: Pipe, clo
     body = wsgi(recorder, fails)
     with pytest.raises(ZeroDivisionError):
         list(body)
-    body.close()
+    if closes:
+        body.close()
     assert report(recorder, pipe, clock).detail["requests"] == 1
 
 
