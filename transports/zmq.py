@@ -60,16 +60,27 @@ _Context: TypeAlias = zmq.Context[_Socket]
 class _Port:
     """A descriptor over the sockets of one end, readable until a pump has seen all there is."""
 
-    def __init__(self, *watched: _Socket) -> None:
-        self._epoll = select.epoll()
+    def __init__(self, socket: _Socket, *others: _Socket) -> None:
+        self._socket = socket
         self._again = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._nudged = False
+        self._nudged = self._unseen = False
+        self._epoll = select.epoll()
         self._epoll.register(self._again, select.EPOLLIN)
-        for socket in watched:
-            self._epoll.register(int(socket.get(zmq.FD)), select.EPOLLIN)
+        for watched in (socket, *others):
+            self._epoll.register(int(watched.get(zmq.FD)), select.EPOLLIN)
 
     def fileno(self) -> int:
         return self._epoll.fileno()
+
+    def has_input(self) -> bool:
+        """Whether there is something to take; the descriptor tells about everything after this look."""
+        return bool(int(self._socket.get(zmq.EVENTS)) & _POLLIN)
+
+    def look_later(self) -> None:
+        """Make up for the edge that a send may have swallowed: look now, or after a burst of sends."""
+        if self._unseen or self.has_input():
+            self.nudge()
+        self._unseen = True
 
     def nudge(self) -> None:
         """Make sure that a pump follows."""
@@ -78,6 +89,8 @@ class _Port:
             os.eventfd_write(self._again, 1)
 
     def settle(self) -> None:
+        """Begin a pump."""
+        self._unseen = False
         if self._nudged:
             self._nudged = False
             os.eventfd_read(self._again)
@@ -94,7 +107,6 @@ class _Dialled(_Port):
         events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
         events |= zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         events |= zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        self._socket = socket
         self._monitor = socket.get_monitor_socket(events)
         super().__init__(socket, self._monitor)
         self.peer = peer
@@ -117,10 +129,10 @@ class _Dialled(_Port):
             self._socket.send(frame, _NOBLOCK)
         except zmq.Again:
             self._stalled = True
-            if int(self._socket.get(zmq.EVENTS)) & _POLLIN:
+            if self.has_input():
                 self.nudge()
             return False
-        self.nudge()
+        self.look_later()
         return True
 
     def recv(self) -> bytes | None:
@@ -141,10 +153,13 @@ class _Dialled(_Port):
                 frame = take(_NOBLOCK)
                 inbox.append(frame)
                 size += len(frame)
-            self.nudge()
+                if len(inbox) == before + 1 and not self.has_input():
+                    break  # mostly there is one, and this look is cheaper than an exception
+            else:
+                self.nudge()
         except zmq.Again:
             pass
-        news = size > 0 or self._watch()
+        news = len(inbox) > before or self._watch()
         if len(inbox) > _BATCH and sum(map(len, inbox)) > self._limit:
             inbox.clear()
             self._failure = ChannelBroken(f"{self.peer.address} sends more than was agreed")
@@ -252,7 +267,6 @@ class _Listener(_Port):
         self.address = address
         self.port = self
         self.on_news: Callable[[], None] | None = None
-        self._socket = socket
         self._limit = limit
         self._door = door
         self._accepted: dict[bytes, _Accepted] = {}
@@ -269,7 +283,7 @@ class _Listener(_Port):
             self._socket.send(frame, _NOBLOCK)
         except zmq.Again:
             self._stalled.add(to)
-            if int(self._socket.get(zmq.EVENTS)) & _POLLIN:
+            if self.has_input():
                 self.nudge()
             return False
         except zmq.ZMQError as error:
@@ -278,7 +292,7 @@ class _Listener(_Port):
             self.nudge()
             self.forget(to, "the peer is gone")
             raise ChannelBroken(f"{to.peer.address}: the peer is gone") from None
-        self.nudge()
+        self.look_later()
         return True
 
     def forget(self, transport: _Accepted, why: str) -> None:
@@ -295,7 +309,7 @@ class _Listener(_Port):
         heard: dict[_Accepted, None] = {}
         take, size = self._socket.recv, 0
         try:
-            for _ in range(_BATCH):
+            for count in range(_BATCH):
                 route = take(_NOBLOCK)
                 frame = take(_NOBLOCK, False)
                 if frame.more:  # never sent by a channel; the rest must not pass for a route
@@ -306,9 +320,13 @@ class _Listener(_Port):
                     heard[transport] = None
                     self._put(transport, data)
                 size += len(data)
-                if size > _BATCH_BYTES:
+                if count == 0 and not self.has_input():
                     break
-            self.nudge()
+                if size > _BATCH_BYTES:
+                    self.nudge()
+                    break
+            else:
+                self.nudge()
         except zmq.Again:
             pass
         if not self._door.answer():
@@ -419,11 +437,11 @@ class _CurveDoor:
         return Peer(str(frame.get("User-Id")), f"tcp://{_host(frame)}")
 
     def answer(self) -> bool:
-        with suppress(zmq.Again):
-            for _ in range(_BATCH):
-                self._asked.send_multipart(self._gatekeeper.answer(self._asked.recv_multipart(_NOBLOCK)))
-            return False
-        return True
+        for _ in range(_BATCH):
+            if not int(self._asked.get(zmq.EVENTS)) & _POLLIN:
+                return True
+            self._asked.send_multipart(self._gatekeeper.answer(self._asked.recv_multipart(_NOBLOCK)))
+        return False
 
     def close(self) -> None:
         self._asked.close(0)
