@@ -96,27 +96,21 @@ class IsolatedPolicy:
         *,
         deadline: float = 0.05,
         memory: int = 256 << 20,
-        start_timeout: float = 10.0,
+        wait: float | None = 10.0,
     ) -> None:
-        """Start ``module:class`` with *options* and wait until it is ready.
+        """Start ``module:class`` with *options*, and :meth:`wait` for it unless that is None.
 
-        *deadline* is in seconds a decision, *memory* in bytes of address space. Raises
-        :exc:`IsolationError` when it cannot be imported, made, or confined.
+        *deadline* is in seconds a decision, *memory* in bytes of address space.
         """
+        self.target = target
         self.topics: tuple[str, ...] = ()
         self.restarts = 0
         self._setup = (os.getpid(), target, dict(options or {}), [entry for entry in sys.path if entry], memory)
         self._deadline = deadline
         self._codec = EventCodec()
         self._child = _Child(self._setup)
-        try:
-            self.topics = self._greet(start_timeout)
-        except TimeoutError:
-            self.close()
-            raise IsolationError(f"{target} was not ready within {start_timeout:g} s") from None
-        except BaseException:
-            self.close()
-            raise
+        if wait is not None:
+            self.wait(wait)
 
     @property
     def pid(self) -> int:
@@ -135,6 +129,20 @@ class IsolatedPolicy:
         except OSError as error:
             self._replace()
             raise IsolationError(f"its process is gone ({error.strerror or error}); it is replaced") from None
+
+    def wait(self, seconds: float) -> None:
+        """Return when the policy is ready and :attr:`topics` are known; may be called in another thread.
+
+        Raises :exc:`IsolationError` when it cannot be imported, made or confined in time; it is closed then.
+        """
+        try:
+            self.topics = self._greet(seconds)
+        except TimeoutError:
+            self.close()
+            raise IsolationError(f"{self.target} was not ready within {seconds:g} s") from None
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the child; idempotent."""

@@ -1,0 +1,208 @@
+"""How ``mbroker`` talks to ``mbrokerd``: questions and answers as events over a channel of this host.
+
+A question's topic says what is wanted (``control.status``), the answer's value is JSON. The daemon
+answers root and its own user, and nobody else: who asks is known from the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import attrs
+
+import mchannel
+from mbroker.broker import PolicyReport
+from mbroker.registry import Agent
+from mbroker.values import Invalid, build, plain
+from mchannel.aio import AsyncChannel, AsyncListener, listen_async
+from mchannel.codec import EventCodec
+from mchannel.errors import AddressError, AuthenticationError, ChannelError, ChannelTimeout, CodecError, MChannelError
+from mchannel.event import Event
+from mchannel.packing import Limits
+from mchannel.transport import Peer
+
+__all__ = ["ControlError", "DomainStatus", "Status", "Unreachable", "answer", "ask_agents", "ask_status", "listen"]
+
+_CODEC = EventCodec(Limits(text=1 << 20))
+_PAGE = 500  # agents in one answer
+_AT_ONCE = 8  # people who ask
+_PATIENCE = 3.0  # seconds
+
+_log = logging.getLogger(__name__)
+
+Answers = Mapping[str, Callable[[str], Any]]
+"""For each topic, what makes the answer out of the question's value."""
+
+
+class Unreachable(MChannelError):
+    """No daemon answers at the control address, or not to this user."""
+
+
+class ControlError(MChannelError):
+    """The daemon could not do what it was asked, or answered what this command does not understand."""
+
+
+@attrs.frozen
+class DomainStatus:
+    """A domain as the broker sees it."""
+
+    name: str
+    level: int
+    mhz: int
+    cpus: tuple[int, ...]
+
+
+@attrs.frozen
+class Status:
+    """How the daemon is doing."""
+
+    broker: str
+    """Name of the host."""
+    host_id: str
+    version: str
+    pid: int
+    since: float
+    """Unix seconds of its start."""
+    config: str
+    p_states: tuple[int, ...]
+    domains: tuple[DomainStatus, ...]
+    policies: tuple[PolicyReport, ...]
+    actuators: tuple[str, ...]
+    listening: tuple[str, ...]
+    agents: int
+    events: int
+    actions: int
+    over_budget: int
+    malformed: int
+    refused: int
+    failed: int
+    problem: str
+    """What the operator should look into; empty when there is nothing."""
+
+
+def listen(address: str) -> AsyncListener[Event]:
+    """Listen for questions at *address*."""
+    return listen_async(address, _CODEC, name="mbrokerd", patience=_PATIENCE)
+
+
+async def answer(listener: AsyncListener[Event], answers: Answers) -> None:
+    """Answer everybody who may ask, until cancelled."""
+    asking = 0
+
+    async def attend(channel: AsyncChannel[Event]) -> None:
+        nonlocal asking
+        try:
+            while True:
+                question = await channel.read(timeout=_PATIENCE)
+                await channel.write(_reply(question, answers), timeout=_PATIENCE)
+                channel.done()
+        except (ChannelError, CodecError):
+            pass  # whoever asked is gone, or was too slow
+        except Exception:
+            _log.exception("a question of %s was not answered", channel.peer.address)
+        finally:
+            asking -= 1
+            channel.abort()
+
+    async with asyncio.TaskGroup() as tasks:
+        async for channel in listener:
+            if not _may_ask(channel.peer) or asking >= _AT_ONCE:
+                _log.warning("refused a question of user %s at the control address", channel.peer.uid)
+                channel.abort()
+                continue
+            asking += 1
+            tasks.create_task(attend(channel))
+
+
+def page(agents: tuple[Agent, ...], after: str) -> list[Any]:
+    """Return the agents whose identities follow *after*, as many as one answer holds."""
+    return [plain(agent) for agent in agents if agent.identity > after][:_PAGE]
+
+
+def ask_status(address: str) -> Status:
+    """Return how the daemon at *address* is doing; raises :exc:`Unreachable`, :exc:`ControlError`."""
+    with _asking(address) as channel:
+        status: Status = _understood(Status, _ask(channel, "control.status"))
+        return status
+
+
+def ask_agents(address: str) -> tuple[Agent, ...]:
+    """Return all agents that the daemon at *address* knows; raises as :func:`ask_status`."""
+    found: list[Agent] = []
+    with _asking(address) as channel:
+        while True:
+            after = found[-1].identity if found else ""
+            some: tuple[Agent, ...] = _understood(tuple[Agent, ...], _ask(channel, "control.agents", after))
+            if not some:
+                return tuple(found)
+            found += some
+
+
+def _may_ask(peer: Peer) -> bool:
+    return peer.uid is not None and peer.uid in {0, os.geteuid()}
+
+
+def _reply(question: Event, answers: Answers) -> Event:
+    make = answers.get(question.topic)
+    if make is None:
+        return Event("control.error", value=f"this daemon does not know {question.topic[:100]}")
+    try:
+        return Event("control.answer", value=json.dumps(make(str(question.value or ""))))
+    except Exception as error:  # the answer to one question must not end the daemon
+        _log.exception("cannot answer %s", question.topic)
+        return Event("control.error", value=f"the daemon failed to answer: {type(error).__name__}")
+
+
+class _asking:  # noqa: N801 - used as a verb
+    """Open a channel to the daemon for a few questions."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def __enter__(self) -> mchannel.Channel[Event]:
+        try:
+            self._channel = mchannel.open(self._address, _CODEC, timeout=_PATIENCE, name="mbroker")
+        except (AddressError, AuthenticationError, ChannelError) as error:
+            hint = "is mbrokerd running, and are you root or its user?"
+            raise Unreachable(f"no daemon answers at {self._address}: {error}; {hint}") from None
+        return self._channel
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ChannelError):
+            self._channel.close(timeout=0.2)
+
+
+def _ask(channel: mchannel.Channel[Event], topic: str, value: str = "") -> object:
+    try:
+        channel.write(Event(topic, value=value), timeout=_PATIENCE)
+        reply = channel.read(timeout=_PATIENCE)
+    except ChannelTimeout:
+        raise Unreachable(f"the daemon did not answer within {_PATIENCE:g} s; see its log") from None
+    except ChannelError as error:
+        raise Unreachable(f"the daemon hung up: {error}; are you root or its user?") from None
+    except CodecError as error:
+        raise ControlError(f"the daemon's answer is no event: {error}") from None
+    if reply.topic != "control.answer":
+        raise ControlError(str(reply.value))
+    return _parsed(str(reply.value))
+
+
+def _parsed(text: str) -> object:
+    try:
+        parsed: object = json.loads(text)
+    except ValueError:
+        raise ControlError("the daemon's answer is no JSON") from None
+    return parsed
+
+
+def _understood(kind: Any, data: object) -> Any:
+    try:
+        return build(kind, data)
+    except Invalid as error:
+        raise ControlError(f"the daemon speaks of what this command does not know ({error}); update one") from None

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mbroker.cli import main
+
+HOUSE = Path(__file__).parents[2]
+
+
+def run(*arguments: str | Path, text: str | None = None) -> Result:
+    result = CliRunner().invoke(main, [str(each) for each in arguments], input=text)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def test_a_daemon_that_is_not_there_is_exit_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr("mbroker.control._PATIENCE", 0.1)
+    for command in ("status", "list"):
+        result = run(command)
+        assert result.exit_code == 3
+        assert result.stderr.startswith("mbroker: no daemon answers at shm:///mbroker: ")
+        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [("nonsense",), ("status", "--nonsense"), ("list", "--output", "xml"), ("policy", "show")]
+)
+def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("status",),
+        ("list",),
+        ("policy", "list"),
+        ("policy", "show"),
+        ("check-config",),
+        ("replay",),
+        ("keys", "new"),
+        ("keys", "show"),
+        ("keys", "trust"),
+    ],
+)
+def test_help_has_an_example(arguments: tuple[str, ...]) -> None:
+    result = run(*arguments, "--help")
+    assert result.exit_code == 0
+    assert "Example" in result.stdout
+
+
+def test_policies_are_listed_with_what_they_do() -> None:
+    assert {each["name"] for each in json.loads(run("policy", "list", "--output", "json").stdout)} >= {
+        "none",
+        "basic",
+        "richer",
+        "utilization",
+        "adaptive",
+    }
+    assert "mbroker.policies.sla_dvfs:Basic" in run("policy", "list").stdout
+
+
+def test_a_policy_is_shown_with_its_options() -> None:
+    shown = json.loads(run("policy", "show", "adaptive", "--output", "json").stdout)
+    assert shown["options"]["patience"] == 4
+    assert "patience" in run("policy", "show", "adaptive").stdout
+
+
+def test_an_unknown_policy_is_exit_code_4_with_a_hint() -> None:
+    result = run("policy", "show", "adaptiv")
+    assert result.exit_code == 4
+    assert result.stderr == "mbroker: no policy is called 'adaptiv'; did you mean adaptive?\n"
+
+
+def test_the_example_of_a_configuration_is_good() -> None:
+    assert run("check-config", HOUSE / "examples" / "mbroker.toml").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[brokr]", "brokr: unknown key; did you mean broker?"),
+        ("[policies.basik]", "policies.basik: no policy is called 'basik'; did you mean basic?"),
+        ("[policies.x]\npolicy = 'basik'\nisolation = 'process'", "policies.x: no policy is called 'basik'"),
+        (
+            "[policies.adaptive.options]\npatiense = 1",
+            "policies.adaptive: policy adaptive has no option 'patiense'; did you",
+        ),
+        ("[actuators.cpufrek]", "actuators.cpufrek: no actuator is called 'cpufrek'; did you mean cpufreq?"),
+        ("[actuators.cpufreq.options]\nmetod = 1", "actuators.cpufreq.options.metod: unknown key"),
+    ],
+)
+def test_a_bad_configuration_is_exit_code_2_with_one_line_for_each_fault(tmp_path: Path, text: str, line: str) -> None:
+    file = tmp_path / "mbroker.toml"
+    file.write_text(text)
+    result = run("check-config", file)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"{file}: {line}")
+    assert result.stderr.count("\n") == 1
+    said = json.loads(run("check-config", file, "--output", "json").stdout)
+    assert (said["ok"], len(said["faults"])) == (False, 1)
+
+
+TRACE = '{"topic": "cpu.usage", "source": "web1", "value": 0.1, "at": 0.5, "detail": {"epoch": 0}}\n'
+
+
+def test_a_trace_is_replayed() -> None:
+    trace = HOUSE / "examples" / "web1.trace.jsonl"
+    printed = run("replay", "--policy", "basic", trace, "--output", "json").stdout.splitlines()
+    assert len(printed) == len(trace.read_text().splitlines())
+    asked = [action for line in printed for action in json.loads(line)["actions"] if action["action"] == "SetFrequency"]
+    assert asked[0] == {"action": "SetFrequency", "domain": "web1", "step": 0, "level": 3}
+    people = run("replay", "--policy", "basic", trace).stdout
+    assert people.count("SetFrequency") == len(asked)
+
+
+def test_a_policy_for_a_replay_takes_options(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text(TRACE)
+    assert run("replay", "--policy", "adaptive", "--set", "patience=2", trace).exit_code == 0
+    refused = run("replay", "--policy", "adaptive", "--set", "patiense=2", trace)
+    assert (refused.exit_code, "did you mean patience?" in refused.stderr) == (2, True)
+    assert run("replay", "--policy", "adaptive", "--set", "patience", trace).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "code", "said"),
+    [
+        (("--policy", "nosuch"), TRACE, 4, "no policy is called"),
+        (("--policy", "basic"), TRACE + "{nonsense\n", 1, "line 2: not JSON"),
+        (("--policy", "basic"), "\udcff", 1, "line 1"),
+        (("--policy", "basic", "--p-states", "9,1"), TRACE, 2, "--p-states"),
+        (("--policy", "basic", "--p-states", "x"), TRACE, 2, "--p-states"),
+    ],
+)
+def test_a_replay_that_cannot_be_is_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], content: str, code: int, said: str
+) -> None:
+    trace = tmp_path / "trace.jsonl"
+    trace.write_bytes(content.encode(errors="surrogateescape"))
+    result = run("replay", *arguments, trace)
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_keys_are_made_shown_and_trusted(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    fingerprint = run("keys", "new", "web1", "--folder", theirs).stdout
+    public = run("keys", "show", "--folder", theirs).stdout
+    run("keys", "new", "node1", "--folder", ours)
+    trusted = run("keys", "trust", "web1", "--folder", ours, text=public)
+    assert (trusted.exit_code, trusted.stdout) == (0, fingerprint)
+    listed = json.loads(run("keys", "show", "--trusted", "--folder", ours, "--output", "json").stdout)
+    assert listed == {"web1": {"fingerprint": fingerprint.strip(), "server": False}}
+    assert run("keys", "untrust", "web1", "--folder", ours).exit_code == 0
+    assert run("keys", "untrust", "web1", "--folder", ours).exit_code == 4
+
+
+def test_the_secret_half_of_a_key_is_never_printed(tmp_path: Path) -> None:
+    said = run("keys", "new", "web1", "--folder", tmp_path).output + run("keys", "show", "--folder", tmp_path).output
+    secret = (tmp_path / "identity.key").read_text().split()[-1]
+    assert secret not in said
+
+
+def test_a_key_that_is_none_is_exit_code_1(tmp_path: Path) -> None:
+    run("keys", "new", "node1", "--folder", tmp_path)
+    result = run("keys", "trust", "web1", "--folder", tmp_path, text="nonsense\x1b[31m")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+
+
+def test_a_second_key_needs_force(tmp_path: Path) -> None:
+    run("keys", "new", "node1", "--folder", tmp_path)
+    assert run("keys", "new", "node1", "--folder", tmp_path).exit_code == 1
+    assert run("keys", "new", "node1", "--folder", tmp_path, "--force").exit_code == 0
