@@ -49,7 +49,8 @@ static int by_value(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* Microseconds one way: the median of half a round trip. `idle_us` lets the peer fall asleep before each round. */
+/* Microseconds one way: the median of half a round trip. Whoever writes waits `idle_us` before, so that its reader falls
+ * asleep; the peer says in its answer how long it waited. */
 static double ping_pong(int rounds, uint64_t spin_ns, useconds_t idle_us) {
   uint64_t size = mc_region_size(CAPACITY, POOL);
   void *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -66,6 +67,12 @@ static double ping_pong(int rounds, uint64_t spin_ns, useconds_t idle_us) {
     join(&w, &r, base, 1, spin_ns);
     for (;;) {
       receive(&r, buffer);
+      if (idle_us) {
+        double held = -now_us();
+        usleep(idle_us);
+        held += now_us();
+        memcpy(buffer, &held, sizeof held);
+      }
       mc_write(&w, buffer, SIZE);
     }
   }
@@ -78,7 +85,9 @@ static double ping_pong(int rounds, uint64_t spin_ns, useconds_t idle_us) {
     double start = now_us();
     mc_write(&w, buffer, SIZE);
     receive(&r, buffer);
-    if (i >= 0) times[i] = (now_us() - start) / 2;
+    double end = now_us(), held;
+    memcpy(&held, buffer, sizeof held);
+    if (i >= 0) times[i] = (end - start - held) / 2;
   }
   kill(peer, SIGKILL);
   waitpid(peer, NULL, 0);

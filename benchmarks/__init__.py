@@ -1,0 +1,1 @@
+"""Benchmarks: what a message costs, and how long a violation takes to become an action."""
