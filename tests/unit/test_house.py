@@ -122,5 +122,5 @@ def test_the_hello_policy_climbs_and_then_tells() -> None:
     assert "level" not in tells
 
 
-def test_the_configuration_in_the_guide_is_accepted() -> None:
-    assert load(HOUSE / "docs/howto/mbroker.toml").listen[0].fixed_domain == "web1"
+def test_the_configuration_that_the_guide_shows_is_accepted() -> None:
+    assert load(HOUSE / "examples/mbroker.toml").listen[0].fixed_domain == "web1"
