@@ -3,16 +3,16 @@
 The model is that of a file system which keeps what was synced and, of the rest, what it likes:
 names change in order but only a sync of the directory makes that sure; of the writes to a file
 since its last sync any beginning may be there, the last of them torn at any byte with nothing or
-with zeros in the place of the rest, and a later one without the earlier ones.
+with zeros in the place of the rest, and a later one without the earlier ones. While one file is
+anywhere in between, the others are as old or as new as they can be.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +98,17 @@ class _Disk:
         self.names.append(names)
         self.changed()
 
-    def states(self) -> Iterator[dict[str, bytes]]:
+    def states(self) -> Sequence[dict[str, bytes]]:
+        """Return each content of each file, beside the oldest and beside the newest of the others."""
+        found: dict[tuple[tuple[str, bytes], ...], None] = {}
         for names in self.names:
-            options = [file.contents() for file in names.values()]
-            for contents in product(*options):
-                yield dict(zip(names, contents, strict=True))
+            options = {name: file.contents() for name, file in names.items()}
+            for rest in (0, -1):
+                base = {name: contents[rest] for name, contents in options.items()}
+                found[tuple(base.items())] = None
+                for name, contents in options.items():
+                    found |= {tuple({**base, name: content}.items()): None for content in contents[1:]}
+        return [dict(state) for state in found]
 
     @contextmanager
     def watching(self) -> Generator[None]:
@@ -186,13 +192,15 @@ def enumerate_disk_states(
     seed: Seed = lambda _: None,
     through: Callable[[str], bool] = lambda _: False,
     most: int = 64,
+    first: bool = False,
 ) -> Report:
     """Cut the power after each write, rename, truncation and promise of *program*; check each state.
 
     What *seed* leaves in the directory is on disk from the start. Files whose name *through* takes
     are no disk files but controls of the machine: a write to them works at once. *most* bounds the
-    states of one moment unless MCHANNEL_VERIFY=1. The program uses ``os`` and ``Path`` calls, with
-    no ``open()`` for writing, and no folders below its own but those of controls.
+    states of one moment unless MCHANNEL_VERIFY=1; *first* ends at the first violation. The program
+    uses ``os`` and ``Path`` calls, with no ``open()`` for writing, and no folders below its own
+    but those of controls.
     """
     work = folder / "program"
     work.mkdir(parents=True)
@@ -208,7 +216,7 @@ def enumerate_disk_states(
     moments: list[tuple[tuple[str, ...], Sequence[dict[str, bytes]]]] = []
 
     def remember() -> None:
-        moments.append((tuple(acked), (spread(tuple(disk.states()), None if WHOLE else most))))
+        moments.append((tuple(acked), (spread(disk.states(), None if WHOLE else most))))
 
     def ack(text: str) -> None:
         acked.append(text)
@@ -220,7 +228,7 @@ def enumerate_disk_states(
     for moment, (promised, states) in enumerate(moments):
         for number, state in enumerate(states):
             key = (promised, *sorted(state.items()))
-            if key in seen:
+            if key in seen or (first and violations):
                 continue
             seen.add(key)
             place = folder / f"{moment}-{number}"

@@ -24,11 +24,13 @@ def enumerate_lines(
     folder: Path,
     seed: Seed = lambda _: None,
     most: int | None = None,
+    first: bool = False,
 ) -> Report:
     """Kill *program* before each line of *modules*; *seed* fills the directory first.
 
-    *most* bounds the points unless MCHANNEL_VERIFY=1. Raises RuntimeError when the program fails
-    without being killed: then it is not the one that was meant to be tested.
+    *most* bounds the points unless MCHANNEL_VERIFY=1; *first* ends at the first violation. Raises
+    RuntimeError when the program fails without being killed: then it is not the one that was
+    meant to be tested.
     """
     files = {module.__file__ for module in modules}
     start = folder / "whole"
@@ -38,6 +40,8 @@ def enumerate_lines(
     violations: list[Violation] = list(judged(check, start, lines[1:], "no kill"))
     points = spread(range(1, int(lines[0]) + 1), None if WHOLE else most)
     for point in points:
+        if first and violations:
+            break
         work = folder / str(point)
         work.mkdir()
         seed(work)

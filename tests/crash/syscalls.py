@@ -45,12 +45,13 @@ def enumerate_syscalls(
     seed: Seed = lambda _: None,
     faults: Sequence[Fault] = ("signal=SIGKILL",),
     most: int | None = None,
+    first: bool = False,
 ) -> Report:
     """Run *program* (``package.module:function``) once for each system call on *files* and each fault.
 
     *files* are names in the directory; ``""`` is the directory itself. *seed* fills it first. An
     error may be handled by the program or end it: the check looks at what is left either way.
-    *most* bounds the points of each fault unless MCHANNEL_VERIFY=1.
+    *most* bounds the points of each fault unless MCHANNEL_VERIFY=1; *first* ends at the first violation.
     """
     counts = _counted(program, folder / "whole", files, seed)
     calls = [(call, number) for call, count in counts.items() for number in range(1, count + 1)]
@@ -58,6 +59,8 @@ def enumerate_syscalls(
     points = 0
     for fault in faults:
         for index in spread(range(len(calls)), None if WHOLE else most):
+            if first and violations:
+                break
             call, number = calls[index]
             work = folder / f"{fault}-{call}-{number}"
             acked = _run(program, work, files, seed, f"{call}:{fault}:when={number}")

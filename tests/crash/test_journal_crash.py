@@ -19,14 +19,14 @@ FILES = ("log", "log.new", "")
 needs_strace = pytest.mark.skipif(bool(strace_missing()), reason=strace_missing())
 
 
-def at_lines(kind: type[Journal], folder: Path) -> Report:
+def at_lines(kind: type[Journal], folder: Path, *, first: bool = False) -> Report:
     return enumerate_lines(
-        programs.program(kind), programs.check(kind), modules=[mchannel.journal], folder=folder, most=100
+        programs.program(kind), programs.check(kind), modules=[mchannel.journal], folder=folder, most=120, first=first
     )
 
 
-def at_power_cuts(kind: type[Journal], folder: Path) -> Report:
-    return enumerate_disk_states(programs.program(kind), programs.check_power_cut(kind), folder=folder)
+def at_power_cuts(kind: type[Journal], folder: Path, *, first: bool = False) -> Report:
+    return enumerate_disk_states(programs.program(kind), programs.check_power_cut(kind), folder=folder, first=first)
 
 
 @pytest.mark.timeout(600)
@@ -62,30 +62,30 @@ def test_an_error_or_a_full_disk_at_any_system_call(tmp_path: Path) -> None:
         files=FILES,
         folder=tmp_path,
         faults=("error=EIO", "error=ENOSPC"),
-        most=10,
+        most=8,
     )
-    assert report.points >= 20
+    assert report.points >= 16
     assert report.violations == ()
 
 
 @pytest.mark.parametrize("bug", [programs.RewritesInPlace, programs.AcknowledgesFirst])
 def test_killing_at_lines_finds_the_planted_bug(bug: type[Journal], tmp_path: Path) -> None:
-    assert at_lines(bug, tmp_path).violations
+    assert at_lines(bug, tmp_path, first=True).violations
 
 
 @needs_strace
-@pytest.mark.parametrize("bug", ["rewrites_in_place"])
 @pytest.mark.timeout(600)
-def test_killing_at_system_calls_finds_the_planted_bug(bug: str, tmp_path: Path) -> None:
+def test_killing_at_system_calls_finds_the_planted_bug(tmp_path: Path) -> None:
     report = enumerate_syscalls(
-        f"tests.crash.journal_programs:{bug}",
+        "tests.crash.journal_programs:rewrites_in_place",
         programs.check(Journal),
         files=FILES,
         folder=tmp_path,
+        first=True,
     )
     assert report.violations
 
 
 @pytest.mark.parametrize("bug", programs.BUGS)
 def test_cutting_the_power_finds_the_planted_bug(bug: type[Journal], tmp_path: Path) -> None:
-    assert at_power_cuts(bug, tmp_path).violations
+    assert at_power_cuts(bug, tmp_path, first=True).violations

@@ -367,6 +367,21 @@ def test_a_refused_restore_is_reported_and_tried_again(machine: Machine, start: 
     assert machine.settings() == before
 
 
+def test_a_close_that_could_not_restore_leaves_it_to_the_next_start(machine: Machine, start: Start) -> None:
+    machine.add(0, "0")
+    before = machine.settings()
+    actuator = start()
+    actuator.apply(SetPState((0,), 0))
+    machine.refused = {"scaling_max_freq"}
+    actuator.close()
+    machine.refused = set()
+    changed = machine.settings()
+    assert not actuator.apply(SetPState((0,), 1)).done
+    assert machine.settings() == changed != before
+    start()
+    assert machine.settings() == before
+
+
 def test_a_cpu_without_a_driver_is_reported_and_the_others_are_set(machine: Machine, start: Start) -> None:
     machine.add(0, "0")
     outcome = start().apply(SetPState((0, 7), 0))

@@ -132,6 +132,18 @@ def test_any_flipped_bit_of_a_rewritten_journal_is_reported(path: Path) -> None:
                 Journal.open(path)
 
 
+def test_a_flipped_bit_of_an_appended_journal_is_reported_or_costs_the_last_record_only(path: Path) -> None:
+    data = written(path, b"one", b"two")
+    for bit in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            assert read(path) in {(b"one", b"two"), (b"one",)}
+        except JournalError as error:
+            assert "is damaged at offset" in str(error)  # noqa: PT017 - either is right
+
+
 def test_any_truncation_of_a_rewritten_journal_is_reported(path: Path) -> None:
     with Journal.open(path) as journal:
         journal.rewrite([b"one", b"two"])
