@@ -50,7 +50,7 @@ class CpuBandwidth:
     def __attrs_post_init__(self) -> None:
         self._hierarchy = Hierarchy.detect(self.root)
         self._originals = Originals(self.state / "cpu_bandwidth.originals", boot=boot_id(self.root))
-        self.restore()
+        self._originals.recover()
 
     def group(self, domain: str) -> Cgroup:
         """Return the control group of *domain*; raises KeyError when none is configured."""

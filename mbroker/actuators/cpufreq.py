@@ -129,7 +129,7 @@ class CpuFreq:
 
     def __attrs_post_init__(self) -> None:
         self._originals = Originals(self.state / "cpufreq.originals", boot=boot_id(self.root))
-        self.restore()
+        self._originals.recover()
 
     def apply(self, action: Action) -> Outcome:
         """Set the p-state of some CPUs and read it back."""
@@ -170,7 +170,7 @@ class CpuFreq:
             settings = self._cap(policy, khz) if self.method == "cap" else policy.pinned(khz)
             self._originals.keep(cpus, {file: value for file in settings if (value := policy.original(file))})
             refused = settle(settings)
-            reached, now = policy.number(self._shown_by), policy.number("scaling_cur_freq")
+            reached, now = policy.number(self._shown_by), " ".join(policy.words("scaling_cur_freq"))
         except (OSError, ValueError) as error:
             return "", f"CPU {cpus}: {error}"
         shown = f"CPU {cpus} {self._shown_by} {reached} kHz, running at {now} kHz"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import errno
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from mchannel.journal import Journal
 
 __all__ = ["Original", "Originals", "Restored", "boot_id", "outcomes", "read_value", "settle", "write_value"]
 
+_log = logging.getLogger(__name__)
 _CONTROL_FILE = 4096  # bytes: sysfs and cgroupfs show one page at most
 
 
@@ -156,6 +158,16 @@ class Originals:
         if left != self._kept:
             self._record(left)
         return results
+
+    def recover(self) -> None:
+        """Restore what a killed predecessor left, and log it."""
+        for result in self.restore():
+            if result.error:
+                _log.error("%s was left changed by a killed broker: %s", result.original.subject, result.error)
+            else:
+                _log.warning(
+                    "%s was left changed by a killed broker; restored %s", result.original.subject, result.original.file
+                )
 
     def close(self) -> None:
         """Restore and let go of the journal; idempotent, and left undone in a forked child."""

@@ -173,13 +173,16 @@ def test_close_restores_and_then_refuses(machine: Machine, start: Start) -> None
     assert machine.settings() == before
 
 
-def test_the_next_start_after_a_kill_restores_before_anything_else(machine: Machine, start: Start) -> None:
+def test_the_next_start_after_a_kill_restores_before_anything_else_and_logs_it(
+    machine: Machine, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     machine.add(0, "0")
     before = machine.settings()
     apply_and_be_killed(start, SetPState((0,), 0))
     assert machine.settings() != before
     start()
     assert machine.settings() == before
+    assert "0 was left changed by a killed broker; restored" in caplog.text
 
 
 def test_a_changed_value_is_never_taken_for_the_original_after_a_kill(machine: Machine, start: Start) -> None:
