@@ -22,8 +22,12 @@ class GuestCpu:
     stat: Path = Path("/proc/stat")
     _last: tuple[int, int] | None = attrs.field(default=None, init=False)
 
+    def __attrs_post_init__(self) -> None:
+        """Begin to count now."""
+        self()
+
     def __call__(self) -> float | None:
-        """Return 0.0..1.0 since the last call; None at the first, or where it cannot be read."""
+        """Return 0.0..1.0 since the last call; None where it cannot be read, or when no time has passed."""
         try:
             name, *ticks = self.stat.read_text(encoding="ascii").split("\n", 1)[0].split()
             numbers = [int(tick) for tick in ticks[:8]]  # guest time, the rest, is part of user time

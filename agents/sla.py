@@ -85,7 +85,8 @@ class Recorder:
 
     ``source`` names the domain (default: the host name); a broker believes the channel rather than this.
     Events that the channel does not take are kept for a minute; then the oldest are dropped, and the
-    next event says in its detail how many (``dropped``).
+    next event says in its detail how many (``dropped``). A channel that ended stays so: give a
+    :class:`~mchannel.agents.reopen.Reopening` when the application outlives its broker.
 
     After a fork the child may call everything, but reports nothing: the channel belongs to the parent.
     A server with worker processes makes a recorder in each of them, or uses ``magent sla`` on its log.

@@ -25,6 +25,8 @@ _BURST = 256
 """Frames taken in at once from one peer, so that a flood cannot starve the others."""
 _BLOCKED_RETRY = 0.005
 """Seconds until a transport that could not take a frame is tried again."""
+_TURN = 0.1
+"""Seconds between two looks at what came in, on a link that is only written to."""
 _MAX_STRANGERS = 256
 """Peers that may be connected without having said HELLO."""
 _MAX_LINKS = 4096
@@ -53,6 +55,7 @@ class FramedLink:
         self._session = session
         self._transport: Transport | None = None
         self._blocked = False
+        self._turn = 0.0
         if transport is not None:
             self.attach(transport)
 
@@ -85,6 +88,10 @@ class FramedLink:
         taken = session.send(payload)
         if session.outgoing:
             self._flush()
+        if (now := time.monotonic()) >= self._turn:  # who only writes must see too that the peer went away
+            self._turn = now + _TURN
+            self.port.pump()
+            self.tick(now)
         if not taken:
             self._pull()  # there may be an acknowledgement
             taken = session.send(payload)

@@ -158,3 +158,25 @@ def test_a_broker_hears_what_is_in_the_log(log: Path, tmp_path: Path) -> None:
             assert process.wait(timeout=60) == 0
     assert {event.source for event in events} == {"web1"}
     assert [event.detail["hard"] for event in events if event.value] == [1]
+
+
+def test_a_broker_that_comes_back_hears_what_it_missed(log: Path, tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/broker.sock"
+    heard: dict[int, int] = {}
+    options = ("--format", FORMAT, "--address", address)
+    with following("--log", log, *options, notify=tmp_path / "notify") as (_, manager):
+        with mchannel.listen(address) as listener:
+            first = listener.accept(timeout=60).read(timeout=60)
+            assert manager.recv(64) == b"READY=1"
+        for _ in range(3):
+            append(log, f"{time.time():.3f} 200 0.007\n")
+            time.sleep(0.5)
+        with mchannel.listen(address) as listener, listener.accept(timeout=60) as channel:
+            while sum(heard.values()) < 3:
+                event = channel.read(timeout=60)
+                number, hard = event.detail["epoch"], event.detail["hard"]
+                assert isinstance(number, int)
+                assert isinstance(hard, int)
+                heard[number] = hard
+    assert min(heard) == first.detail["epoch"]  # it was read and not marked as done
+    assert len(heard) == max(heard) - min(heard) + 1

@@ -349,9 +349,8 @@ async def test_asgi_measures_nothing_but_http(recorder: Recorder, pipe: Pipe, cl
 
 def test_the_guest_is_busy_when_it_is_not_idle(tmp_path: Path) -> None:
     stat = tmp_path / "stat"
-    cpu = GuestCpu(stat)
     stat.write_text("cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 ...\n")
-    assert cpu() is None
+    cpu = GuestCpu(stat)
     stat.write_text("cpu  110 0 110 740 120 0 0 20 0 0\ncpu0 ...\n")
     assert cpu() == pytest.approx(0.4)  # 10 user, 10 system, 20 stolen of 100; 60 idle or waiting for a disk
 
