@@ -184,7 +184,8 @@ mc_bell mc_bell_fd(int own, int peer) {
 
 static int writer_broken(mc_writer *w, mc_violation why) {
   w->violation = why;
-  return w->state = MC_BROKEN;
+  w->state = MC_BROKEN;
+  return MC_BROKEN;
 }
 
 /* Learn what the reader acknowledged, and free its chunks. */
@@ -370,7 +371,8 @@ static inline mc_violation parse(const uint8_t *data, mc_shape shape, uint64_t i
 
 static int reader_broken(mc_reader *r, mc_violation why) {
   r->violation = why;
-  return r->state = MC_BROKEN;
+  r->state = MC_BROKEN;
+  return MC_BROKEN;
 }
 
 void mc_done(mc_reader *r) {
