@@ -242,7 +242,8 @@ class MeasuredBody:
 class Sla(Recorder):
     """A :class:`Recorder` with a thread that ticks at the end of every epoch.
 
-    The thread starts with the object and ends with :meth:`close` or the ``with`` block.
+    The thread starts with the object and ends with :meth:`close` or the ``with`` block. Until then the
+    channel is its own: channels belong to one thread at a time.
     """
 
     def __init__(
