@@ -47,6 +47,7 @@ _LINGER = 1000  # ms that a closed socket goes on sending
 _HANDSHAKE = 5000  # ms
 _DENIALS = 3  # handshakes that the server ended without a word, before it counts as an answer
 _FRAMES = 1000  # frames that libzmq queues for one peer
+_UNREAD = 256 << 20  # bytes that one peer can make libzmq hold, as it counts frames and not bytes
 _OLDEST = (4, 3, 3)
 _HOST = re.compile(r"[A-Za-z0-9.:_-]{1,255}|\*")
 _NOBLOCK = int(zmq.NOBLOCK)  # plain ints: an enum costs more than the call
@@ -469,7 +470,7 @@ def _socket(context: _Context, kind: int, options: Options) -> _Socket:
     socket.set(zmq.LINGER, _LINGER)
     socket.set(zmq.MAXMSGSIZE, options.max_message + _SLACK)
     socket.set(zmq.SNDHWM, _FRAMES)
-    socket.set(zmq.RCVHWM, max(64, min(_FRAMES, 4 * options.window // options.max_message)))
+    socket.set(zmq.RCVHWM, max(64, min(_FRAMES, _UNREAD // options.max_message)))
     socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE)
     if kind == zmq.DEALER:
         socket.set(zmq.RECONNECT_IVL, 50)

@@ -161,7 +161,7 @@ def test_a_secret_key_is_never_trusted(folder: Path) -> None:
     assert keys.own(folder).secret.decode() not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "x" * 40 + "~", "#" * 40, "x" * 39, "\0" * 40, "x " * 5000, "é" * 40])
+@pytest.mark.parametrize("text", ["", "x" * 40 + "~", "#" * 40, "x" * 39, "\0" * 40, " " * 5000 + "x" * 40, "é" * 40])
 def test_text_that_is_no_key_is_refused(folder: Path, text: str) -> None:
     with pytest.raises(KeyFileError, match="Z85"):
         keys.trust(folder, "web1", text)
@@ -193,7 +193,7 @@ def test_a_damaged_trusted_file_locks_out_only_its_owner(
 ) -> None:
     keys.trust(folder, "web1", stranger)
     (folder / "trusted" / "bad.pub").write_bytes(b"\xff" * 600)
-    (folder / "trusted" / "dir.pub").mkdir()
+    (folder / "trusted" / "dir.pub").symlink_to(folder / "trusted" / "web1.pub")
     (folder / "trusted" / "notes").write_text("not a key")
     assert list(keys.trusted(folder)) == ["web1"]
     assert "bad.pub" in caplog.text
