@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ import zmq
 
 from mchannel import keys
 from mchannel.address import Address
+from mchannel.aio import open_async
 from mchannel.errors import AddressError, AuthenticationError, ChannelBroken, KeyFileError, MChannelError
 from mchannel.transport import Acceptor, Options, Port, Transport
 from mchannel.transports import zmq as wire
@@ -222,20 +224,20 @@ def test_frames_that_were_taken_are_sent_after_close(ends: Ends) -> None:
     assert [until(broker.recv, broker.port) for _ in range(50)] == [b"last words"] * 50
 
 
-def test_a_full_pipe_says_no_and_tells_when_there_is_room(ends: Ends) -> None:
+@pytest.mark.parametrize("who", ["agent", "broker"])
+def test_a_full_pipe_says_no_and_tells_when_there_is_room(ends: Ends, who: str) -> None:
     agent, broker = ends.pair()
+    source, sink = (agent, broker) if who == "agent" else (broker, agent)
     sent = 0
-    while agent.send(b"x" * 10_000):
+    while source.send(b"x" * 10_000):
         sent += 1
         assert sent < 100_000
     told: list[bool] = []
-    agent.on_news = lambda: told.append(True)
-    received = 0
-    while received < sent:
-        until(broker.recv, broker.port, agent.port)
-        received += 1
-    until(lambda: told or None, agent.port, broker.port)
-    assert agent.send(b"again")
+    source.on_news = lambda: told.append(True)
+    for _ in range(sent):
+        until(sink.recv, sink.port)
+    until(lambda: told or None, source.port)
+    assert source.send(b"again")
 
 
 def test_a_pipe_that_waits_for_room_does_not_spin(ends: Ends) -> None:
@@ -272,6 +274,21 @@ def test_a_broker_that_stops_ends_the_transport_after_all_was_read(ends: Ends) -
         agent.send(b"x")
     with pytest.raises(ChannelBroken):
         broker.send(b"x")
+
+
+def test_what_was_meant_for_a_lost_broker_is_not_its_successors(stack: ExitStack) -> None:
+    address = Address.parse("ipc:///web1")
+    first = Ends(stack.enter_context(closing(IPC.listen(address, Options()))), Options(), stack)
+    agent, _ = first.pair()
+    first.acceptor.close()
+    time.sleep(0.2)
+    for _ in range(10):
+        agent.send(b"too late")
+    failure(agent, agent.port)
+    agent.close()
+    successor = stack.enter_context(closing(IPC.listen(address, Options())))
+    settle(successor.port, seconds=0.7)
+    assert successor.accept() is None
 
 
 def test_a_send_to_an_agent_that_went_is_broken(ends: Ends) -> None:
@@ -456,6 +473,17 @@ def test_an_unknown_key_is_refused_and_logged_once(
     assert caplog.text.count(key.public.fingerprint) == 1
     assert "127.0.0.1" in caplog.text
     assert key.secret.decode() not in caplog.text
+
+
+async def test_a_refusal_ends_a_channel_that_opens(curve: Ends, folders: Folders) -> None:
+    keys.untrust(folders.broker, "web1")
+    loop = asyncio.get_running_loop()
+    loop.add_reader(curve.acceptor.port.fileno(), curve.acceptor.port.pump)
+    try:
+        with pytest.raises(AuthenticationError):
+            await open_async(str(curve.acceptor.address), keys=folders.agent, timeout=10)
+    finally:
+        loop.remove_reader(curve.acceptor.port.fileno())
 
 
 def test_trust_given_while_listening_holds_from_the_next_handshake(curve: Ends, folders: Folders) -> None:
