@@ -1,4 +1,4 @@
-"""The cpufreq actuator against the kernel's own acpi-cpufreq, in an emulated PC with p-states.
+"""The actuators against the kernel's own acpi-cpufreq and cgroup v2, in an emulated PC with p-states.
 
 An ACPI table gives each CPU of the guest the five p-states of the paper's machine, behind an I/O
 port that only stores what the driver writes. The host reads that port through QEMU's monitor.
@@ -74,7 +74,7 @@ def python_files(program: Path) -> Iterator[tuple[Path, str]]:
     """Yield every file that *program* needs to run under the system's Python, and where it goes."""
     paths = [path for path in sys.path if path]
     find = (
-        "import encodings, importlib.util, json, sys; kept = sys.path[:]; sys.path += json.loads(sys.argv[1])\n"
+        "import encodings.ascii, importlib.util, json, sys; kept = sys.path[:]; sys.path += json.loads(sys.argv[1])\n"
         "spec = importlib.util.spec_from_file_location('program', sys.argv[2])\n"
         "spec.loader.exec_module(importlib.util.module_from_spec(spec))\n"
         "print(json.dumps([m.__file__ for m in sys.modules.values() if getattr(m, '__file__', None)]))"
@@ -95,7 +95,7 @@ def python_files(program: Path) -> Iterator[tuple[Path, str]]:
 
 def initramfs(folder: Path, kernel: Path) -> Path:
     tree = folder / "tree"
-    program = Path(__file__).with_name("cpufreq_guest.py")
+    program = Path(__file__).with_name("actuators_guest.py")
     files = [(program, "guest.py"), (Path(shutil.which("busybox") or ""), "bin/busybox"), *python_files(program)]
     names = ("acpi-cpufreq.ko", "cpufreq_userspace.ko")
     for source, target in [*files, *((modules(kernel) / name, name) for name in names)]:
@@ -107,6 +107,7 @@ def initramfs(folder: Path, kernel: Path) -> Path:
         "#!/bin/busybox sh\n"
         "b=/bin/busybox; $b mkdir -p /proc /sys /dev\n"
         "$b mount -t proc none /proc; $b mount -t sysfs none /sys; $b mount -t devtmpfs none /dev\n"
+        "$b mount -t cgroup2 none /sys/fs/cgroup\n"
         "for m in /*.ko; do $b insmod $m; done; $b stty -F /dev/ttyS0 -echo\n"
         f"PYTHONPATH=/app /{PYTHON[1:]} -B -S /guest.py </dev/ttyS0 >/dev/ttyS0 2>&1\n"
         "$b poweroff -f\n"
@@ -209,3 +210,18 @@ def test_closing_gives_back_every_setting(story: list[dict[str, Any]]) -> None:
 def test_a_kill_leaves_the_cpus_slow_and_the_next_start_gives_back_every_setting(story: list[dict[str, Any]]) -> None:
     assert [(entry["same"], entry["hardware"]) for entry in of(story, "killed")] == [(False, 1000), (False, 1000)]
     assert [entry["same"] for entry in of(story, "restarted")] == [True, True]
+
+
+def test_the_kernel_takes_the_quotas_of_version_2_and_slows_the_domain_down(story: list[dict[str, Any]]) -> None:
+    slow, fast = of(story, "quota")
+    assert slow["version"] == 2
+    assert (slow["done"], slow["shown"]) == (True, "2000 10000"), slow["error"]
+    assert (fast["done"], fast["shown"]) == (True, "10000 10000"), fast["error"]
+    assert 0 < slow["share"] < 0.4
+    assert slow["share"] < fast["share"]
+
+
+def test_the_quota_of_version_2_comes_back_on_close_and_after_a_kill(story: list[dict[str, Any]]) -> None:
+    assert [entry["same"] for entry in of(story, "quota closed")] == [True]
+    assert [entry["same"] for entry in of(story, "quota killed")] == [False]
+    assert [entry["same"] for entry in of(story, "quota restarted")] == [True]
