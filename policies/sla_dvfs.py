@@ -57,7 +57,8 @@ class Basic:
     The SLA is violated in an epoch when more than :attr:`violations` of its requests took longer than
     the one threshold that this policy knows. That is the agent's *soft* threshold (3 ms): were it the
     hard one, Richer could never run slower than Basic, since it does all that Basic does and more,
-    yet in the paper (figures 4 and 6) it does, and simulation agrees.
+    yet in the paper (figures 4 and 6) it does, and simulation agrees. To judge by another limit, give
+    the agent another soft threshold.
 
     A violation is acted on at once. A low utilisation waits for the agent's view of the epoch and is
     forgotten when that is a violation, in whichever order the two come. They are paired as they arrive
