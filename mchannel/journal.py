@@ -230,7 +230,7 @@ class Journal:
 
     def _cut(self, end: int) -> None:
         """Forget what follows *end*; when even that fails, stop: the next open drops it."""
-        self._end = end
+        self._end, self._durable = end, min(self._durable, end)
         try:
             os.ftruncate(self._fd, end)
         except OSError:
