@@ -25,6 +25,8 @@ class Line:
         wire.setblocking(False)
         self._wire = wire
         self.hear: Callable[[], None] = lambda: None
+        self.heard = False
+        """Set when anything came, also a bell; whoever looks away clears it."""
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -56,6 +58,7 @@ class Line:
             return None
         except OSError as error:
             raise ChannelBroken(f"the peer is gone: {error.strerror}") from None
+        self.heard = True
         if not data:
             close_all(descriptors)
             raise ChannelBroken("the peer is gone")

@@ -167,7 +167,8 @@ class ShmLink:
 
     def tick(self, now: float) -> None:
         """Do what is due at *now*."""
-        self._listen()
+        if self._listen() and self.on_news is not None:
+            self.on_news()  # a bell that is silenced here wakes nobody else
         if self._held is not None and self._end is not None and self.state not in OVER:
             self.send(self._held)
         patience = self._options.patience
@@ -246,13 +247,16 @@ class ShmLink:
         if self.on_news is not None:
             self.on_news()
 
-    def _listen(self) -> None:
-        if self._line is None or self.state in (State.LOST, *OVER):
-            return
+    def _listen(self) -> bool:
+        """Take in what came over the socket; tell whether anything did."""
+        line = self._line
+        if line is None or self.state in (State.LOST, *OVER):
+            return False
+        line.heard = False
         try:
             for _ in range(_BURST):
-                if (packet := self._line.frame()) is None:
-                    return
+                if (packet := line.frame()) is None:
+                    break
                 frame, descriptors = packet
                 try:
                     if frame.epoch == self.epoch:
@@ -261,8 +265,10 @@ class ShmLink:
                     close_all(descriptors)
         except ChannelBroken:
             self.lose()
+            return True
         except (ProtocolError, AuthenticationError) as error:
             self.fail(error)
+        return line.heard
 
     # --- beginning and ending ---------------------------------------------------------------
 
