@@ -8,13 +8,12 @@ tables, and one JSON object as the last line of stdout: medians by key, null for
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 from collections.abc import Sequence
 
 from benchmarks import c_ring, peers
-from benchmarks.harness import Case, Measure, Sample, Unavailable, measure
+from benchmarks.harness import Case, Measure, Sample, Unavailable, measure, two_cpus
 from benchmarks.report import Figure, Target, print_report
 
 __all__ = ["CASES", "TARGETS", "main"]
@@ -79,18 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     repetitions: int = options.repetitions or (3 if options.quick else 9)
     seconds: float = options.seconds or (0.05 if options.quick else 0.15)
     wanted: list[str] = options.only or [""]
-    cpus = sorted(os.sched_getaffinity(0))
     if repetitions < 1 or seconds <= 0:
         parser.error("--repetitions and --seconds must be above zero")
-    if len(cpus) < 2:
-        parser.error("two CPUs are needed: two processes that share one measure the scheduler")
-    if options.realtime:
-        try:
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # the children inherit it
-        except PermissionError:
-            parser.error("--realtime needs root, or CAP_SYS_NICE")
+    cpus = two_cpus(parser, realtime=options.realtime)
 
-    figures, missing = _measure_all(repetitions, seconds, (cpus[0], cpus[1]), wanted)
+    figures, missing = _measure_all(repetitions, seconds, cpus, wanted)
     print_report(figures, TARGETS, missing)
     return 0
 
@@ -101,6 +93,7 @@ def _measure_all(
     units = dict.fromkeys(c_ring.KEYS, Measure.PING.value) | {case.key: case.measure.value for case in CASES}
     samples: dict[str, list[Sample | None]] = {key: [] for key in units}
     missing: dict[str, str] = {}
+    given_up: set[Case | None] = set()
     dice = random.Random()
     for repetition in range(repetitions):
         print(f"repetition {repetition + 1} of {repetitions}", file=sys.stderr, flush=True)
@@ -108,7 +101,7 @@ def _measure_all(
         if any(part in key for part in wanted for key in c_ring.KEYS):
             runs.append(None)  # the C ring
         dice.shuffle(runs)
-        for case in runs:
+        for case in (each for each in runs if each not in given_up):
             try:
                 if case is None:
                     measured = c_ring.run(c_ring.build(), int(seconds * 500_000), int(seconds * 5_000))
@@ -118,6 +111,7 @@ def _measure_all(
                     samples[key].append(sample)
             except Unavailable as error:
                 missing["the C ring" if case is None else case.key] = str(error)
+                given_up.add(case)
         for each in samples.values():
             each.extend([None] * (repetition + 1 - len(each)))
     return {key: Figure(unit, tuple(samples[key])) for key, unit in units.items()}, missing

@@ -11,6 +11,7 @@ import functools
 import multiprocessing
 import os
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import Enum
@@ -22,10 +23,10 @@ from typing import Any, TypeAlias
 
 import attrs
 
-__all__ = ["Case", "Connect", "Contender", "End", "Measure", "Unavailable", "measure"]
+__all__ = ["Case", "Connect", "Contender", "End", "Measure", "Sample", "Unavailable", "measure", "together", "two_cpus"]
 
 _PROCESSES = multiprocessing.get_context("fork")
-_DEADLINE = 20.0  # seconds for one measurement, set-up included
+_DEADLINE = 10.0  # seconds for one measurement, set-up included
 _PAUSE = 100e-6  # seconds in which the peer falls asleep: five times as long as it spins
 _FIRST = 64  # rounds that warm up and tell how many follow
 
@@ -48,6 +49,9 @@ class End:
     """Receive so many messages in the wire's fastest way; None: one after the other."""
     close: Callable[[], object] = lambda: None
 
+
+Role: TypeAlias = Callable[[Connection, Connection], None]
+"""What a process does, with a pipe to the other one and a pipe for what is to be reported."""
 
 Connect: TypeAlias = Callable[[int], End]
 """Make the end of side 0, which is there first and listens where one of them must, or of side 1."""
@@ -97,35 +101,54 @@ class Sample:
     """99th percentile of a time."""
 
 
+def two_cpus(parser: ArgumentParser, *, realtime: bool) -> tuple[int, int]:
+    """Return two CPUs to measure on, *realtime* with neighbours kept off; end the program when that is not possible."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        parser.error("two CPUs are needed: two processes that share one measure the scheduler")
+    if realtime:
+        try:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # the children inherit it
+        except PermissionError:
+            parser.error("--realtime needs root, or CAP_SYS_NICE")
+    return cpus[0], cpus[1]
+
+
 def measure(case: Case, seconds: float, cpus: tuple[int, int]) -> Sample:
     """Run *case* once for about *seconds*; raise Unavailable with the reason when that fails."""
     with TemporaryDirectory(prefix="mchannel-bench-") as folder:
         try:
             with case.contender.prepare(Path(folder)) as connect:
-                return _play(case, connect, seconds, cpus)
+                # The scheduler for real-time processes leaves threads where they woke each other: there all are pinned.
+                pinned = case.contender.pinned or os.sched_getscheduler(0) != os.SCHED_OTHER
+                sample: Sample = together(
+                    functools.partial(_follow, case, connect),
+                    functools.partial(_lead, case, connect, seconds),
+                    cpus if pinned else (None, None),
+                )
+                return sample
         except ImportError as error:
             raise Unavailable(str(error)) from None
 
 
-def _play(case: Case, connect: Connect, seconds: float, cpus: tuple[int, int]) -> Sample:
-    beside, besides = _PROCESSES.Pipe()
+def together(follow: Role, lead: Role, cpus: tuple[int | None, int | None]) -> Any:
+    """Run two processes, joined by a pipe beside the wire, and return what one of them reports first.
+
+    *cpus* are those of the leader and of the follower, None where the kernel shall choose. Raises
+    Unavailable when one of them fails, and after 10 s. Both have ended on return.
+    """
+    beside = _PROCESSES.Pipe()
     result, report = _PROCESSES.Pipe(duplex=False)
-    # The scheduler for real-time processes leaves threads where they woke each other, so there all are pinned.
-    pinned = case.contender.pinned or os.sched_getscheduler(0) != os.SCHED_OTHER
-    roles = (
-        (_follow, (case, connect, beside), cpus[1]),
-        (_lead, (case, connect, besides, report, seconds), cpus[0]),
-    )
     children = [
-        _PROCESSES.Process(target=_child, args=(role, arguments, cpu if pinned else None, report))
-        for role, arguments, cpu in roles
+        _PROCESSES.Process(target=_child, args=(follow, cpus[1], beside[0], report)),
+        _PROCESSES.Process(target=_child, args=(lead, cpus[0], beside[1], report)),
     ]
     try:
         for child in children:
             child.start()
         if not result.poll(_DEADLINE):
-            raise Unavailable(f"{case.key}: no result within {_DEADLINE:g} s")
-        outcome: Sample | str = result.recv()
+            raise Unavailable(f"no result within {_DEADLINE:g} s")
+        outcome = result.recv()
         for child in children:
             child.join(2)
     finally:
@@ -134,23 +157,23 @@ def _play(case: Case, connect: Connect, seconds: float, cpus: tuple[int, int]) -
                 child.kill()
             if child.pid is not None:
                 child.join()
-        for connection in (beside, besides, result, report):
+        for connection in (*beside, result, report):
             connection.close()
-    if isinstance(outcome, str):
-        raise Unavailable(f"{case.key}: {outcome}")
+    if isinstance(outcome, Unavailable):
+        raise outcome
     return outcome
 
 
-def _child(role: Callable[..., None], arguments: tuple[Any, ...], cpu: int | None, report: Connection) -> None:
+def _child(role: Role, cpu: int | None, beside: Connection, report: Connection) -> None:
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
     try:
-        role(*arguments)
+        role(beside, report)
     except Exception as error:  # whatever a library raises is the reason why there is no figure
-        report.send(f"{type(error).__name__}: {error}")
+        report.send(Unavailable(f"{type(error).__name__}: {error}"))
 
 
-def _follow(case: Case, connect: Connect, beside: Connection) -> None:
+def _follow(case: Case, connect: Connect, beside: Connection, _: Connection) -> None:
     end = connect(0)
     recv_all = end.recv_all or functools.partial(_receive_each, end.recv)
     while count := beside.recv():
@@ -164,7 +187,7 @@ def _follow(case: Case, connect: Connect, beside: Connection) -> None:
     end.close()
 
 
-def _lead(case: Case, connect: Connect, beside: Connection, report: Connection, seconds: float) -> None:
+def _lead(case: Case, connect: Connect, seconds: float, beside: Connection, report: Connection) -> None:
     end = connect(1)
     message = case.contender.message(case.size)
     if case.measure is Measure.STREAM:
