@@ -38,9 +38,10 @@ class _Policy:
         return int(read_value(self.file(name)))
 
     def words(self, name: str) -> list[str]:
+        """Return what a file lists: nothing when the driver lacks it, or all of the CPUs are offline."""
         try:
             return read_value(self.file(name)).split()
-        except FileNotFoundError:
+        except OSError:
             return []
 
     @property
@@ -90,7 +91,8 @@ class _Policy:
 
 
 def _policies(root: Path) -> list[_Policy]:
-    return [_Policy(folder) for folder in sorted(root.glob("sys/devices/system/cpu/cpufreq/policy*"))]
+    folders = sorted(root.glob("sys/devices/system/cpu/cpufreq/policy*"))
+    return [policy for policy in map(_Policy, folders) if policy.cpus]
 
 
 def available_p_states(root: Path = Path("/"), *, steps: int = 5) -> tuple[int, ...]:

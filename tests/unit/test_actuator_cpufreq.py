@@ -393,6 +393,16 @@ def test_a_cpu_without_a_driver_is_reported_and_the_others_are_set(machine: Mach
     assert machine.read("scaling_max_freq") == "1000000"
 
 
+def test_a_clock_whose_cpus_are_offline_is_no_obstacle(machine: Machine, start: Start) -> None:
+    machine.add(0, "0")
+    machine.add(1, "")
+    (machine.policy(1) / "related_cpus").mkdir()  # cannot be read, as under an offline CPU
+    actuator = start()
+    assert actuator.apply(SetPState((0,), 0)).done
+    assert "no cpufreq driver covers CPU 1" in actuator.apply(SetPState((1,), 0)).error
+    assert available_p_states(machine.root) == (1000, 1800, 2000, 2200, 2400)
+
+
 @pytest.mark.parametrize(
     "action", [SetPState((0,), 5), SetPState((0,), -1), SetPState((), 0), SetFrequency("a", level=0)]
 )
