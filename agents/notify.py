@@ -14,6 +14,7 @@ def sd_notify(state: str) -> None:
     if not address.startswith(("/", "@")):
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.setblocking(False)
         try:
             sock.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
             sock.send(state.encode())

@@ -440,3 +440,7 @@ def _numbers(numbers: Iterable[int]) -> str:
 
 def _print_json(value: object) -> None:
     click.echo(json.dumps(cast("Any", value), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -27,7 +27,18 @@ from mchannel.event import Event
 from mchannel.packing import Limits
 from mchannel.transport import Peer
 
-__all__ = ["ControlError", "DomainStatus", "Status", "Unreachable", "answer", "ask_agents", "ask_status", "listen"]
+__all__ = [
+    "ControlError",
+    "DomainStatus",
+    "Status",
+    "Unreachable",
+    "answer",
+    "ask_agents",
+    "ask_status",
+    "listen",
+    "may_ask",
+    "page",
+]
 
 _CODEC = EventCodec(Limits(text=1 << 20))
 _PAGE = 500  # agents in one answer
@@ -112,12 +123,17 @@ async def answer(listener: AsyncListener[Event], answers: Answers) -> None:
 
     async with asyncio.TaskGroup() as tasks:
         async for channel in listener:
-            if not _may_ask(channel.peer) or asking >= _AT_ONCE:
+            if not may_ask(channel.peer) or asking >= _AT_ONCE:
                 _log.warning("refused a question of user %s at the control address", channel.peer.uid)
                 channel.abort()
                 continue
             asking += 1
             tasks.create_task(attend(channel))
+
+
+def may_ask(peer: Peer) -> bool:
+    """Tell whether *peer* is root or the daemon's own user."""
+    return peer.uid is not None and peer.uid in {0, os.geteuid()}
 
 
 def page(agents: tuple[Agent, ...], after: str) -> list[Any]:
@@ -142,10 +158,6 @@ def ask_agents(address: str) -> tuple[Agent, ...]:
             if not some:
                 return tuple(found)
             found += some
-
-
-def _may_ask(peer: Peer) -> bool:
-    return peer.uid is not None and peer.uid in {0, os.geteuid()}
 
 
 def _reply(question: Event, answers: Answers) -> Event:

@@ -390,3 +390,7 @@ def main(config: Path, log_level: str) -> None:
         for line in str(error).splitlines():
             click.echo(f"mbrokerd: {line}", err=True)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
