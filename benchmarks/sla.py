@@ -13,7 +13,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -53,6 +53,8 @@ class _Stamped:
     """The dry run, and when each change of speed was applied."""
 
     dry: DryRun
+    then: Callable[[], object]
+    """Called after each."""
     applied: list[int] = attrs.field(factory=list[int])
     handles: tuple[type[Action], ...] = (SetFrequency, SetPState)
 
@@ -60,6 +62,7 @@ class _Stamped:
         outcome = self.dry.apply(action)
         if isinstance(action, SetFrequency):
             self.applied.append(time.monotonic_ns())
+            self.then()
         return outcome
 
     def restore(self) -> list[Outcome]:
@@ -70,14 +73,14 @@ class _Stamped:
 
 
 def _broker(address: str, violations: int, beside: Connection, _: Connection) -> None:
-    # One p-state for each violation, so that every one of them has an effect; and none is over budget.
-    host = Host("bench", tuple(range(1, violations + 2)), {_DOMAIN: Domain(_DOMAIN, 0)})
+    host = Host("bench", domains={_DOMAIN: Domain(_DOMAIN, 0)})
     broker = Broker(host, [Basic()], budget=Budget(rate=1e6, burst=violations))
-    stamped = _Stamped(DryRun(host=host, state=Path(address)))
+    # Back to the slowest p-state after each violation, so that the next has an effect too.
+    stamped = _Stamped(DryRun(host=host, state=Path(address)), lambda: loop.call_soon(broker.observe, host))
     node = Node(broker, Registry("bench"), [stamped])
+    loop = asyncio.new_event_loop()
 
     async def run() -> None:
-        loop = asyncio.get_running_loop()
         done = asyncio.Event()
         loop.add_reader(beside.fileno(), done.set)
         async with mchannel.listen_async(address) as listener:
@@ -88,7 +91,8 @@ def _broker(address: str, violations: int, beside: Connection, _: Connection) ->
             with suppress(asyncio.CancelledError):
                 await serving
 
-    asyncio.run(run())
+    loop.run_until_complete(run())
+    loop.close()
     beside.send(stamped.applied)
 
 
