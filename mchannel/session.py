@@ -487,7 +487,7 @@ class Session:
 
     def _complete(self, number: int, now: float) -> bool:
         """Whether all up to *number* came; if not, something was lost: connect anew and have it replayed."""
-        if number < self._expected or self.terms.delivery is Delivery.LATEST:
+        if number < self._expected:
             return True
         if self._retry_due is None:
             self.hello(now) if self.role is Role.AGENT else self.call(now)
