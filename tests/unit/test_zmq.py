@@ -296,6 +296,18 @@ def test_a_send_to_an_agent_that_went_is_broken(ends: Ends) -> None:
     agent.close()
     with pytest.raises(ChannelBroken):
         until(lambda: None if broker.send(b"x") else False, broker.port)
+    with pytest.raises(ChannelBroken):
+        broker.recv()
+
+
+def test_an_agent_that_the_broker_let_go_is_met_anew_when_it_speaks(ends: Ends) -> None:
+    agent, broker = ends.pair()
+    broker.close()
+    broker.close()
+    agent.send(b"again")
+    again = until(ends.acceptor.accept, ends.acceptor.port)
+    assert again.recv() == b"again"
+    assert again.peer == broker.peer
 
 
 def test_an_agent_that_comes_back_is_a_new_transport(ends: Ends) -> None:
