@@ -18,9 +18,15 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 class Lines(logging.Formatter):
     """Formats a record as one printable line; a traceback, which is of our own making, follows as it is."""
 
+    def __init__(self, template: str, *, priorities: bool = False) -> None:
+        """Use *template* of logging's percent style; with *priorities* lines begin as sd-daemon(3) has it."""
+        super().__init__(template)
+        self._priorities = priorities
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the line, what a guest may have put into it made printable."""
-        return "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in super().formatMessage(record))
+        line = "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in super().formatMessage(record))
+        return f"<{_PRIORITIES.get(record.levelno, 5)}>{line}" if self._priorities else line
 
 
 @attrs.define
@@ -66,15 +72,8 @@ def set_up(level: str) -> None:
     """Log to standard error: with priorities for the journal, else with the time."""
     handler = logging.StreamHandler()
     if "JOURNAL_STREAM" in os.environ:
-        logging.setLogRecordFactory(_with_priority)
-        handler.setFormatter(Lines("<%(priority)d>%(name)s: %(message)s"))
+        handler.setFormatter(Lines("%(name)s: %(message)s", priorities=True))
     else:
         handler.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(Sparse())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
-class _with_priority(logging.LogRecord):  # noqa: N801 - a factory
-    @property
-    def priority(self) -> int:
-        return _PRIORITIES.get(self.levelno, 5)
