@@ -11,5 +11,4 @@ broker = Broker(Host("node1", domains={"web1": Domain("web1", level=1)}), [Basic
 
 with mchannel.listen(address) as listener, listener.accept(timeout=30) as channel:
     for event in channel:  # until the agent closes its end
-        actions = broker.handle(attributed(event, domain="web1"))
-        print(f"{event.value:.0%} late:", *actions)
+        print(event.value, *broker.handle(attributed(event, domain="web1")))

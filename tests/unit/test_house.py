@@ -104,10 +104,10 @@ def test_the_hello_examples_talk_over_any_local_address(scheme: str, tmp_path: P
             broker.kill()
             agent.kill()
     assert said.splitlines() == [
-        "0% late:",
-        "3% late: SetFrequency(domain='web1', step=0, level=2) SetPState(cpus=(0,), level=2)",
-        "40% late: SetFrequency(domain='web1', step=0, level=3) SetPState(cpus=(0,), level=3)",
-        "0% late:",
+        "0.0",
+        "0.03 SetFrequency(domain='web1', step=0, level=2) SetPState(cpus=(0,), level=2)",
+        "0.4 SetFrequency(domain='web1', step=0, level=3) SetPState(cpus=(0,), level=3)",
+        "0.0",
     ]
 
 
