@@ -242,12 +242,20 @@ class FramedLink:
                     return
                 outgoing.popleft()
         except ChannelBroken:
+            self._take_leftovers(transport)
             self._drop()
         except AuthenticationError as error:
             self._session.fail(error)
             self._drop()
         except IndexError:  # a send took in frames, and those began a new epoch
             self._blocked = bool(outgoing)
+
+    def _take_leftovers(self, transport: Transport) -> None:
+        """Take in what arrived before the transport broke: there may be acknowledgements in it."""
+        now = time.monotonic()
+        with contextlib.suppress(ChannelBroken):
+            while (frame := transport.recv()) is not None:
+                self._session.receive(frame, now)
 
     def _drop(self) -> None:
         transport, self._transport = self._transport, None
