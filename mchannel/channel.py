@@ -190,15 +190,20 @@ class Channel(Generic[T]):
         return f"<Channel to {self._link.peer.address}, {self._link.state.value}>"
 
     def _write(self, payload: bytes, timeout: float | None) -> None:
-        until = _until(timeout)
-        while not self._send(payload):
-            self._link.wait_writable(_left(until, "the channel stayed full; is the peer reading?"))
+        until, left = _until(timeout), timeout
+        while True:
+            self._link.wait_writable(left)
+            if self._send(payload):
+                return
+            left = _left(until, "the channel stayed full; is the peer reading?")
 
     def _read(self, timeout: float | None) -> bytes:
-        until = _until(timeout)
-        while (payload := self._recv()) is None:
-            self._link.wait_readable(_left(until, "no message came"))
-        return payload
+        until, left = _until(timeout), timeout
+        while True:
+            self._link.wait_readable(left)
+            if (payload := self._recv()) is not None:
+                return payload
+            left = _left(until, "no message came")
 
 
 class Listener(Generic[T]):

@@ -215,8 +215,8 @@ class _Door(Protocol):
     watched: Sequence[_Socket]
     complaints: Complaints
 
-    def introduce(self, frame: zmq.Frame) -> Peer | None:
-        """Return who sent *frame*, or None when it may not speak."""
+    def introduce(self, frame: zmq.Frame) -> Peer:
+        """Return who sent *frame*; raises ZMQError when libzmq cannot tell."""
         ...
 
     def answer(self) -> bool:
@@ -352,7 +352,12 @@ class _Listener(_Port):
         if len(route) != 5 or route[0] != 0:
             self._door.complaints.make(f"{self.address}: ignored a peer that chose its own routing id")
             return None
-        if len(self._backlog) >= _BACKLOG or (peer := self._door.introduce(frame)) is None:
+        if len(self._backlog) >= _BACKLOG:
+            return None
+        try:
+            peer = self._door.introduce(frame)
+        except zmq.ZMQError:  # libzmq knows nothing of it: it speaks a protocol older than handshakes
+            self._door.complaints.make(f"{self.address}: ignored a peer that did not say who it is")
             return None
         transport = self._accepted[route] = _Accepted(self, route, peer)
         self._backlog.append(transport)
@@ -390,7 +395,7 @@ class _LocalDoor:
     watched: Sequence[_Socket] = ()
     complaints: Complaints = attrs.field(factory=Complaints)
 
-    def introduce(self, frame: zmq.Frame) -> Peer | None:
+    def introduce(self, frame: zmq.Frame) -> Peer:
         match str(frame.get("Peer-Address")).rsplit(":", 3):
             case [_, uid, _, pid] if uid.isdecimal() and pid.isdecimal():
                 return Peer(self.address.path, str(self.address), uid=int(uid), pid=int(pid))
@@ -413,7 +418,7 @@ class _OpenDoor:
     watched: Sequence[_Socket] = ()
     complaints: Complaints = attrs.field(factory=Complaints)
 
-    def introduce(self, frame: zmq.Frame) -> Peer | None:
+    def introduce(self, frame: zmq.Frame) -> Peer:
         return Peer(_host(frame), f"tcp://{_host(frame)}")
 
     def answer(self) -> bool:
@@ -434,7 +439,7 @@ class _CurveDoor:
         self.complaints = Complaints()
         self._gatekeeper = Gatekeeper(folder, self.complaints)
 
-    def introduce(self, frame: zmq.Frame) -> Peer | None:
+    def introduce(self, frame: zmq.Frame) -> Peer:
         return Peer(str(frame.get("User-Id")), f"tcp://{_host(frame)}")
 
     def answer(self) -> bool:
@@ -473,6 +478,7 @@ def _socket(context: _Context, kind: int, options: Options) -> _Socket:
     socket.set(zmq.RCVHWM, max(64, min(_FRAMES, _UNREAD // options.max_message)))
     socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE)
     if kind == zmq.DEALER:
+        socket.set(zmq.SNDHWM, 0)  # the session's window bounds it, and what was written leaves without another call
         socket.set(zmq.RECONNECT_IVL, 50)
         socket.set(zmq.RECONNECT_IVL_MAX, 2000)
     else:
