@@ -215,6 +215,7 @@ class Broker:
         policy does.
         """
         now = event.at if now is None else now
+        self._before.clear()
         actions: list[Action] = []
         over_budget = 0
         for seat in self._seats.values():
@@ -244,7 +245,7 @@ class Broker:
         return actions
 
     def failed(self, action: Action) -> None:
-        """Say that *action* could not be carried out: the picture goes back to the level before it."""
+        """Say that *action* of the last event could not be carried out: the level before it is in force."""
         if isinstance(action, SetFrequency) and action.domain in self._before:
             self._host = self._host.with_level(action.domain, self._before.pop(action.domain))
             self._cpu_levels = self._host.cpu_levels()
@@ -304,7 +305,7 @@ class Broker:
 
     def _note(self, action: Action) -> None:
         if isinstance(action, SetFrequency) and action.level is not None:
-            self._before[action.domain] = self._host.level(action.domain)
+            self._before.setdefault(action.domain, self._host.level(action.domain))
             self._host = self._host.with_level(action.domain, action.level)
 
     def _charge(self, domain: str, now: float) -> tuple[bool, list[Action]]:

@@ -71,7 +71,7 @@ class Agent:
     last_heard: float
     """Unix seconds of its last message; 0 when it never spoke."""
     established: int = 0
-    """How often communication was established: it spoke over a new channel."""
+    """How often communication was established: it spoke over a new channel, or again after it was lost."""
     terminated: int = 0
     """How often it ended, in good order or not."""
 
@@ -158,17 +158,27 @@ class Registry:
         return self._change(attrs.evolve(self._now(known), session=session.hex()), AgentState.CONNECTING, now)
 
     def heard(self, identity: str, now: float) -> None:
-        """Note that the agent said something."""
-        agent = self._agents[identity]
+        """Note that the agent said something.
+
+        Raises :exc:`RegistryFull` when it was forgotten while it was away: it must open its channel anew.
+        """
+        agent = self._agents.get(identity)
+        if agent is None:
+            raise RegistryFull("was forgotten while it was away, to make room; it may come again")
         self._heard[identity] = now
         self._spoke.add(agent.domain)
-        if agent.state is AgentState.CONNECTING:
+        if agent.state in {AgentState.CONNECTING, AgentState.LOST}:
             self._change(attrs.evolve(self._now(agent), established=agent.established + 1), AgentState.LIVE, now)
         elif agent.state is not AgentState.LIVE:
             self._change(self._now(agent), AgentState.LIVE, now)
 
-    def moved(self, identity: str, state: AgentState, now: float) -> Agent:
-        """Note another state of the agent; going away from a channel counts as terminated once."""
+    def moved(self, identity: str, state: AgentState, now: float) -> Agent | None:
+        """Note another state of the agent and return it, or None when it was forgotten.
+
+        To become lost or gone counts as terminated, once.
+        """
+        if identity not in self._agents:
+            return None
         agent = self._now(self._agents[identity])
         if agent.state is state:
             return agent

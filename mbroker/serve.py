@@ -71,6 +71,8 @@ class Node:
 
     def take(self, event: Event) -> list[Outcome]:
         """Let the policies decide about *event* and carry out what they ask for."""
+        if event.source not in self.broker.host.domains:
+            self._meet(event.source)
         actions = self.broker.handle(event, self._clock())
         outcomes = [outcome for action in actions for outcome in self._carry_out(action)]
         failed = [outcome.action for outcome in outcomes if not outcome.done]
@@ -97,12 +99,13 @@ class Node:
             channel.abort()
             return
         self._channels[agent.identity] = channel
-        self._meet(owner)
         after = AgentState.LOST
         try:
             await self._converse(channel, agent.identity, owner)
         except EndOfChannel:
             after = AgentState.GONE
+        except RegistryFull as forgotten:
+            _log.warning("%s: %s", agent.identity, forgotten)
         except (ChannelBroken, ChannelClosed):
             _log.warning("%s: lost the channel to its agent; it may come back", agent.identity)
         except ChannelError as error:
@@ -161,9 +164,8 @@ class Node:
     def _meet(self, domain: str) -> None:
         """Put a domain that is not configured into the picture, on no physical CPU: it cannot hold one up."""
         host = self.broker.host
-        if domain not in host.domains:
-            stranger = Domain(domain, host.top, ())
-            self.broker.observe(attrs.evolve(host, domains={**host.domains, domain: stranger}))
+        stranger = Domain(domain, host.top, ())
+        self.broker.observe(attrs.evolve(host, domains={**host.domains, domain: stranger}))
 
     def _carry_out(self, action: Action) -> list[Outcome]:
         if isinstance(action, Notify):

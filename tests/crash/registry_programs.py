@@ -24,6 +24,7 @@ def program(kind: type[Registry]) -> Program:
                 agent = registry.connect("web1", name, bytes([life, turn] * 8), at)
                 registry.heard(agent.identity, at + 1)
                 gone = registry.moved(agent.identity, AgentState.LOST, at + 2)
+                assert gone
                 ack(f"{name} {gone.established} {gone.terminated}")
             registry.close()
 

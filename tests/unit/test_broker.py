@@ -220,6 +220,13 @@ def test_an_action_that_failed_is_taken_out_of_the_picture() -> None:
     assert broker.handle(event(1)) == [action, pstate], "and is asked for again"
 
 
+def test_all_that_failed_at_an_event_is_taken_out_of_the_picture() -> None:
+    broker = Broker(host(web1=4), [Hosted(step(-1), "a"), Hosted(step(-1), "b")])
+    for action in reversed(broker.handle(event(0))):
+        broker.failed(action)
+    assert broker.host.level("web1") == 4
+
+
 def test_an_event_belongs_to_the_domain_of_its_channel() -> None:
     assert attributed(event(source="victim"), "web1").source == "web1"
 

@@ -67,14 +67,27 @@ def test_established_terminated_and_re_established_are_counted() -> None:
     assert (counted.established, counted.terminated, counted.re_established) == (3, 3, 2)
 
 
-def test_a_lost_agent_that_speaks_again_over_the_same_channel_is_live() -> None:
+@pytest.mark.parametrize(("away", "established", "terminated"), [(AgentState.SUSPENDED, 1, 0), (AgentState.LOST, 2, 1)])
+def test_an_agent_that_speaks_again_over_the_same_channel_is_live(
+    away: AgentState, established: int, terminated: int
+) -> None:
     registry = Registry("h")
     agent = registry.connect("web1", "sla", S1, 1.0)
     registry.heard(agent.identity, 1.0)
-    registry.moved(agent.identity, AgentState.SUSPENDED, 2.0)
+    registry.moved(agent.identity, away, 2.0)
     registry.heard(agent.identity, 3.0)
-    assert only(registry).state is AgentState.LIVE
-    assert only(registry).established == 1
+    again = only(registry)
+    assert (again.state, again.established, again.terminated) == (AgentState.LIVE, established, terminated)
+
+
+def test_an_agent_that_was_forgotten_while_away_must_come_again() -> None:
+    registry = Registry("h", limit_per_domain=1)
+    agent = registry.connect("web1", "a", S1, 1.0)
+    registry.moved(agent.identity, AgentState.LOST, 2.0)
+    registry.connect("web1", "b", S2, 3.0)
+    with pytest.raises(RegistryFull, match="forgotten"):
+        registry.heard(agent.identity, 4.0)
+    assert registry.moved(agent.identity, AgentState.GONE, 5.0) is None
 
 
 def test_a_second_agent_of_one_name_gets_its_own_identity() -> None:
