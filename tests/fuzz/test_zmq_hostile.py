@@ -161,6 +161,13 @@ def test_garbage_is_no_peer(scene: Scene, start: bytes) -> None:
     scene.assert_well()
 
 
+def test_a_peer_from_before_handshakes_is_no_peer(scene: Scene) -> None:
+    _plain(scene).sendall(b"\x01\x00\x06\x00hello")
+    scene.pump(0.3)
+    assert scene.strangers == []
+    scene.assert_well()
+
+
 def test_a_greeting_that_stops_half_way_holds_nobody_up(scene: Scene) -> None:
     for length in range(0, 64, 7):
         _plain(scene).sendall((GREETING + b"CURVE".ljust(20, b"\0") + bytes(32))[:length])

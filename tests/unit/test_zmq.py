@@ -161,6 +161,15 @@ def test_a_burst_longer_than_a_pump_arrives_in_order_without_another_send(ends: 
         assert [until(sink.recv, sink.port) for _ in sent] == sent
 
 
+def test_large_frames_that_fill_a_pump_arrive_without_another_send(ends: Ends) -> None:
+    agent, broker = ends.pair()
+    for source, sink in ((agent, broker), (broker, agent)):
+        for _ in range(9):
+            assert source.send(bytes(1 << 20))
+        time.sleep(0.3)
+        assert sum(len(until(sink.recv, sink.port)) for _ in range(9)) == 9 << 20
+
+
 def test_a_pump_takes_in_a_bounded_portion(ends: Ends) -> None:
     agent, broker = ends.pair()
     for _ in range(900):
