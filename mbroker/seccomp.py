@@ -16,10 +16,10 @@ import struct
 
 import attrs
 
-__all__ = ["confine_to_computing", "confine_to_imports", "is_supported"]
+__all__ = ["confine_to_computing", "confine_to_imports", "is_supported", "program"]
 
 # Numbers of system calls: x86-64 (asm/unistd_64.h), AArch64 (asm-generic/unistd.h).
-_COMPUTE: dict[str, tuple[int | None, int | None]] = {
+COMPUTE: dict[str, tuple[int | None, int | None]] = {
     "brk": (12, 214),
     "clock_getres": (229, 114),
     "clock_gettime": (228, 113),
@@ -51,19 +51,17 @@ _COMPUTE: dict[str, tuple[int | None, int | None]] = {
     "time": (201, None),
     "write": (1, 64),
 }
-_IMPORT = {
+# No fcntl and no ioctl: both can make the kernel send signals to other processes of the same user.
+IMPORT = {
     "access": (21, None),
-    "dup": (32, 23),
     "faccessat": (269, 48),
     "faccessat2": (439, 439),
-    "fcntl": (72, 25),
     "getcwd": (79, 17),
     "getdents64": (217, 61),
     "getegid": (108, 177),
     "geteuid": (107, 175),
     "getgid": (104, 176),
     "getuid": (102, 174),
-    "ioctl": (16, 29),
     "lstat": (6, None),
     "mmap": (9, 222),
     "mprotect": (10, 226),
@@ -78,11 +76,11 @@ _IMPORT = {
     "sysinfo": (99, 179),
     "uname": (63, 160),
 }
-_OPENAT = (257, 56)
-_MMAP = (9, 222)
-_MPROTECT = (10, 226)
+OPENAT = (257, 56)
+MMAP = (9, 222)
+MPROTECT = (10, 226)
 
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _PROT_EXEC = 4
 
 _SET_NO_NEW_PRIVS = 38
@@ -119,7 +117,7 @@ def confine_to_imports() -> None:
     """Leave the calling thread only what importing needs; no process, no socket, no written file; for good."""
     if ctypes.CDLL(None).prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(errno.EPERM, "the kernel refuses no_new_privs")
-    _apply({**_COMPUTE, **_IMPORT}, {_OPENAT: _WRITING})
+    _apply({**COMPUTE, **IMPORT}, {OPENAT: WRITING})
 
 
 def confine_to_computing() -> None:
@@ -127,7 +125,7 @@ def confine_to_computing() -> None:
 
     Only after :func:`confine_to_imports`.
     """
-    _apply(_COMPUTE, {_MMAP: _PROT_EXEC, _MPROTECT: _PROT_EXEC})
+    _apply(COMPUTE, {MMAP: _PROT_EXEC, MPROTECT: _PROT_EXEC})
 
 
 def _apply(allowed: dict[str, tuple[int | None, int | None]], unless: dict[tuple[int, int], int]) -> None:
@@ -135,16 +133,16 @@ def _apply(allowed: dict[str, tuple[int | None, int | None]], unless: dict[tuple
     machine = _MACHINES.get(platform.machine())
     if machine is None:
         raise OSError(errno.ENOSYS, f"no table of system calls for {platform.machine()}; use isolation = 'none'")
-    code = _program(machine, allowed, unless)
+    code = program(platform.machine(), allowed, unless)
     libc = ctypes.CDLL(None, use_errno=True)
-    program = _Program(len(code) // 8, code)
-    if libc.syscall(machine.seccomp, _SET_MODE_FILTER, 0, ctypes.byref(program)):
+    filter_ = _Program(len(code) // 8, code)
+    if libc.syscall(machine.seccomp, _SET_MODE_FILTER, 0, ctypes.byref(filter_)):
         raise OSError(ctypes.get_errno(), "the kernel refuses a seccomp filter")
 
 
-def _program(
-    machine: _Machine, allowed: dict[str, tuple[int | None, int | None]], unless: dict[tuple[int, int], int]
-) -> bytes:
+def program(name: str, allowed: dict[str, tuple[int | None, int | None]], unless: dict[tuple[int, int], int]) -> bytes:
+    """Return the filter for the machine called *name*; see :func:`_apply`."""
+    machine = _MACHINES[name]
     deny = _ERRNO | errno.EPERM
     code = [
         _step(_LOAD, _ARCH),

@@ -168,6 +168,7 @@ def test_while_deciding_it_may_only_compute(start: Start, attempt: str) -> None:
         "os.open('/tmp/mbroker-isolation', os.O_CREAT)",
         "os.unlink('/tmp/mbroker-isolation')",
         "os.kill(os.getppid(), 9)",
+        "import fcntl; fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())",
     ],
 )
 def test_while_it_is_imported_it_may_only_read(start: Start, attempt: str) -> None:
