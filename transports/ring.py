@@ -239,11 +239,14 @@ class RingEnd:
         return True
 
     def arm_readable(self) -> bool:
-        """Ask for the bell when a message comes; True if there is something already: then do not sleep."""
+        """Ask for the bell, once, when a message comes; True if there is something already: then do not sleep.
+
+        A later wait in this direction takes the request back.
+        """
         return bool(lib.mcp_arm_readable(self._end, lib.MC_FD))
 
     def arm_writable(self) -> bool:
-        """Ask for the bell when there is more room than the last write found; True if there is already."""
+        """Ask for the bell, once, when there is more room than the last write found; True if there is already."""
         return bool(lib.mcp_arm_writable(self._end, lib.MC_FD))
 
     def disarm(self) -> None:
