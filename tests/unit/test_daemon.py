@@ -187,6 +187,16 @@ def test_a_killed_daemon_knows_its_agents_again_and_puts_the_clock_back(daemon: 
     assert (known.name, known.established, known.terminated >= 1) == ("sla", 2, True)
 
 
+def test_an_isolated_policy_dies_with_a_killed_daemon(daemon: Daemon) -> None:
+    daemon.start()
+    assert daemon.process
+    pid = daemon.process.pid
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert "mbroker.isolated" in Path(f"/proc/{child}/cmdline").read_text()
+    daemon.stop(signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2])
+
+
 def test_a_reload_takes_over_the_new_and_leaves_the_rest_as_it_is(daemon: Daemon) -> None:
     daemon.start()
     with mchannel.open("shm:///web1", name="sla") as agent:

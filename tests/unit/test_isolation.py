@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -232,11 +233,44 @@ def test_an_answer_that_breaks_the_rules_is_refused(start: Start, body: str, rea
         policy.decide(EVENT, HOST)
 
 
-def test_the_child_dies_with_its_broker(start: Start) -> None:
+def test_closing_ends_the_child(start: Start) -> None:
     policy = start("yield SetFrequency('web1', step=1)")
     policy.close()
     policy.close()
     assert not Path(f"/proc/{policy.pid}").exists()
+
+
+def test_a_looping_child_dies_with_its_broker(start: Start) -> None:
+    start("while True: pass\nyield").close()  # leaves its module behind, for another broker to find
+    broker = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys\n"
+            f"sys.path[:] = {sys.path}\n"
+            "from mbroker.isolation import IsolatedPolicy\n"
+            "from mbroker.host import Host\n"
+            "from mchannel.event import Event\n"
+            "policy = IsolatedPolicy('policy_0:Policy', deadline=60)\n"
+            "print(policy.pid, flush=True)\n"
+            "policy.decide(Event('sla.epoch'), Host('h'))\n",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert broker.stdout
+    child = Path(f"/proc/{broker.stdout.readline().strip()}/stat")
+    for _ in range(100):
+        if int(child.read_text().rpartition(")")[2].split()[11]) > 40:  # hundredths of a second: it loops
+            break
+        time.sleep(0.05)
+    broker.kill()
+    broker.communicate()
+    for _ in range(100):
+        if not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    raise AssertionError("it loops on")
 
 
 @pytest.mark.parametrize(
