@@ -242,22 +242,17 @@ def test_closing_ends_the_child(start: Start) -> None:
 
 def test_a_looping_child_dies_with_its_broker(start: Start) -> None:
     start("while True: pass\nyield").close()  # leaves its module behind, for another broker to find
-    broker = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys\n"
-            f"sys.path[:] = {sys.path}\n"
-            "from mbroker.isolation import IsolatedPolicy\n"
-            "from mbroker.host import Host\n"
-            "from mchannel.event import Event\n"
-            "policy = IsolatedPolicy('policy_0:Policy', deadline=60)\n"
-            "print(policy.pid, flush=True)\n"
-            "policy.decide(Event('sla.epoch'), Host('h'))\n",
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    code = f"""
+import sys
+sys.path[:] = {sys.path}
+from mbroker.host import Host
+from mbroker.isolation import IsolatedPolicy
+from mchannel.event import Event
+policy = IsolatedPolicy("policy_0:Policy", deadline=60)
+print(policy.pid, flush=True)
+policy.decide(Event("sla.epoch"), Host("h"))
+"""
+    broker = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert broker.stdout
     child = Path(f"/proc/{broker.stdout.readline().strip()}/stat")
     for _ in range(100):
