@@ -131,6 +131,7 @@ class FramedLink:
     def done(self) -> None:
         """Acknowledge the message returned last."""
         self._session.done()
+        self._session.acknowledge()
         self._flush()
 
     def arm(self) -> None:
@@ -181,8 +182,7 @@ class FramedLink:
 
     def resume(self) -> None:
         """Take up a suspended link again."""
-        now = time.monotonic()
-        self._session.hello(now) if self._session.role is Role.AGENT else self._session.call(now)
+        self._session.resume(time.monotonic())
         self._flush()
 
     def close(self) -> None:
@@ -237,18 +237,17 @@ class FramedLink:
         self._blocked = False
         try:
             while outgoing:
-                if not transport.send(outgoing[0]):
+                frame = outgoing.popleft()  # first: a send may take in frames, and those begin a new epoch
+                if not transport.send(frame):
+                    outgoing.appendleft(frame)
                     self._blocked = True
                     return
-                outgoing.popleft()
         except ChannelBroken:
             self._take_leftovers(transport)
             self._drop()
         except AuthenticationError as error:
             self._session.fail(error)
             self._drop()
-        except IndexError:  # a send took in frames, and those began a new epoch
-            self._blocked = bool(outgoing)
 
     def _take_leftovers(self, transport: Transport) -> None:
         """Take in what arrived before the transport broke: there may be acknowledgements in it."""

@@ -216,6 +216,11 @@ class Session:
             if self._done_bytes * 4 > self.terms.window and self._shaken:
                 self._ack()
 
+    def acknowledge(self) -> None:
+        """Tell the peer now what is marked, instead of within :attr:`Timing.ack_delay`."""
+        if self.state not in _OVER and self._shaken and self._done > self._acked:
+            self._ack()
+
     @property
     def failure(self) -> MChannelError | None:
         """What ended the session, when it was not this side's own wish."""
@@ -257,6 +262,12 @@ class Session:
             self._retry_due = None
             self._quiet()
 
+    def resume(self, now: float) -> None:
+        """Go on after a suspension. Raises what ended the session."""
+        if self.state in _OVER:
+            raise self._ended()
+        self.hello(now) if self.role is Role.AGENT else self.call(now)
+
     def handoff(self) -> Handoff:
         """Broker: return what another broker needs to go on; this side is closed by it.
 
@@ -292,8 +303,7 @@ class Session:
 
     def leave(self) -> None:
         """Let go without goodbye: what is done is acknowledged, and the peer looks for a successor; idempotent."""
-        if self.state not in _OVER and self._shaken and self._done > self._acked:
-            self._ack()
+        self.acknowledge()
         self._let_go()
 
     def fail(self, error: MChannelError) -> None:

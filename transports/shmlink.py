@@ -282,6 +282,8 @@ class ShmLink:
 
     def resume(self) -> None:
         """Take up a suspended link again."""
+        if self.state in OVER:
+            raise self._ended()
         self._suspend_until = None
         if self.state is State.SUSPENDED:
             self.state = State.OPEN
@@ -296,6 +298,7 @@ class ShmLink:
     def leave(self) -> None:
         """Let go without goodbye; what was handed out and not marked is not acknowledged."""
         self.state = State.CLOSED
+        self._lost_since = self._suspend_until = None
         self.port.close()
         if self._end is not None:
             self._end.close()
