@@ -113,8 +113,8 @@ class PolicySection:
     isolation: Isolation = Isolation.NONE
     host_wide: bool = False
     """May act on all domains and on physical CPUs."""
-    deadline: float = attrs.field(default=0.05, validator=attrs.validators.gt(0))
-    """Seconds that a decision in a process of its own may take."""
+    deadline: float = attrs.field(default=0.05, validator=[attrs.validators.gt(0), attrs.validators.le(1)])
+    """Seconds that a decision in a process of its own may take, at most one: the others wait meanwhile."""
     memory_mib: int = attrs.field(default=256, validator=attrs.validators.ge(64))
     """Address space of that process."""
     options: Options = attrs.field(factory=Options)

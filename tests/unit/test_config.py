@@ -84,6 +84,7 @@ def test_more_files_are_merged_in_the_order_of_their_names(tmp_path: Path) -> No
         ("[broker]\nname = 5", "broker.name: must be a text, not 5"),
         ("[broker.budget]\nrate = 0", "broker.budget.rate: must be > 0: 0.0"),
         ("[[listen]]", "listen.0.address: is missing"),
+        ("[policies.sla]\ndeadline = 1.5", "policies.sla.deadline: must be <= 1"),
         ("[[listen]]\naddress = 'web1'", "listen.0.address: must be an address: 'web1' is not an address"),
         ("[[listen]]\naddress = 'shm:///a'\n[[listen]]\naddress = 'shm:///a'", "listen.1.address: shm:///a is used"),
         ("[[listen]]\naddress = 'shm:///mbroker'", "listen.0.address: shm:///mbroker is used by broker.control"),

@@ -35,7 +35,7 @@ address = "shm:///web1"
 [policies.none]
 [policies.utilization]
 isolation = "process"
-deadline = 5
+deadline = 1
 [actuators.cpufreq.options]
 root = "{folder}"
 [domains.web1]
