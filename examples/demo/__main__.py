@@ -34,7 +34,12 @@ POLICIES = ("none", "basic", "richer", "utilization", "adaptive")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return the exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not 0 < options.seconds <= 600 or not 0 < options.peak <= 5000 or not 0 < options.work_ms <= 100:
+        parser.error("--seconds must be above 0 and at most 600, --peak 5000, --work-ms 100")
+    if not 0 < options.soft_ms <= options.hard_ms:
+        parser.error("--soft-ms must be above 0 and at most --hard-ms")
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     try:
         for name in options.policies:

@@ -21,10 +21,9 @@ _LOAD = "#e4e4e4"
 
 def draw(recordings: Sequence[Recording], load: Load, p_states: Sequence[int], speed: str, path: Path) -> Path:
     """Draw the runs and return the path of the PNG; the SVG is beside it. *speed* says how the speed was set."""
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    figure: Any = Figure(figsize=(12, 7), layout="constrained")
     figure.suptitle(f"A web server's speed under five policies ({speed})", fontsize=13)
-    panels: Any = figure.subfigures(1, 2, width_ratios=(1.15, 1))
-    left, right = panels
+    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
     traces = left.subplots(len(recordings), 1, sharex=True, squeeze=False)[:, 0]
     for axes, recording, colour in zip(traces, recordings, _COLOURS, strict=False):
         _trace(axes, recording, load, p_states, colour)

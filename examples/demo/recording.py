@@ -51,6 +51,8 @@ class Summary:
     mean_level: float
     energy_saving_pct: float
     """Modelled, against top speed throughout."""
+    levels: tuple[int, ...]
+    """Epoch by epoch."""
 
 
 @attrs.define(eq=False)
@@ -62,14 +64,16 @@ class Recording:
     """Unix time at which the load started; what comes before is not recorded."""
     epochs: list[Epoch] = attrs.field(factory=list[Epoch], init=False)
     levels: list[int] = attrs.field(factory=list[int], init=False)
-    """The level before the start, and after each change."""
+    """The top, where each run begins, and the level after each change."""
     topics: tuple[str, ...] = attrs.field(default=("sla.epoch", "cpu.usage", "agent.silent"), init=False)
 
     def decide(self, event: Event, host: Host) -> Iterator[Action]:
         """Record *event* and the level that the policy chose at it."""
         level = host.level(event.source)
-        before = self.levels[-1] if self.levels else host.top
-        if not self.levels or level != before:
+        if not self.levels:
+            self.levels.append(host.top)
+        before = self.levels[-1]
+        if level != before:
             self.levels.append(level)
         if event.topic == "sla.epoch" and event.at > self.start > 0:
             p99 = event.detail.get("p99_ms")
@@ -94,6 +98,7 @@ class Recording:
             max(0, len(self.levels) - 1),
             round(sum(epoch.level for epoch in self.epochs) / count, 2),
             round(100 * sum(1.0 - epoch.power for epoch in self.epochs) / count, 1),
+            tuple(epoch.level for epoch in self.epochs),
         )
 
 

@@ -90,6 +90,13 @@ def _handler(sla: Sla, busy: Busy) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say what went wrong, unless the client has just left."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]  # printed only
+
+
 def main() -> None:
     """Serve until standard input ends."""
     address, hard_ms, soft_ms = sys.argv[1:]
@@ -97,7 +104,7 @@ def main() -> None:
     with (
         mchannel.open(address, name="sla") as channel,
         Sla(channel, source="web1", hard_ms=float(hard_ms), soft_ms=float(soft_ms), utilization=busy) as sla,
-        ThreadingHTTPServer(("127.0.0.1", 0), _handler(sla, busy)) as server,
+        _Server(("127.0.0.1", 0), _handler(sla, busy)) as server,
     ):
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         print(server.server_address[1], flush=True)
