@@ -56,6 +56,7 @@ class FramedLink:
         self._transport: Transport | None = None
         self._blocked = False
         self._turn = 0.0
+        self._poll: select.poll | None = None
         if transport is not None:
             self.attach(transport)
 
@@ -140,15 +141,17 @@ class FramedLink:
     def wait_readable(self, timeout: float | None) -> None:
         """Sleep until there may be news."""
         now = time.monotonic()
-        self.tick(now)
         due = self.deadline()
+        if due is not None and due <= now:
+            self.tick(now)
+            due = self.deadline()
         if due is not None and (timeout is None or due - now < timeout):
             timeout = max(due - now, 0)
-        poll = select.poll()
-        poll.register(self.port, select.POLLIN)
-        poll.poll(None if timeout is None else timeout * 1000 + 0.5)
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.port, select.POLLIN)
+        self._poll.poll(None if timeout is None else timeout * 1000 + 0.5)
         self.port.pump()
-        self._pull()
 
     wait_writable = wait_readable  # room comes with an acknowledgement, which is news too
 
@@ -228,7 +231,8 @@ class FramedLink:
         except AuthenticationError as error:
             self._session.fail(error)
             self._drop()
-        self._flush()
+        if self._session.outgoing:
+            self._flush()
 
     def _flush(self) -> None:
         transport, outgoing = self._transport, self._session.outgoing

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from typing import TypeGuard
+from typing import NamedTuple, cast
 
 import attrs
 
@@ -60,8 +60,7 @@ class Timing:
     """How long a lost peer is waited for; None: for ever."""
 
 
-@attrs.frozen
-class Received:
+class Received(NamedTuple):
     """A message on its way to the reader."""
 
     number: int
@@ -95,26 +94,31 @@ class Handoff:
     def decode(cls, data: bytes) -> Handoff:
         """Parse *data*; raise :class:`ProtocolError` when it is malformed."""
         try:
-            match unpack(data, Limits(text=255, binary=1 << 30, items=1 << 22)):
-                case (bytes() as session, str() as name, terms, (epoch, received, base, unsure), tuple() as kept) if (
-                    len(session) == 16
-                    and is_number(epoch)
-                    and epoch < 1 << 32
-                    and is_number(received)
-                    and is_number(base)
-                    and base > 0
-                    and is_number(unsure)
-                    and _all_bytes(kept)
-                ):
-                    return cls(session, name, epoch, Terms.parse(terms), received, base, kept, unsure)
-                case _:
-                    raise ValueError("malformed")
+            session, name, terms, numbers, kept = unpack(data, Limits(text=255, binary=1 << 30, items=1 << 22))
+            epoch, received, base, unsure = _numbers(numbers)
+            if not (isinstance(session, bytes) and isinstance(name, str) and len(session) == 16):
+                raise ValueError("malformed")
+            if not (epoch < 1 << 32 and base > 0):
+                raise ValueError("numbers out of range")
+            return cls(session, name, epoch, Terms.parse(terms), received, base, _payloads(kept), unsure)
         except ValueError as error:
             raise ProtocolError(f"not a session that was handed over: {error}") from None
 
 
-def _all_bytes(value: tuple[object, ...]) -> TypeGuard[tuple[bytes, ...]]:
-    return all(isinstance(each, bytes) for each in value)
+def _numbers(value: object) -> tuple[int, ...]:
+    items = cast("tuple[object, ...]", value) if isinstance(value, tuple) else ()
+    found = tuple(each for each in items if is_number(each))
+    if len(found) != len(items):
+        raise ValueError("a number was expected")
+    return found
+
+
+def _payloads(value: object) -> tuple[bytes, ...]:
+    items = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
+    found = tuple(each for each in items if isinstance(each, bytes))
+    if len(found) != len(items):
+        raise ValueError("messages were expected")
+    return found
 
 
 class Session:
@@ -192,7 +196,17 @@ class Session:
 
     def next(self) -> Received | None:
         """Mark what was returned before as done and return the next message, or None. Raises what ended the session."""
-        return found[0] if (found := self.take(1)) else None
+        if self.last is not None:
+            self.done()
+        if self._inbox:
+            self.last = message = self._inbox.popleft()
+            size = len(message.payload) + OVERHEAD
+            self._inbox_bytes -= size
+            self._done_bytes += size
+            return message
+        if self.state in _OVER:
+            raise self._ended()
+        return None
 
     def take(self, limit: int) -> list[Received]:
         """Mark what was returned before as done and return up to *limit* messages; they are marked together."""
@@ -315,12 +329,22 @@ class Session:
 
     def deadline(self) -> float | None:
         """Return when :meth:`tick` is due, or None."""
-        due = [self._ack_due, self._retry_due, self._ping_due, self._suspend_until]
-        if self._lost_since is not None and self.timing.patience is not None:
-            due.append(self._lost_since + self.timing.patience)
-        if self.role is Role.BROKER and self._silent_since is not None and self.state is State.OPEN:
-            due.append(self._silent_since + 3 * self.timing.heartbeat)
-        return min((time for time in due if time is not None), default=None)
+        if self._done > self._acked and self._ack_due is None and self._shaken:
+            return 0.0  # now: the next tick decides when to acknowledge
+        due = self._ping_due
+        for other in (self._ack_due, self._retry_due, self._suspend_until, self._given_up_at(), self._lost_at()):
+            if other is not None and (due is None or other < due):
+                due = other
+        return due
+
+    def _given_up_at(self) -> float | None:
+        patience = self.timing.patience
+        return None if self._lost_since is None or patience is None else self._lost_since + patience
+
+    def _lost_at(self) -> float | None:
+        if self._silent_since is None or self.role is Role.AGENT or self.state is not State.OPEN:
+            return None
+        return self._silent_since + 3 * self.timing.heartbeat
 
     def tick(self, now: float) -> None:
         """Do what is due at *now*. Feed what has arrived to :meth:`receive` first."""
@@ -533,9 +557,8 @@ class Session:
         self._acked, self._done_bytes, self._ack_due = self._done, 0, None
         outgoing = self.outgoing
         if outgoing and outgoing[-1][2] == kind and (kind is not Kind.DATA or self.terms.delivery is Delivery.LATEST):
-            flags |= outgoing.pop()[
-                3
-            ]  # it waits still, and this one says all that it does: a full wire fills no memory
+            # it waits still, and this one says all that it does: a full wire fills no memory
+            flags |= outgoing.pop()[3]
         outgoing.append(Frame(kind, self.epoch, number, self._done, flags, body).encode())
 
     def _ended(self) -> MChannelError:
