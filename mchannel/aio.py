@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
+from mchannel import inbox
 from mchannel.address import Address
 from mchannel.channel import FLUSH_INTERVAL, KNOCK_INTERVAL, Message, bind
 from mchannel.codec import Codec, EventCodec
@@ -321,7 +322,7 @@ async def open_async(
     scheme, options = find_scheme(where), Options(**wishes)
     while True:
         try:
-            link = scheme.dial(where, options)
+            link = inbox.dial(lambda: scheme.dial(where, options), options)
             break
         except NotListening:
             if until is not None and time.monotonic() >= until:

@@ -9,6 +9,7 @@ from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 import attrs
 
+from mchannel import inbox
 from mchannel.address import Address
 from mchannel.codec import Codec, EventCodec
 from mchannel.errors import ChannelTimeout, EndOfChannel, MChannelError, NotListening
@@ -288,7 +289,7 @@ def open(
     scheme, options = find_scheme(where), Options(**wishes)
     while True:
         try:
-            link = scheme.dial(where, options)
+            link = inbox.dial(lambda: scheme.dial(where, options), options)
             break
         except NotListening:
             if until is not None and time.monotonic() >= until:
@@ -323,7 +324,8 @@ def bind(address: str, wishes: Wishes) -> Gate:
     """Return the gate of a listener at *address*."""
     where = Address.parse(address)
     patient: Wishes = {"patience": LISTENER_PATIENCE, **wishes}
-    return find_scheme(where).bind(where, Options(**patient))
+    scheme, options = find_scheme(where), Options(**patient)
+    return inbox.bind(lambda: scheme.bind(where, options), options)
 
 
 def _until(timeout: float | None) -> float | None:

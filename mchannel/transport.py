@@ -88,6 +88,7 @@ class Wishes(TypedDict, total=False):
     patience: float | None
     keys: Path | None
     insecure: bool
+    durable: Path | None
 
 
 _MIB = 1 << 20
@@ -117,6 +118,8 @@ class Options:
     """Folder of keys, for transports that authenticate by key; None: the user's or the host's own."""
     insecure: bool = False
     """Allow a network transport without encryption, on loopback only."""
+    durable: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
+    """File in which received messages are put on disk before they are acknowledged; see :mod:`mchannel.inbox`."""
 
 
 class Port(Protocol):

@@ -1,0 +1,99 @@
+"""Durable channels: on disk before they are acknowledged, and recognised when they come again."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import mchannel
+from mchannel.codec import RawCodec
+from mchannel.errors import EndOfChannel, JournalError
+from mchannel.inbox import Inbox, Recorded
+from mchannel.journal import Journal
+from mchannel.transport import Peer
+
+RAW = RawCodec()
+SESSION = b"s" * 16
+PEER = Peer("web1", "memory:///web1", name="web server")
+
+
+def message(number: int) -> Recorded:
+    return Recorded(SESSION, number, PEER, b"%d" % number)
+
+
+def test_what_was_not_finished_comes_first_and_marked_then_what_the_peer_replays(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as threads:
+        listener = mchannel.listen("memory:///durable", RAW, durable=tmp_path / "log")
+        coming = threads.submit(mchannel.open, "memory:///durable", RAW)
+        broker = listener.accept(timeout=5)
+        agent = coming.result(5)
+        agent.write_many([b"1", b"2", b"3"])
+        assert [broker.read(timeout=5) for _ in range(2)] == [b"1", b"2"]  # the second is not finished
+        listener.close()
+        with mchannel.listen("memory:///durable", RAW, durable=tmp_path / "log") as successor:
+            left = successor.accept(timeout=5)
+            found = left.receive(timeout=5)
+            assert (found.value, found.redelivered) == (b"2", True)
+            assert left.session == agent.session
+            with pytest.raises(EndOfChannel, match="earlier process"):
+                left.read(timeout=0)
+            flushing = threads.submit(agent.flush, 10)
+            again = successor.accept(timeout=5)
+            assert again.read(timeout=5) == b"3"
+            again.done()
+            flushing.result(10)
+            closing = threads.submit(agent.close)
+            with pytest.raises(EndOfChannel):
+                again.read(timeout=5)
+            closing.result(10)
+
+
+def test_a_message_is_recorded_once(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path / "log")
+    assert inbox.record(message(1))
+    assert not inbox.record(message(1))
+    inbox.close()
+    inbox = Inbox(tmp_path / "log")
+    assert inbox.backlog == (message(1),)
+    assert not inbox.record(message(1))
+    inbox.close()
+
+
+def test_the_journal_is_compacted_and_replays_are_recognised_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mchannel.inbox._COMPACT", 500)
+    inbox = Inbox(tmp_path / "log")
+    for number in range(1, 51):
+        inbox.record(message(number))
+        if number != 7:
+            inbox.done(SESSION, number)
+    inbox.close()
+    assert (tmp_path / "log").stat().st_size < 2000
+    inbox = Inbox(tmp_path / "log")
+    assert inbox.backlog == (message(7),)
+    assert not inbox.record(message(50))
+    inbox.close()
+
+
+def test_the_numbers_of_a_session_that_ended_are_forgotten(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path / "log")
+    inbox.record(message(1))
+    inbox.forget(SESSION)
+    assert inbox.record(message(1))
+    inbox.close()
+
+
+@pytest.mark.parametrize("record", [b"garbage", b"\x92\x01\x02", b"\x90"])
+def test_another_journal_is_refused(record: bytes, tmp_path: Path) -> None:
+    with Journal.open(tmp_path / "log") as journal:
+        journal.append(record)
+    with pytest.raises(JournalError, match="move it away"):
+        Inbox(tmp_path / "log")
+
+
+def test_messages_longer_than_a_record_are_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="durable"):
+        mchannel.listen("memory:///durable", durable=tmp_path / "log", max_message=1 << 24)
