@@ -35,7 +35,7 @@ from mbroker.serve import Node, serve
 from mchannel.agents.meter import EPOCH
 from mchannel.agents.sla import Recorder
 
-__all__ = ["TARGETS", "main"]
+__all__ = ["TARGETS", "decide", "main", "violate"]
 
 _DOMAIN = "web1"
 _WARM = 20  # violations that come before those that count
@@ -72,7 +72,8 @@ class _Stamped:
         self.dry.close()
 
 
-def _broker(address: str, violations: int, beside: Connection, _: Connection) -> None:
+def decide(address: str, violations: int, beside: Connection, _: Connection) -> None:
+    """Be the broker until the agent says that it is over; then tell when each action was applied."""
     host = Host("bench", domains={_DOMAIN: Domain(_DOMAIN, 0)})
     broker = Broker(host, [Basic()], budget=Budget(rate=1e6, burst=violations))
     # Back to the slowest p-state after each violation, so that the next has an effect too.
@@ -96,7 +97,8 @@ def _broker(address: str, violations: int, beside: Connection, _: Connection) ->
     beside.send(stamped.applied)
 
 
-def _agent(address: str, violations: int, beside: Connection, report: Connection) -> None:
+def violate(address: str, violations: int, beside: Connection, report: Connection) -> None:
+    """Be the agent: violate the SLA so often, and report how long it took, on the whole and within the agent."""
     now = time.time() // EPOCH * EPOCH
     happened: list[int] = []
     written: list[int] = []
@@ -145,10 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for _ in range(repetitions):
         with TemporaryDirectory(prefix="mchannel-bench-") as folder:
             address = f"shm://{folder}/{_DOMAIN}"
-            broker = functools.partial(_broker, address, violations + _WARM)
-            agent = functools.partial(_agent, address, violations + _WARM)
+            roles = [functools.partial(role, address, violations + _WARM) for role in (decide, violate)]
             try:
-                rounds.append(together(broker, agent, cpus))
+                rounds.append(together(roles[0], roles[1], cpus))
             except Unavailable as error:
                 missing[_DOMAIN] = str(error)
                 rounds.append(None)
