@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.channel", description="What a message costs, side by side with other wires."
     )
     parser.add_argument("--json", action="store_true", help="end with one JSON object (always so; for the record)")
-    parser.add_argument("--quick", action="store_true", help="a quarter of a minute instead of two")
+    parser.add_argument("--quick", action="store_true", help="a third of a minute instead of one")
     parser.add_argument("--repetitions", type=int, metavar="N", help="default 9, or 3 with --quick")
     parser.add_argument("--seconds", type=float, metavar="S", help="for one figure in one repetition")
     parser.add_argument("--realtime", action="store_true", help="keep neighbours off the two CPUs meanwhile (root)")
