@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="./dev demo", description="One server, one load, five policies.")
     parser.add_argument("--seconds", type=float, default=13.0, help="for each policy; default %(default)g")
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), metavar="NAME", help="default: all five")
-    parser.add_argument("--peak", type=float, default=400.0, help="requests per second in the burst")
+    parser.add_argument("--peak", type=float, default=440.0, help="requests per second in the burst")
     parser.add_argument("--work-ms", type=float, default=1.4, help="mean CPU time of a request, at top speed")
     parser.add_argument("--hard-ms", type=float, default=30.0, help="a request over it is a violation; the paper: 6")
     parser.add_argument("--soft-ms", type=float, default=15.0, help="the paper: 3")
+    parser.add_argument("--wire", choices=("shm", "ipc"), help="of the channel; default: shm, where the C ring is here")
     parser.add_argument("--seed", type=int, default=1, help="of the load")
     parser.add_argument("--dry-run", action="store_true", help="change no speed, also where that is possible")
     parser.add_argument("--output", type=Path, default=Path("build/demo"), help="folder of the figure")
@@ -81,15 +83,18 @@ async def _main(options: argparse.Namespace) -> int:
         group = None if options.dry_run else found
         speed = "dry run" if group is None else "CPU quota as p-states"
         why = f": {reason}" if reason else ""
-        screen.say(f"{DOMAIN} on CPU {cpus[-1]}, {speed}{why}; p-states {', '.join(map(str, host.p_states))} MHz")
+        wire = options.wire or ("shm" if find_spec("mchannel._ring") else "ipc")
+        screen.say(
+            f"{DOMAIN} on CPU {cpus[-1]}, {speed}{why}; p-states {', '.join(map(str, host.p_states))} MHz; {wire}://"
+        )
         screen.say(f"violations: over {load.hard_ms:g} ms (hard) and {load.soft_ms:g} ms (soft); the paper has 6 and 3")
         for policy in options.policies:
-            recording = await play(policy, load, Place(cpus[-1], group), screen.update)
+            recording = await play(policy, load, Place(cpus[-1], group, wire), screen.update)
             screen.finish(recording)
             recordings.append(recording)
     options.output.mkdir(parents=True, exist_ok=True)
     figure = draw(recordings, load, host.p_states, speed, options.output / "demo")
-    print(json.dumps(_result(recordings, load, figure, speed)), flush=True)
+    print(json.dumps(_result(recordings, load, figure, speed, wire)), flush=True)
     return 0
 
 
@@ -103,11 +108,12 @@ def _calibrate(seconds: float) -> int:
     return max(1, round(probe * seconds / best))
 
 
-def _result(recordings: Sequence[Recording], load: Load, figure: Path, speed: str) -> dict[str, Any]:
+def _result(recordings: Sequence[Recording], load: Load, figure: Path, speed: str, wire: str) -> dict[str, Any]:
     return {
         **{recording.name: attrs.asdict(recording.summary()) for recording in recordings},
         "energy": "modelled",
         "speed": speed,
+        "wire": wire,
         "hard_ms": load.hard_ms,
         "soft_ms": load.soft_ms,
         "seconds": load.seconds,

@@ -61,6 +61,8 @@ class Place:
     cpu: int
     group: Cgroup | None
     """Its control group, None for a dry run."""
+    wire: str
+    """The scheme of the channel between its agent and the broker; nothing else depends on it."""
 
 
 @contextmanager
@@ -111,7 +113,7 @@ async def play(policy: str, load: Load, place: Place, watch: Callable[[Recording
     with TemporaryDirectory(prefix=_PREFIX) as folder:
         actuator = _actuator(host, place.group, Path(folder))
         try:
-            address = f"shm://{folder}/{DOMAIN}"
+            address = f"{place.wire}://{folder}/{DOMAIN}"
             async with mchannel.listen_async(address) as listener, _server(address, load, place) as (started, port):
                 node = Node(broker, Registry("demo"), [actuator], usage=_usage(place.group, started))
                 serving = asyncio.create_task(serve(node, [(listener, DOMAIN)]))

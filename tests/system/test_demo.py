@@ -116,12 +116,15 @@ def test_the_group_of_a_killed_demo_is_removed_by_the_next(tmp_path: Path) -> No
     assert not left.exists()
 
 
-def test_a_dry_run_says_so_and_changes_nothing(tmp_path: Path) -> None:
-    short = ["--seconds", "3", "--policies", "utilization", "--dry-run", "--output", str(tmp_path)]
+@pytest.mark.parametrize("wire", ["shm", "ipc"])
+def test_a_dry_run_says_so_and_changes_nothing(wire: str, tmp_path: Path) -> None:
+    if wire == "shm":
+        pytest.importorskip("mchannel._ring")
+    short = ["--seconds", "3", "--policies", "utilization", "--dry-run", "--wire", wire, "--output", str(tmp_path)]
     done = subprocess.run([*COMMAND, *short], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert "dry run" in done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["speed"] == "dry run"
+    assert (result["speed"], result["wire"]) == ("dry run", wire)
     assert result["utilization"]["transitions"] > 0
 
 

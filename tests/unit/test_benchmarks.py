@@ -161,6 +161,7 @@ def test_a_stream_is_counted_by_who_reads_it() -> None:
     ],
 )
 def test_a_wire_carries_what_it_is_given(contender: Contender, kind: Measure) -> None:
+    pytest.importorskip("mchannel._ring")
     assert measure(Case("any", contender, kind), 0.01, cpus()).value > 0
 
 
@@ -227,6 +228,7 @@ def test_one_case_alone_is_measured_and_the_rest_is_null(capsys: pytest.CaptureF
 
 @needs_two_cpus
 def test_every_violation_becomes_one_action(tmp_path: Path) -> None:
+    pytest.importorskip("mchannel._ring")
     address = f"shm://{tmp_path}/web1"
     decide, violate = functools.partial(sla.decide, address, 40), functools.partial(sla.violate, address, 40)
     whole, in_agent = together(decide, violate, (None, None))
