@@ -245,10 +245,11 @@ class AsyncChannel(Generic[T]):
 
     async def opened(self, until: float | None) -> None:
         """Wait until the peer has answered; *until* is of the monotonic clock. Raises what open_async does."""
-        while self._link.state is State.OPENING:
+        unanswered = (State.OPENING, State.LOST)  # lost: the broker died before it answered
+        while self._link.state in unanswered:
             self._waker.expect()
             self._link.arm()
-            if self._link.state is State.OPENING:
+            if self._link.state in unanswered:
                 why = f"nothing answered at {self.peer.address}; does a broker listen there?"
                 await self._waker.wait(until, why)
         if self._link.state is State.ENDED:

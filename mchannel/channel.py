@@ -226,10 +226,12 @@ class Listener(Generic[T]):
     def accept(self, timeout: float | None = None) -> Channel[T]:
         """Return a channel to the next new agent; raises ChannelTimeout after *timeout* seconds."""
         until = _until(timeout)
-        self._gate.port.pump()
-        while (link := self._gate.accept()) is None:
-            _wait(self._gate, _left(until, f"no agent came to {self._gate.address}"))
-        return Channel(link, self._codec)
+        while True:
+            self._gate.port.pump()
+            self._gate.tick(time.monotonic())
+            if (link := self._gate.accept()) is not None:
+                return Channel(link, self._codec)
+            _sleep(self._gate, _left(until, f"no agent came to {self._gate.address}"))
 
     def __iter__(self) -> Iterator[Channel[T]]:
         """Yield channels for ever."""
@@ -253,17 +255,15 @@ class Listener(Generic[T]):
         self.close()
 
 
-def _wait(gate: Gate, timeout: float | None) -> None:
-    """Sleep until *gate* may have news, at most *timeout* seconds."""
-    now = time.monotonic()
-    gate.tick(now)
+def _sleep(gate: Gate, timeout: float | None) -> None:
+    """Sleep until *gate* may have news or something to do, at most *timeout* seconds."""
     due = gate.deadline()
-    if due is not None and (timeout is None or due - now < timeout):
-        timeout = max(due - now, 0)
+    if due is not None:
+        left = max(due - time.monotonic(), 0)
+        timeout = left if timeout is None else min(left, timeout)
     poll = select.poll()
     poll.register(gate.port, select.POLLIN)
     poll.poll(None if timeout is None else timeout * 1000 + 0.5)
-    gate.port.pump()
 
 
 @overload
@@ -296,7 +296,7 @@ def open(
                 raise
             time.sleep(KNOCK_INTERVAL)
     try:
-        while link.state is State.OPENING:
+        while link.state in (State.OPENING, State.LOST):  # lost: the broker died before it answered
             link.wait_readable(_left(until, f"nothing answered at {address}; does a broker listen there?"))
         if link.state is State.ENDED:
             link.recv()

@@ -84,8 +84,6 @@ class ShmGate:
             self._strangers.append(_Stranger(line, time.monotonic() + _HANDSHAKE))
         if self._strangers:
             self.tick(time.monotonic())
-        if self._ready and self.on_news is not None:
-            self.on_news()
 
     def accept(self) -> Link | None:
         """Return the link to an agent that was not there before, or None."""
@@ -106,6 +104,8 @@ class ShmGate:
         for place, stranger in enumerate(list(self._strangers)):
             if now > stranger.until or place < surplus or self._greet(stranger.line):
                 self._strangers.remove(stranger)
+        if self._ready and self.on_news is not None:
+            self.on_news()
 
     def close(self) -> None:
         """Stop listening. Agents are not told goodbye: they look for a successor."""

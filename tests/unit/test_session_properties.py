@@ -130,7 +130,7 @@ class Latest(Anything):
 
 
 def _run(machine: type[Anything], examples: int, *phases: Phase) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=examples,

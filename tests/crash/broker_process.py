@@ -1,0 +1,51 @@
+"""A broker process for the tests that kill it: ``python broker_process.py ADDRESS LOG [KILL]``.
+
+It appends each message to LOG, one write each, and says so before it asks for the next. With KILL
+it dies by SIGKILL before the so-manieth line of Python that runs in the channel's files. Without it,
+it ends when the message ``end`` came, and prints how many lines have run.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import mchannel
+from mchannel import RawCodec
+
+FILES = {"session.py", "frame.py", "framed.py", "channel.py", "shm.py", "shmlink.py", "line.py", "ring.py", "zmq.py"}
+
+
+def main(address: str, log: str, kill: int = 0) -> None:
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal lines
+        path = Path(frame.f_code.co_filename)
+        if path.name not in FILES or path.parent.name not in {"mchannel", "transports"}:
+            return None
+        if event == "line":
+            lines += 1
+            if lines == kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    with mchannel.listen(address, RawCodec(), heartbeat=0.2) as listener, listener.accept(timeout=60) as channel:
+        while True:
+            message = channel.receive(timeout=60)
+            os.write(out, b"%s %d\n" % (message.value, message.redelivered))
+            if message.value == b"end":
+                channel.done()
+                break
+    sys.settrace(None)
+    print(lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0)
