@@ -94,7 +94,8 @@ def _sweep(hierarchy: Hierarchy) -> None:
     for folder in hierarchy.cpu.glob(f"{_PREFIX}*"):
         pid = re.fullmatch(rf"{_PREFIX}(\d+)", folder.name)
         if pid and not psutil.pid_exists(int(pid[1])):
-            _remove(hierarchy.group(folder.name))
+            with suppress(OSError):  # it may be of a demo in another pid namespace
+                hierarchy.group(folder.name).remove()
 
 
 def _remove(group: Cgroup) -> None:
