@@ -351,9 +351,9 @@ class DurableGate:
         if self._left:
             messages = self._left.popleft()
             past = _Past(self._gate, messages[0].peer, messages[0].session)
-            return DurableLink(past, self._inbox, messages)
+            return DurableLink(past, self._inbox, messages)  # pyright: ignore[reportReturnType]  # on_news is a property
         link = self._gate.accept()
-        return None if link is None else DurableLink(link, self._inbox)
+        return None if link is None else DurableLink(link, self._inbox)  # pyright: ignore[reportReturnType]  # on_news is a property
 
     def adopt(self, snapshot: bytes) -> None:
         """Expect the agent of a link that another broker handed over."""
@@ -390,7 +390,7 @@ def dial(connect: Callable[[], Link], options: Options) -> Link:
     except BaseException:
         link.close()
         raise
-    return link if inbox is None else DurableLink(link, inbox, inbox.backlog, owns=True)
+    return link if inbox is None else DurableLink(link, inbox, inbox.backlog, owns=True)  # pyright: ignore[reportReturnType]  # on_news is a property
 
 
 def bind(listen: Callable[[], Gate], options: Options) -> Gate:
@@ -402,4 +402,4 @@ def bind(listen: Callable[[], Gate], options: Options) -> Gate:
         if inbox is not None:
             inbox.close()
         raise
-    return gate if inbox is None else DurableGate(gate, inbox)
+    return gate if inbox is None else DurableGate(gate, inbox)  # pyright: ignore[reportReturnType]  # on_news is a property

@@ -50,7 +50,7 @@ def program(link_of: type[DurableLink] = DurableLink, inbox_of: type[Inbox] = In
         while (payload := link.recv()) is not None:
             ack(f"seen {payload.decode()}")
             if payload == b"4":
-                inbox._compact()
+                inbox._compact()  # pyright: ignore[reportPrivateUsage]
                 ack("compacted")
             ack(f"finishing {payload.decode()}")
         inbox.close()
