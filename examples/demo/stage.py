@@ -34,6 +34,7 @@ __all__ = ["DOMAIN", "DemoError", "Load", "Place", "control_group", "play"]
 DOMAIN = "web1"
 _ROOT = Path(__file__).parents[2]
 _PREFIX = "mchannel-demo-"
+_GRACE = 20.0  # seconds to start, to answer what is still waiting, and to end
 
 
 class DemoError(Exception):
@@ -119,10 +120,14 @@ async def play(policy: str, load: Load, place: Place, watch: Callable[[Recording
                 node = Node(broker, Registry("demo"), [actuator], usage=_usage(place.group, started))
                 serving = asyncio.create_task(serve(node, [(listener, DOMAIN)]))
                 try:
-                    await _under_load(await port, load, recording, watch)
+                    async with asyncio.timeout(load.seconds + _GRACE):
+                        await _under_load(await port, load, recording, watch)
+                        await _end(started)  # the agent says goodbye while the broker still listens
+                except TimeoutError:
+                    raise DemoError(f"{policy}: the load did not end in time; is this machine overloaded?") from None
                 finally:
                     serving.cancel()
-                    await asyncio.wait([serving])
+                    await asyncio.wait([serving], timeout=_GRACE)
                 if node.traffic.failed:
                     raise DemoError(f"{node.traffic.failed} changes of speed failed; the log says why")
         finally:
