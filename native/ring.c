@@ -246,10 +246,10 @@ static inline uint8_t *append(mc_writer *w, uint64_t length, uint64_t type) {
 
 static inline int append_long(mc_writer *w, const void *message, uint64_t length) {
   const uint64_t size = record_size(2 * WORD);
-  if (!ring_fits(w, size) || !pool_fits(w, length)) {
-    if (look_at_head(w)) return MC_BROKEN;
-    if (!ring_fits(w, size) || !pool_fits(w, length)) return no_room(w);
-  }
+  if (look_at_head(w)) return MC_BROKEN;
+  if (!ring_fits(w, size) || !pool_fits(w, length)) return no_room(w);
+  if (w->first_chunk == w->last_chunk) /* from the start again: those bytes are still in the caches */
+    w->pool_mine = (w->pool_mine + w->shape.pool - 1) & ~(w->shape.pool - 1);
   uint64_t at = pool_start(w, length);
   if (w->first_chunk == w->last_chunk) w->pool_free = at;
   memcpy(w->pool + (at & (w->shape.pool - 1)), message, length);
