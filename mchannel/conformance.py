@@ -26,7 +26,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
@@ -90,7 +90,8 @@ class _Face:
 
         def call(*arguments: Any, **named: Any) -> Any:
             result = self._loop.run(found, *arguments, **named)
-            return _Face(self._loop, result) if isinstance(result, AsyncChannel) else result
+            inner: Any = result
+            return _Face(self._loop, inner) if isinstance(result, AsyncChannel) else inner
 
         return call
 
@@ -104,7 +105,7 @@ class _Face:
 
 
 @contextlib.contextmanager
-def _raises(*kinds: type[BaseException]) -> Iterator[None]:
+def _raises(*kinds: type[BaseException]) -> Generator[None]:
     try:
         yield
     except kinds:

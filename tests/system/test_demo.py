@@ -34,8 +34,8 @@ needs_cgroups = pytest.mark.skipif(not may_limit(), reason="needs root and a cgr
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("demo")
-    short = ["--seconds", "9", "--peak", "480", "--output", str(output)]
-    done = subprocess.run([*COMMAND, *short], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    short = ["--seconds", "11", "--peak", "560", "--output", str(output)]
+    done = subprocess.run([*COMMAND, *short], cwd=ROOT, capture_output=True, text=True, timeout=160, check=False)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result

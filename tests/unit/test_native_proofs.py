@@ -22,6 +22,7 @@ FUZZ_SECONDS: Final = int(os.environ.get("MCHANNEL_FUZZ_SECONDS", "20"))
 CLANG: Final = next((c for c in ("clang", "clang-14", "clang-16", "clang-19") if shutil.which(c)), None)
 COMPILER: Final = CLANG or shutil.which("cc")
 
+pytestmark = pytest.mark.timeout(300)  # compilers and single steps, on a machine that may be busy
 needs_clang = pytest.mark.skipif(CLANG is None, reason="install clang (Debian: clang-14 libclang-rt-14-dev)")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="install a C compiler (Debian: gcc libc6-dev)")
 needs_spin = pytest.mark.skipif(not (shutil.which("spin") and shutil.which("cc")), reason="install spin and gcc")
@@ -49,11 +50,11 @@ def build(folder: Path, program: str, flags: tuple[str, ...], fault: Fault | Non
     common = ("-std=c11", "-D_GNU_SOURCE", "-g", "-pthread", "-I", str(ROOT / "native"))
     made = folder / program
     sources = (ROOT / "tests" / "native" / f"{program}.c", folder / "ring.c")
-    subprocess.run([COMPILER, *common, *flags, *sources, "-o", made], check=True, timeout=100)
+    subprocess.run([COMPILER, *common, *flags, *sources, "-o", made], check=True, timeout=250)
     return made
 
 
-def run(made: Path, *arguments: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+def run(made: Path, *arguments: str, timeout: float = 250) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [made, *arguments],
         cwd=made.parent,

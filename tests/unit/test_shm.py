@@ -141,7 +141,11 @@ def test_a_second_listener_is_refused_while_the_first_lives() -> None:
 
 
 def test_a_listener_takes_over_the_name_of_a_killed_one(ends: Ends, runtime: Path) -> None:
-    pid = in_child(lambda: (mchannel.listen("shm:///web1", RAW), time.sleep(30)))
+    def work() -> None:
+        with mchannel.listen("shm:///web1", RAW):
+            time.sleep(30)
+
+    pid = in_child(work)
     while not (runtime / "web1.shm").exists():
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
