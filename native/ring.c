@@ -17,6 +17,8 @@
 #define ORDER 0x01020304u
 #define WORD 8u
 #define AHEAD 768u   /* bytes: lines of the other core's cache are asked for in good time; a hint, it never faults */
+#define COPIED_PER_NS 8u        /* bytes, roughly */
+#define LONGEST_SPIN_NS 200000u /* beyond what the caller asked for */
 #define SPURIOUS 16 /* wake-ups without cause before the caller gets its thread back */
 
 enum { DATA = 0, PAD = 1, CHUNK = 2 };
@@ -111,7 +113,8 @@ static bool arm(ready_fn *ready, void *half, _Atomic uint32_t *flag, uint32_t ki
   return true;
 }
 
-static int wait_for(ready_fn *ready, void *half, const mc_ways *ways, _Atomic uint32_t *flag, int64_t nanoseconds) {
+static int wait_for(ready_fn *ready, void *half, const mc_ways *ways, uint64_t spin_ns, _Atomic uint32_t *flag,
+                    int64_t nanoseconds) {
   if (ready(half)) return MC_OK;
   if (nanoseconds == 0) return MC_TIMEOUT;
   uint64_t start = now_ns(), now = start;
@@ -121,7 +124,7 @@ static int wait_for(ready_fn *ready, void *half, const mc_ways *ways, _Atomic ui
       pause_cpu();
     }
     now = now_ns();
-  } while (now - start < ways->spin_ns);
+  } while (now - start < spin_ns);
   const mc_bell *bell = &ways->bell[ways->kind];
   for (int i = 0; i < SPURIOUS; i++, now = now_ns()) {
     int64_t left = nanoseconds < 0 ? -1 : nanoseconds - (int64_t)(now - start);
@@ -336,7 +339,7 @@ void mc_writer_close(mc_writer *w) { leave(&w->ways, &w->lane->writer_flag, &w->
 bool mc_writable(mc_writer *w) { return writer_ready(w); }
 bool mc_writer_arm(mc_writer *w, uint32_t kind) { return arm(writer_ready, w, &w->lane->writer_flag, kind); }
 int mc_writer_wait(mc_writer *w, int64_t nanoseconds) {
-  return wait_for(writer_ready, w, &w->ways, &w->lane->writer_flag, nanoseconds);
+  return wait_for(writer_ready, w, &w->ways, w->ways.spin_ns, &w->lane->writer_flag, nanoseconds);
 }
 
 /* ---- records ------------------------------------------------------------------------------------------------ */
@@ -402,6 +405,7 @@ static inline int next(mc_reader *r, const uint8_t **at, span *s) {
 }
 
 static inline void consume(mc_reader *r, const span *s) {
+  r->last = s->length;
   r->redelivered += (int64_t)(r->seen - r->mine) > 0;
   r->mine = s->end;
 }
@@ -417,6 +421,7 @@ int64_t mc_peek(mc_reader *r, const uint8_t **at) {
   int rc = next(r, at, &s);
   if (rc) return rc;
   r->redelivered = (int64_t)(r->seen - r->mine) > 0;
+  r->last = s.length;
   r->peeked = s.end;
   publish_taken(r, s.end);
   return (int64_t)s.length;
@@ -502,7 +507,10 @@ void mc_reader_close(mc_reader *r) { leave(&r->ways, &r->lane->reader_flag, &r->
 bool mc_readable(mc_reader *r) { return reader_ready(r); }
 bool mc_reader_arm(mc_reader *r, uint32_t kind) { return arm(reader_ready, r, &r->lane->reader_flag, kind); }
 int mc_reader_wait(mc_reader *r, int64_t nanoseconds) {
-  return wait_for(reader_ready, r, &r->ways, &r->lane->reader_flag, nanoseconds);
+  uint64_t copying = r->last / COPIED_PER_NS; /* who sent a long message needs as long to copy the next */
+  if (copying > LONGEST_SPIN_NS) copying = LONGEST_SPIN_NS;
+  uint64_t spin_ns = r->ways.spin_ns ? r->ways.spin_ns + copying : 0;
+  return wait_for(reader_ready, r, &r->ways, spin_ns, &r->lane->reader_flag, nanoseconds);
 }
 
 /* ---- join --------------------------------------------------------------------------------------------------- */

@@ -120,6 +120,7 @@ typedef struct mc_reader {
   uint64_t mine, published, peer; /* own index, the part acknowledged, the writer's */
   uint64_t peeked;                /* end of the record that mc_peek showed */
   uint64_t seen;                  /* the predecessor may have seen what lies before */
+  uint64_t last;                  /* length of the message handed out last */
   uint64_t redelivered;           /* how many messages of the last call the predecessor may have seen */
   mc_ways ways;
   _Atomic int state;
