@@ -14,7 +14,6 @@ import os
 import select
 import socket
 import time
-import uuid
 from collections.abc import Callable
 
 import attrs
@@ -36,6 +35,8 @@ _HANDSHAKE = 5.0
 """Seconds that a stranger has to say HELLO."""
 _MAX_STRANGERS = 64
 _MAX_LINKS = 4096
+_NAME = 16
+"""Bytes that name a session."""
 
 
 @attrs.define(eq=False)
@@ -91,7 +92,7 @@ class ShmGate:
 
     def adopt(self, snapshot: bytes) -> None:
         """Check the name of the session; its agent brings the ring, which knows everything else."""
-        if len(snapshot) != len(uuid.UUID(int=0).bytes):
+        if len(snapshot) != _NAME:
             raise ProtocolError("not a channel over shared memory that was handed over")
 
     def deadline(self) -> float | None:
@@ -156,14 +157,15 @@ class ShmGate:
         if link is not None and link.moved:
             line.close()  # the successor will answer
             return
-        if link is None and (heir := self._heir(peer)) is not None:
+        if link is None and (heir := self.heir(peer)) is not None:
             self._welcome(heir, line, frame, hello, [heir.memory.fd])
         elif link is None:
-            link = BrokerLink(
-                peer, self._options, hello.session, Region.attach(descriptors[0], size_limit(self._options))
-            )
+            self._make_room()
+            memory = Region.attach(descriptors[0], size_limit(self._options))
+            link = BrokerLink(peer, self._options, hello.session, memory)
             self._welcome(link, line, frame, hello, [])
-            self._keep((uid, hello.session), link)
+            self._links[uid, hello.session] = link
+            self._ready.append(link)
         elif link.state in OVER:
             raise ProtocolError("this channel is over; open a new one")
         elif not os.path.samestat(os.fstat(link.memory.fd), os.fstat(descriptors[0])) or frame.epoch <= link.epoch:
@@ -177,12 +179,12 @@ class ShmGate:
             raise ProtocolError("this agent wants other terms than it agreed to; open a new channel for that")
         link.use(line)
         link.begin(Side.B, terms, frame.epoch)
-        line_ = link.line
-        line_.send(Frame(Kind.WELCOME, frame.epoch, body=Welcome(link.session, terms, None, 1).encode()), descriptors)
+        answer = Welcome(link.session, terms, None, 1)
+        link.line.send(Frame(Kind.WELCOME, frame.epoch, body=answer.encode()), descriptors)
         if link.on_news is not None:
             link.on_news()
 
-    def _heir(self, peer: Peer) -> BrokerLink | None:
+    def heir(self, peer: Peer) -> BrokerLink | None:
         """Return the link of a predecessor of the same name and user that died."""
         for (uid, _), link in self._links.items():
             if peer.name and uid == peer.uid and link.peer.name == peer.name:
@@ -191,11 +193,11 @@ class ShmGate:
                     return link
         return None
 
-    def _keep(self, key: tuple[int, bytes], link: BrokerLink) -> None:
+    def _make_room(self) -> None:
         if len(self._links) >= _MAX_LINKS:
             self._links = {key: link for key, link in self._links.items() if link.state not in OVER}
-        self._links[key] = link
-        self._ready.append(link)
+        if len(self._links) >= _MAX_LINKS:
+            raise ProtocolError(f"this broker has {_MAX_LINKS} channels already; close some")
 
 
 class _Shm:

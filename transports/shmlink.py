@@ -8,6 +8,7 @@ import select
 import socket
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from mchannel.address import Address
@@ -40,7 +41,7 @@ _RETRY = 0.05
 OVER = (State.ENDED, State.CLOSED)
 
 
-class ShmLink:
+class ShmLink(ABC):
     """One end of a ring, and the socket beside it."""
 
     def __init__(self, peer: Peer, options: Options, session: bytes, memory: Region) -> None:
@@ -272,9 +273,9 @@ class ShmLink:
 
     # --- beginning and ending ---------------------------------------------------------------
 
+    @abstractmethod
     def suspend(self, timeout: float) -> None:
         """Start to quiesce."""
-        raise NotImplementedError
 
     def snapshot(self) -> bytes:
         """Return what another broker needs to adopt the link."""
@@ -322,7 +323,7 @@ class AgentLink(ShmLink):
     def __init__(self, address: Address, options: Options) -> None:
         self._path = local.socket_path(address)
         line = self._connect()
-        memory = Region.create(pool=pool_size(options))
+        memory = Region.create(ring_size(options), pool_size(options))
         super().__init__(Peer(address.path, str(address)), options, uuid.uuid4().bytes, memory)
         self._wanted = self.terms
         self._agreed = False
@@ -364,6 +365,12 @@ class AgentLink(ShmLink):
         self.state = State.SUSPENDED
         self._suspend_until = time.monotonic() + timeout
 
+    def resume(self) -> None:
+        """Go on, and tell the broker."""
+        if self.state is State.SUSPENDED:
+            self.tell(Kind.CALL)
+        super().resume()
+
     def _on_welcome(self, welcome: Welcome, descriptors: list[int]) -> None:
         terms = self._wanted.join(welcome.terms)
         if terms != welcome.terms or (self._agreed and terms != self.terms):
@@ -374,7 +381,7 @@ class AgentLink(ShmLink):
             self.session = welcome.session
         elif welcome.session != self.session:
             raise ProtocolError("the broker answered for another session")
-        self._agreed = True
+        self._agreed, self._wanted = True, terms  # a successor of the broker is asked for the same
         self.begin(Side.A, terms, self.epoch)
 
     def _hello(self, line: Line) -> None:
@@ -411,6 +418,8 @@ class BrokerLink(ShmLink):
         """Take in one frame of the agent."""
         if frame.kind is Kind.SUSPENDED and self.state in (State.OPEN, State.SUSPENDED):
             self.state = State.SUSPENDED
+        elif frame.kind is Kind.CALL:
+            super().resume()  # the agent goes on already
         else:
             super().handle(frame, descriptors)
 
@@ -434,6 +443,12 @@ class BrokerLink(ShmLink):
         self.moved = True
         self.leave()
         return self.session
+
+
+def ring_size(options: Options) -> int:
+    """Return how many bytes of short messages may wait: a small part of the window, so that it stays in caches."""
+    part = max(14, (options.window // 16).bit_length() - 1)
+    return 1 << max(12, min(part, options.window.bit_length() - 1))
 
 
 def pool_size(options: Options) -> int:

@@ -11,15 +11,26 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import attrs
 import pytest
 
 import mchannel
+import mchannel.transports.shm
 from mchannel.channel import Channel
 from mchannel.codec import RawCodec
-from mchannel.errors import AddressError, AuthenticationError, ChannelBroken, ChannelTimeout, NotListening
+from mchannel.errors import (
+    AddressError,
+    AuthenticationError,
+    ChannelBroken,
+    ChannelTimeout,
+    EndOfChannel,
+    NotListening,
+)
 from mchannel.frame import Frame, Hello, Kind, Terms
-from mchannel.transport import Delivery, Link, Options, find_scheme
+from mchannel.transport import Delivery, Link, Options, State, find_scheme
 from mchannel.transports.ring import Region
+from mchannel.transports.shm import ShmGate
+from mchannel.transports.shmlink import AgentLink, BrokerLink
 
 RAW = RawCodec()
 TERMS = Terms(1 << 20, 4 << 20, Delivery.ALL)
@@ -335,3 +346,80 @@ def test_an_agent_refused_is_told_why(ends: Ends, listener: mchannel.Listener[by
     link.tick(time.monotonic())
     with pytest.raises(AuthenticationError, match="larger than"):
         link.recv()
+
+
+def test_a_frame_of_another_connection_is_ignored(listener: mchannel.Listener[bytes], runtime: Path) -> None:
+    with raw(runtime) as wire, Region.create() as own:
+        socket.send_fds(wire, [hello(b"h" * 16, epoch=5)], [own.fd])
+        broker = listener.accept(timeout=2)
+        wire.send(Frame(Kind.BYE, 4).encode())
+        with pytest.raises(ChannelTimeout):
+            broker.read(timeout=0.05)
+        wire.send(Frame(Kind.BYE, 5).encode())
+        with pytest.raises(EndOfChannel):
+            broker.read(timeout=2)
+
+
+def test_a_connection_that_was_overtaken_cannot_come_back(listener: mchannel.Listener[bytes], runtime: Path) -> None:
+    with raw(runtime) as first, raw(runtime) as late, Region.create() as own:
+        socket.send_fds(first, [hello(b"h" * 16, epoch=5)], [own.fd])
+        broker = listener.accept(timeout=2)
+        socket.send_fds(late, [hello(b"h" * 16, epoch=5)], [own.fd])
+        assert "another agent" in refusal(listener, late)
+        assert broker.state is State.OPEN
+        broker.close()
+
+
+def test_what_a_dead_agent_left_is_not_for_another_user() -> None:
+    gate = ShmGate(mchannel.Address.parse("shm:///web2"), Options())
+    link = AgentLink(gate.address, Options(name="sla"))
+    gate.pump()
+    dead = gate.accept()
+    assert isinstance(dead, BrokerLink)
+    link.leave()
+    assert gate.heir(dead.peer) is dead
+    assert gate.heir(attrs.evolve(dead.peer, uid=12345)) is None
+    assert gate.heir(attrs.evolve(dead.peer, name="other")) is None
+    gate.close()
+
+
+@pytest.mark.parametrize("who", ["agent", "broker"])
+def test_both_ends_go_on_after_either_suspends_and_resumes(
+    ends: Ends, listener: mchannel.Listener[bytes], who: str
+) -> None:
+    agent, broker = ends.pair(listener)
+    first, second = (agent, broker) if who == "agent" else (broker, agent)
+    with suppress(ChannelTimeout):
+        first.suspend(timeout=0.01)  # one thread: the other end answers below
+    with suppress(ChannelTimeout):
+        second.read(timeout=0)
+    with suppress(ChannelTimeout):
+        first.read(timeout=0)
+    first.resume()
+    with suppress(ChannelTimeout):
+        second.read(timeout=0)
+    assert (agent.state, broker.state) == (State.OPEN, State.OPEN)
+    assert works(agent, broker)
+
+
+def test_a_small_window_holds_back_short_messages_too(ends: Ends, listener: mchannel.Listener[bytes]) -> None:
+    link = ends.dial(listener, Options(window=20_000, max_message=1000))
+    ends.keep(listener.accept(timeout=2))
+    link.tick(time.monotonic())
+    taken = 0
+    while link.send(bytes(500)):
+        taken += 1
+    assert 10 < taken * 500 <= 20_000
+
+
+def test_a_broker_that_is_full_says_so(
+    ends: Ends, listener: mchannel.Listener[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mchannel.transports.shm, "_MAX_LINKS", 1)
+    ends.pair(listener)
+    second = ends.dial(listener, Options())
+    with pytest.raises(ChannelTimeout):
+        listener.accept(timeout=0.05)
+    second.tick(time.monotonic())
+    with pytest.raises(AuthenticationError, match="1 channels already"):
+        second.recv()
