@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -83,7 +84,7 @@ class Daemon:
         node = self._make_node(config)
         try:
             await self._adopt(node, config)
-            with _listening(config.broker.control) as questions:
+            with _listening(self._path, config.broker.control) as questions:
                 async with asyncio.TaskGroup() as tasks:
                     background = [
                         tasks.create_task(node.beat()),
@@ -127,29 +128,21 @@ class Daemon:
         return Node(Broker(Host(config.broker.name)), Registry(self._host_id, journal))
 
     async def _adopt(self, node: Node, config: Config) -> None:
-        """Put *config* to work: all of it, or, raising :exc:`StartError`, nothing."""
+        """Put *config* to work: all of it, or, raising :exc:`StartError`, nothing.
+
+        What may fail comes first (make the policies, open the doors, change the actuators), then what
+        cannot: swap, and let go of what was replaced.
+        """
         old, host = self._config, _picture(config)
         if (old.broker.state, old.broker.control) != (config.broker.state, config.broker.control):
             raise StartError(f"{self._path}: broker: another state or control needs a restart of mbrokerd")
-        made: dict[str, tuple[PolicySection, Hosted]] = {}
-        opened: dict[ListenSection, _Door] = {}
-        try:
-            for name, section in config.policies.items():
-                if name not in self._policies or self._policies[name][0] != section:
-                    made[name] = (section, await self._host_policy(name, section))
-            policies = {name: made.get(name) or self._policies[name] for name in config.policies}
-            broker = Broker(host, [hosted for _, hosted in policies.values()], budget=config.broker.budget)
-            for place in config.listen:
-                if place not in self._doors:
-                    opened[place] = _Door(self._open(place))
+        with ExitStack() as undo:
+            policies = await self._make_policies(config, undo)
+            broker = self._make_broker(config, host, policies)
+            opened = self._open_doors(config, undo)
             usage = _usage(config)
             self._change_actuators(node, old, config, host)
-        except (StartError, TypeError) as error:
-            for _, hosted in made.values():
-                _close_policy(hosted)
-            for door in opened.values():
-                door.listener.close()
-            raise StartError(str(error)) from None
+            undo.pop_all()
         if _same_machine(old, config):
             for domain in host.domains:
                 host = host.with_level(domain, node.broker.host.level(domain))
@@ -162,6 +155,33 @@ class Daemon:
         for place in left:
             self._shut(self._doors.pop(place))
         self._doors |= opened
+
+    async def _make_policies(self, config: Config, undo: ExitStack) -> dict[str, tuple[PolicySection, Hosted]]:
+        """Return the policies of *config*: those in force where nothing changed, with their state."""
+        policies: dict[str, tuple[PolicySection, Hosted]] = {}
+        for name, section in config.policies.items():
+            if (held := self._policies.get(name)) and held[0] == section:
+                policies[name] = held
+                continue
+            hosted = await self._host_policy(name, section)
+            undo.callback(_close_policy, hosted)
+            policies[name] = (section, hosted)
+        return policies
+
+    def _make_broker(self, config: Config, host: Host, policies: dict[str, tuple[PolicySection, Hosted]]) -> Broker:
+        try:
+            return Broker(host, [hosted for _, hosted in policies.values()], budget=config.broker.budget)
+        except TypeError as error:
+            raise StartError(f"{self._path}: policies: {error}") from None
+
+    def _open_doors(self, config: Config, undo: ExitStack) -> dict[ListenSection, _Door]:
+        """Listen where nobody listened yet."""
+        opened: dict[ListenSection, _Door] = {}
+        for place in config.listen:
+            if place not in self._doors:
+                opened[place] = _Door(self._open(place))
+                undo.callback(opened[place].listener.close)
+        return opened
 
     def _welcome(self, node: Node, tasks: asyncio.TaskGroup) -> None:
         """Let agents in where none were let in yet."""
@@ -201,14 +221,22 @@ class Daemon:
         """Put the actuators of *new* in the place of those in force, or bring those back."""
         if _same_machine(old, new):
             return
-        for actuator in node.actuators:
-            actuator.close()  # which lets go of the journals of originals that the new ones open
+        try:
+            for actuator in node.actuators:
+                actuator.restore()
+        except Exception as error:  # also an actuator of others must not take the broker along
+            node.broker.observe(_picture(old))  # some are at the top again
+            raise StartError(f"{self._path}: actuators: those in force could not restore: {error}") from None
+        _close_actuators(node.actuators)  # which lets go of the journals of originals that the new ones open
         node.actuators = ()
         try:
             node.actuators = self._make_actuators(new, host)
-        except StartError:
-            node.actuators = self._make_actuators(old, _picture(old))
+        except StartError as error:
             node.broker.observe(_picture(old))
+            try:
+                node.actuators = self._make_actuators(old, _picture(old))
+            except StartError as lost:
+                raise StartError(f"{error}\n{lost}; nothing acts on this host now") from None
             raise
 
     def _make_actuators(self, config: Config, host: Host) -> tuple[Actuator, ...]:
@@ -221,8 +249,7 @@ class Daemon:
                     make_actuator(entry, section.options, host=host, state=config.broker.state, cgroups=cgroups)
                 )
             except (PluginError, OSError, MChannelError) as error:
-                for actuator in made:
-                    actuator.close()
+                _close_actuators(made)
                 raise StartError(f"{self._path}: actuators.{name}: {error}") from None
         return tuple(made)
 
@@ -276,11 +303,7 @@ class Daemon:
 
     def _close(self, node: Node) -> None:
         """Put everything back; what cannot be is said in the log and tried again at the next start."""
-        for actuator in node.actuators:
-            try:
-                actuator.close()
-            except (OSError, MChannelError) as error:
-                _log.error("%s could not restore: %s", type(actuator).__name__, error)
+        _close_actuators(node.actuators)
         for _, hosted in self._policies.values():
             _close_policy(hosted)
         for door in self._doors.values():
@@ -288,21 +311,17 @@ class Daemon:
         node.registry.close()
 
 
-class _listening:  # noqa: N801 - used as a verb
+@contextmanager
+def _listening(path: Path, address: str) -> Generator[AsyncListener[Event]]:
     """Listen for questions; StartError when that is not possible."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    def __enter__(self) -> AsyncListener[Event]:
-        try:
-            self._listener = control.listen(self._address)
-        except MChannelError as error:
-            raise StartError(f"broker.control: {error}") from None
-        return self._listener
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
+    try:
+        listener = control.listen(address)
+    except MChannelError as error:
+        raise StartError(f"{path}: broker.control: {error}") from None
+    try:
+        yield listener
+    finally:
+        listener.close()
 
 
 async def _live() -> None:
@@ -351,6 +370,15 @@ def _usage(config: Config) -> UsageMeter:
         raise StartError(f"domains: {error}") from None
     names = {section.actuator or name for name, section in config.actuators.items()}
     return UsageMeter(counters, quota="cpu_bandwidth" in names)
+
+
+def _close_actuators(actuators: Iterable[Actuator]) -> None:
+    """Close every one; what cannot be restored is said in the log and tried again at the next start."""
+    for actuator in actuators:
+        try:
+            actuator.close()
+        except Exception as error:  # one that fails must not keep the others from restoring
+            _log.error("%s could not restore: %s", type(actuator).__name__, error)
 
 
 def _close_policy(hosted: Hosted) -> None:

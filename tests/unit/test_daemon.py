@@ -84,6 +84,21 @@ class Daemon:
         assert self.process
         self.process.send_signal(number)
 
+    @property
+    def pid(self) -> int:
+        assert self.process
+        return self.process.pid
+
+    def reload(self, *changes: tuple[str, str]) -> None:
+        """Change the configuration's text, and wait until it was taken over or refused."""
+        text = self.config.read_text()
+        for old, new in changes:
+            text = text.replace(old, new)
+        self.config.write_text(text)
+        self.send(signal.SIGHUP)
+        self.expect("RELOADING=1")
+        self.expect("READY=1")
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         """End the daemon; return its exit code and its log."""
         assert self.process
@@ -254,6 +269,43 @@ def test_a_bad_configuration_at_a_reload_changes_nothing(daemon: Daemon, old: st
         assert status.listening == ("shm:///web1",)
     _, log = daemon.stop()
     assert sum("kept the configuration" in line for line in log.splitlines()) == 1
+    assert "Traceback" not in log
+
+
+def test_a_failed_reload_closes_the_addresses_and_ends_the_policies_that_it_began(daemon: Daemon) -> None:
+    daemon.start()
+    children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children")
+    before = children.read_text()
+    daemon.reload(
+        ('"shm:///web1"', '"shm:///web1"\n[[listen]]\naddress = "shm:///db"'),
+        ("[policies.none]", "[policies.basic]\nisolation = 'process'\n[policies.none]"),
+        ("[actuators.cpufreq.options]", "[actuators.cpufreq.options]\nmethod = 'x'"),
+    )
+    status = ask_status("shm:///mbroker")
+    assert "method" in status.problem
+    assert status.listening == ("shm:///web1",)
+    assert not (daemon.folder / "run/db.shm").exists()
+    assert children.read_text() == before
+
+
+def test_a_reload_that_cannot_let_go_of_its_actuators_keeps_them(daemon: Daemon) -> None:
+    daemon.start()
+    with mchannel.open("shm:///web1", name="sla") as agent:
+        agent.write(BUSY)
+        agent.flush(timeout=20)
+        until(lambda: daemon.limit == "1000000")
+        (daemon.folder / "state").rename(daemon.folder / "away")
+        daemon.reload(("[actuators.cpufreq.options]", "[actuators.dryrun]\n[actuators.cpufreq.options]"))
+        status = ask_status("shm:///mbroker")
+        assert "could not restore" in status.problem
+        assert (status.actuators, status.listening) == (("cpufreq",), ("shm:///web1",))
+        assert (status.domains[0].level, daemon.limit) == (2, "2400000")
+        (daemon.folder / "away").rename(daemon.folder / "state")
+        agent.write(BUSY)
+        agent.flush(timeout=20)
+        until(lambda: daemon.limit == "1000000")
+    code, log = daemon.stop()
+    assert (code, daemon.limit) == (0, "2400000"), log
     assert "Traceback" not in log
 
 
