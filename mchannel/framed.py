@@ -17,7 +17,7 @@ from mchannel.frame import Frame, Hello, Kind, Terms
 from mchannel.packing import Limits, pack, unpack
 from mchannel.port import StandingPort
 from mchannel.session import Handoff, Role, Session, Timing
-from mchannel.transport import Acceptor, Gate, Link, Options, Peer, Port, State, Transport
+from mchannel.transport import Acceptor, Delivery, Gate, Link, Options, Peer, Port, State, Transport
 
 __all__ = ["Framed"]
 
@@ -27,6 +27,10 @@ _BLOCKED_RETRY = 0.005
 """Seconds until a transport that could not take a frame is tried again."""
 _TURN = 0.1
 """Seconds between two looks at what came in, on a link that is only written to."""
+_LATEST_TURN = 0.001
+"""The same for ``latest``: a reader that fell behind waits for an answer."""
+_PORTIONS = 64
+"""Portions taken in before the latest is read; a writer faster than its reader must not keep it for ever."""
 _MAX_STRANGERS = 256
 """Peers that may be connected without having said HELLO."""
 _MAX_LINKS = 4096
@@ -90,7 +94,7 @@ class FramedLink:
         if session.outgoing:
             self._flush()
         if (now := time.monotonic()) >= self._turn:  # who only writes must see too that the peer went away
-            self._turn = now + _TURN
+            self._turn = now + (_TURN if session.terms.delivery is Delivery.ALL else _LATEST_TURN)
             self.port.pump()
             self.tick(now)
         if not taken:
@@ -102,6 +106,8 @@ class FramedLink:
     def recv(self) -> bytes | None:
         """Acknowledge the previous message and return the next, or None."""
         session = self._session
+        if session.terms.delivery is Delivery.LATEST:
+            self._catch_up()
         message = session.next()
         if message is None:
             self._pull()
@@ -122,6 +128,8 @@ class FramedLink:
 
     def recv_many(self, limit: int) -> list[bytes]:
         """Acknowledge the messages before and return up to *limit*; they are acknowledged together."""
+        if self._session.terms.delivery is Delivery.LATEST:
+            self._catch_up()
         self._pull()
         taken = self._session.take(limit)
         self._flush()
@@ -214,6 +222,16 @@ class FramedLink:
         self._pull()
         if self.on_news is not None:
             self.on_news()
+
+    def _catch_up(self) -> None:
+        """Take in what has arrived, so that the newest of it is read."""
+        for _ in range(_PORTIONS):
+            before = self._session.newest
+            self.port.pump()
+            self._pull()
+            if self._session.newest == before:
+                break
+        self.tick(time.monotonic())
 
     def _pull(self) -> None:
         transport = self._transport

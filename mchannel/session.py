@@ -6,7 +6,8 @@ HELLO and counts the *epoch*, the connections that the session has had; frames o
 ignored. The broker side answers WELCOME; when it misses something it CALLs for another HELLO.
 
 A message counts as acknowledged when its reader asks for the next one or says :meth:`Session.done`,
-not when it arrived: effect first, then mark.
+not when it arrived: effect first, then mark. With ``delivery="latest"`` a message that a newer one
+displaced unread counts as acknowledged too, and a window that is full holds back all but the newest.
 
 Feed :meth:`Session.receive` with frames, take :attr:`Session.outgoing` away, and call
 :meth:`Session.tick` when :meth:`Session.deadline` has come. Times are seconds of any monotonic clock.
@@ -56,6 +57,8 @@ class Timing:
     """Wait for the answer to a handshake before it is tried again."""
     ack_delay: float = 0.02
     """Longest wait for a message that can carry an acknowledgement along."""
+    catch_up: float = 0.1
+    """Latest only: longest wait of a reader that fell behind for the peer to say what is newest."""
     patience: float | None = None
     """How long a lost peer is waited for; None: for ever."""
 
@@ -149,6 +152,8 @@ class Session:
         """Number of the first in ``_unacked``."""
         self._sent = 0
         """Highest number that ever left for the peer."""
+        self._held = False
+        """Latest only: whether the last of ``_unacked`` has not left yet, so that a newer one may take its place."""
         # reading
         self._inbox: deque[Received] = deque()
         self._inbox_bytes = 0
@@ -161,6 +166,8 @@ class Session:
         """False while this side may have joined a session that another broker had before."""
         self._unsure = 0
         """Messages up to this number may have been seen by a predecessor."""
+        self._asked = False
+        """Latest only: whether the peer was asked for the newest since a message was handed out."""
         # when to act; None: not at all
         self._ack_due: float | None = None
         self._retry_due: float | None = None
@@ -168,6 +175,8 @@ class Session:
         self._silent_since: float | None = None
         self._lost_since: float | None = None
         self._suspend_until: float | None = None
+        self._newest_until: float | None = None
+        """Latest only: how long the peer's word on what is newest is waited for."""
 
     # --- the application's side -------------------------------------------------------------
 
@@ -184,21 +193,25 @@ class Session:
         if not self._agreed:
             return False
         size += OVERHEAD
-        while self._unacked and self._unacked_bytes + size > self.terms.window:
-            if self.terms.delivery is Delivery.ALL:
-                return False
-            self._forget_first()
+        if self._held:
+            self._unacked_bytes -= len(self._unacked.pop()) + OVERHEAD
+        elif self.terms.delivery is Delivery.ALL and self._unacked and self._unacked_bytes + size > self.terms.window:
+            return False
         self._unacked.append(payload)
         self._unacked_bytes += size
-        if self._shaken and self.state is not State.SUSPENDED:
-            self._data(self._base + len(self._unacked) - 1, payload)
+        if self.terms.delivery is Delivery.LATEST:
+            self._held = True
+            self._let_newest_go()
+        elif self._shaken and self.state is not State.SUSPENDED:
+            self._data(self._last_number, payload)
         return True
 
     def next(self) -> Received | None:
         """Mark what was returned before as done and return the next message, or None. Raises what ended the session."""
         if self.last is not None:
             self.done()
-        if self._inbox:
+        if self._inbox and self._newest_until is None:
+            self._asked = False
             self.last = message = self._inbox.popleft()
             size = len(message.payload) + OVERHEAD
             self._inbox_bytes -= size
@@ -214,8 +227,11 @@ class Session:
             self.done()
         if not self._inbox and self.state in _OVER:
             raise self._ended()
+        if self._newest_until is not None:
+            return []
         taken = [self._inbox.popleft() for _ in range(min(limit, len(self._inbox)))]
         if taken:
+            self._asked = False
             size = sum([len(message.payload) + OVERHEAD for message in taken])
             self._inbox_bytes -= size
             self._done_bytes += size
@@ -225,7 +241,7 @@ class Session:
     def done(self) -> None:
         """Mark the message that was returned last as taken care of; it will be acknowledged."""
         if self.last is not None:
-            self._done = self.last.number
+            self._done = max(self._done, self.last.number)
             self.last = None
             if self._done_bytes * 4 > self.terms.window and self._shaken:
                 self._ack()
@@ -239,6 +255,11 @@ class Session:
     def failure(self) -> MChannelError | None:
         """What ended the session, when it was not this side's own wish."""
         return self._failure
+
+    @property
+    def newest(self) -> int:
+        """Highest number that has arrived."""
+        return self._expected - 1
 
     @property
     def flushed(self) -> bool:
@@ -323,7 +344,7 @@ class Session:
     def fail(self, error: MChannelError) -> None:
         """End the session for good because of *error*; what was received can still be read."""
         if self.state not in _OVER:
-            self.state, self._failure = State.ENDED, error
+            self.state, self._failure, self._newest_until = State.ENDED, error, None
 
     # --- time -------------------------------------------------------------------------------
 
@@ -332,7 +353,14 @@ class Session:
         if self._done > self._acked and self._ack_due is None and self._shaken:
             return 0.0  # now: the next tick decides when to acknowledge
         due = self._ping_due
-        for other in (self._ack_due, self._retry_due, self._suspend_until, self._given_up_at(), self._lost_at()):
+        for other in (
+            self._ack_due,
+            self._retry_due,
+            self._suspend_until,
+            self._newest_until,
+            self._given_up_at(),
+            self._lost_at(),
+        ):
             if other is not None and (due is None or other < due):
                 due = other
         return due
@@ -351,6 +379,8 @@ class Session:
         if self.state in _OVER:
             return
         self._tick_ack(now)
+        if self._newest_until is not None and now >= self._newest_until:
+            self._newest_until = None
         if self._silent_since is not None and now - self._silent_since >= 3 * self.timing.heartbeat:
             self._lose(now)
         patience = self.timing.patience
@@ -420,6 +450,7 @@ class Session:
         if kind is Kind.DATA:
             self._on_data(frame, now)
         elif kind is Kind.ACK:
+            self._newest_until = None
             if self._complete(frame.number, now) and frame.flags & Flag.PING:
                 self._ack()
         elif kind is Kind.SUSPEND and self.role is Role.AGENT:
@@ -484,6 +515,7 @@ class Session:
 
     def _open(self, done: int, received: int, now: float) -> None:
         """Both sides know what the other has: forget what it is done with, replay what it has not received."""
+        self._held, self._newest_until = False, None
         self._on_ack(done)
         if received > self._last_number:
             raise ProtocolError("the peer has received what was never sent")
@@ -504,20 +536,36 @@ class Session:
             return
         if self.terms.delivery is Delivery.ALL and not self._complete(number - 1, now):
             return
-        if self.terms.delivery is Delivery.LATEST:
-            self._inbox.clear()
-            self._inbox_bytes = 0
+        if self.terms.delivery is Delivery.LATEST and self._inbox:
+            self._displace(number, now)
         self._inbox_bytes += len(payload) + OVERHEAD
         if self._inbox_bytes > self.terms.window + self.terms.max_message + OVERHEAD:
             raise ProtocolError("the peer sends more than the window that it agreed to")
         self._inbox.append(Received(number, payload, number <= self._unsure))
         self._expected = number + 1
 
+    def _displace(self, number: int, now: float) -> None:
+        """*number* is newer than what was not read: that counts as taken care of, so that the peer goes on.
+
+        A reader that falls behind gets nothing before the peer has answered once: by then all that was
+        on its way has come, and so has the newest that a full window held back.
+        """
+        self._inbox.clear()
+        self._done_bytes += self._inbox_bytes
+        self._inbox_bytes = 0
+        self._done = number - 1
+        if not self._asked:
+            self._asked, self._newest_until = True, now + self.timing.catch_up
+            self._ack(Flag.PING)
+        elif self._done_bytes * 4 > self.terms.window:
+            self._ack()
+
     def _on_ack(self, number: int) -> None:
         if number >= self._base + len(self._unacked):
             raise ProtocolError("the peer acknowledges what was never sent")
         while self._base <= number:
             self._forget_first()
+        self._let_newest_go()
 
     def _complete(self, number: int, now: float) -> bool:
         """Whether all up to *number* came; if not, something was lost: connect anew and have it replayed."""
@@ -541,6 +589,13 @@ class Session:
     def _forget_first(self) -> None:
         self._unacked_bytes -= len(self._unacked.popleft()) + OVERHEAD
         self._base += 1
+
+    def _let_newest_go(self) -> None:
+        """Latest only: send what was held back, when there is room in the window."""
+        room = len(self._unacked) == 1 or self._unacked_bytes <= self.terms.window
+        if self._held and room and self._shaken and self.state is not State.SUSPENDED:
+            self._held = False
+            self._data(self._last_number, self._unacked[-1])
 
     def _data(self, number: int, payload: bytes) -> None:
         self._sent = max(self._sent, number)

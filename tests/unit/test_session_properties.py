@@ -184,8 +184,8 @@ MUTANTS = {
         "        if True:\n            return True",
     ),
     "ignores the window": (
-        "if self.terms.delivery is Delivery.ALL:\n                return False",
-        "if False:\n                return False",
+        "elif self.terms.delivery is Delivery.ALL and self._unacked and",
+        "elif False and",
     ),
     "counts empty messages as nothing": ("        size += OVERHEAD\n", "        size += 0\n"),
     "tries a handshake once": ("if self._retry_due is not None and now >= self._retry_due:", "if False:"),
