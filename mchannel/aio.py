@@ -7,13 +7,14 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
-from mchannel import inbox
 from mchannel.address import Address
-from mchannel.channel import FLUSH_INTERVAL, KNOCK_INTERVAL, Message, bind
+from mchannel.batch import Batch
+from mchannel.channel import Message
 from mchannel.codec import Codec, EventCodec
-from mchannel.errors import ChannelTimeout, EndOfChannel, NotListening
+from mchannel.errors import ChannelClosed, ChannelTimeout, EndOfChannel
 from mchannel.event import Event
-from mchannel.transport import Gate, Link, Options, Peer, Port, State, Wishes, find_scheme
+from mchannel.patience import FLUSH_INTERVAL, KNOCK_INTERVAL, Opening, bind, left, until
+from mchannel.transport import Gate, Link, Peer, Port, State, Wishes
 
 __all__ = ["AsyncChannel", "AsyncListener", "listen_async", "open_async"]
 
@@ -84,6 +85,7 @@ class AsyncChannel(Generic[T]):
         self._link = link
         self._encode = codec.encode
         self._decode = codec.decode
+        self._batch = Batch(codec.decode)
         self._waker = _Waker(link, port)
         self._waker.schedule()
 
@@ -109,54 +111,59 @@ class AsyncChannel(Generic[T]):
         """
         payload = self._encode(message)
         if not self._link.send(payload):
-            until = _until(timeout)
+            late = until(timeout)
             while not self._ready_to(payload):
-                await self._waker.wait(until, "the channel stayed full; is the peer reading?")
+                await self._waker.wait(late, "the channel stayed full; is the peer reading?")
 
     async def write_many(self, messages: Sequence[T], timeout: float | None = None) -> None:
         """Send *messages* in order. On ChannelTimeout or cancellation some may have been taken."""
         payloads = [self._encode(message) for message in messages]
-        until = _until(timeout)
+        late = until(timeout)
         while payloads := payloads[self._link.send_many(payloads) :]:
             self._waker.expect()
             self._link.arm()
             if self._link.send_many(payloads[:1]):
                 payloads = payloads[1:]
                 continue
-            await self._waker.wait(until, "the channel stayed full; is the peer reading?")
+            await self._waker.wait(late, "the channel stayed full; is the peer reading?")
 
     async def read(self, timeout: float | None = None) -> T:
         """Acknowledge the previous message and return the next; wait at most *timeout* seconds.
 
         Raises ChannelTimeout, CodecError, EndOfChannel, or what else ended the channel.
         """
+        if self._batch:
+            return self._batch.next()
         payload = self._link.recv()
         if payload is None:
-            until = _until(timeout)
+            late = until(timeout)
             while (payload := self._look()) is None:
-                await self._waker.wait(until, "no message came")
+                await self._waker.wait(late, "no message came")
         return self._decode(payload)
 
     async def receive(self, timeout: float | None = None) -> Message[T]:
         """Do as :meth:`read`, and tell the message's number and whether it is redelivered."""
         value = await self.read(timeout)
-        return Message(value, self._link.number, self._link.redelivered)
+        return Message(value, self._link.number - len(self._batch), self._link.redelivered)
 
     async def read_many(self, limit: int = 1024, timeout: float | None = None) -> list[T]:
-        """Return between 1 and *limit* messages, which are acknowledged together by the next read."""
-        until = _until(timeout)
-        while not (payloads := self._link.recv_many(limit)):
+        """Return between 1 and *limit* messages, as :meth:`mchannel.channel.Channel.read_many`."""
+        if not self._batch:
+            self._batch.fill(self._link.recv_many(limit))
+        late = until(timeout)
+        while not self._batch:
             self._waker.expect()
             self._link.arm()
-            if payloads := self._link.recv_many(limit):
-                break
-            await self._waker.wait(until, "no message came")
-        return [self._decode(payload) for payload in payloads]
+            self._batch.fill(self._link.recv_many(limit))
+            if not self._batch:
+                await self._waker.wait(late, "no message came")
+        return self._batch.take(limit)
 
     def done(self) -> None:
         """Acknowledge the message that was read last, without asking for another."""
-        self._link.done()
-        self._waker.schedule()
+        if not self._batch:
+            self._link.done()
+            self._waker.schedule()
 
     async def __aiter__(self) -> AsyncIterator[T]:
         """Yield messages until the peer closes the channel."""
@@ -168,27 +175,27 @@ class AsyncChannel(Generic[T]):
 
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until the peer has acknowledged everything that was written."""
-        until = _until(timeout)
+        late = until(timeout)
         while not self._link.flushed:
-            if until is not None and time.monotonic() >= until:
-                raise ChannelTimeout("the peer has not acknowledged every message")
+            left(late, "the peer has not acknowledged every message")
             self._waker.schedule()
             await asyncio.sleep(FLUSH_INTERVAL)
 
     async def suspend(self, timeout: float = 5.0) -> None:
         """Quiesce, as :meth:`mchannel.channel.Channel.suspend`."""
-        until = _until(timeout)
+        late = until(timeout)
         self._waker.expect()
         self._link.suspend(timeout)
         while (state := self._link.state) is not State.SUSPENDED:
             if state in (State.ENDED, State.CLOSED):
                 self._link.recv()
             self._link.arm()
-            await self._waker.wait(until, "the peer did not agree to a suspension")
+            await self._waker.wait(late, "the peer did not agree to a suspension")
             self._waker.expect()
 
     def handoff(self) -> bytes:
         """Return the suspended broker side for another broker's listener to adopt, and close this one."""
+        self._batch.refuse_handoff()
         snapshot = self._link.snapshot()
         self._waker.close()
         return snapshot
@@ -206,7 +213,7 @@ class AsyncChannel(Generic[T]):
         """
         try:
             if self._link.state in (State.OPEN, State.LOST):
-                self._link.done()
+                self.done()
                 await self.flush(timeout)
         except ChannelTimeout:
             raise ChannelTimeout(f"closed, but {self.peer.address} has not acknowledged every message") from None
@@ -243,17 +250,14 @@ class AsyncChannel(Generic[T]):
         self._link.arm()
         return self._link.send(payload)
 
-    async def opened(self, until: float | None) -> None:
-        """Wait until the peer has answered; *until* is of the monotonic clock. Raises what open_async does."""
-        unanswered = (State.OPENING, State.LOST)  # lost: the broker died before it answered
-        while self._link.state in unanswered:
+    async def opened(self, opening: Opening) -> None:
+        """Wait until the peer has answered. Raises what open_async does."""
+        while not opening.is_answered(self._link):
             self._waker.expect()
             self._link.arm()
-            if self._link.state in unanswered:
-                why = f"nothing answered at {self.peer.address}; does a broker listen there?"
-                await self._waker.wait(until, why)
-        if self._link.state is State.ENDED:
-            self._link.recv()
+            if not opening.is_answered(self._link):
+                await self._waker.wait(opening.late, opening.unanswered)
+        self._batch.fill(opening.answer(self._link))
 
 
 class AsyncListener(Generic[T]):
@@ -263,6 +267,7 @@ class AsyncListener(Generic[T]):
         self._gate = gate
         self._codec = codec
         self._waker = _Waker(gate, gate.port)
+        self._closed = False
 
     @property
     def address(self) -> Address:
@@ -270,10 +275,10 @@ class AsyncListener(Generic[T]):
         return self._gate.address
 
     async def accept(self, timeout: float | None = None) -> AsyncChannel[T]:
-        """Return a channel to the next new agent; raises ChannelTimeout after *timeout* seconds."""
-        until = _until(timeout)
+        """Return a channel to the next new agent, as :meth:`mchannel.channel.Listener.accept`."""
+        late = until(timeout)
         while (link := self._look()) is None:
-            await self._waker.wait(until, f"no agent came to {self._gate.address}")
+            await self._waker.wait(late, f"no agent came to {self._gate.address}")
         return AsyncChannel(link, self._codec, None if link.port is self._gate.port else link.port)
 
     async def __aiter__(self) -> AsyncIterator[AsyncChannel[T]]:
@@ -283,10 +288,11 @@ class AsyncListener(Generic[T]):
 
     def adopt(self, handoff: bytes) -> None:
         """Expect the agent of a channel that another broker handed over; accept() returns it when it comes."""
-        self._gate.adopt(handoff)
+        self._open_gate.adopt(handoff)
 
     def close(self) -> None:
         """Stop listening. Agents are not told goodbye: they look for a successor."""
+        self._closed = True
         self._waker.close()
         self._gate.close()
 
@@ -300,7 +306,13 @@ class AsyncListener(Generic[T]):
 
     def _look(self) -> Link | None:
         self._waker.expect()
-        return self._gate.accept()
+        return self._open_gate.accept()
+
+    @property
+    def _open_gate(self) -> Gate:
+        if self._closed:
+            raise ChannelClosed(f"this listener at {self._gate.address} was closed; call listen_async again")
+        return self._gate
 
 
 @overload
@@ -319,19 +331,12 @@ async def open_async(
     **wishes: Unpack[Wishes],
 ) -> AsyncChannel[Any]:
     """Open the channel at *address*, as :func:`mchannel.open`; cancelled, it leaves nothing open."""
-    where, until = Address.parse(address), _until(timeout)
-    scheme, options = find_scheme(where), Options(**wishes)
-    while True:
-        try:
-            link = inbox.dial(lambda: scheme.dial(where, options), options)
-            break
-        except NotListening:
-            if until is not None and time.monotonic() >= until:
-                raise
-            await asyncio.sleep(KNOCK_INTERVAL)
+    opening = Opening.of(address, wishes, timeout)
+    while (link := opening.knock()) is None:  # noqa: ASYNC110 - nothing tells when somebody begins to listen
+        await asyncio.sleep(KNOCK_INTERVAL)
     channel = AsyncChannel(link, codec, link.port) if codec is not None else AsyncChannel(link, EventCodec(), link.port)
     try:
-        await channel.opened(until)
+        await channel.opened(opening)
     except BaseException:
         channel.abort()
         raise
@@ -346,7 +351,3 @@ def listen_async(address: str, codec: Codec[Any] | None = None, **wishes: Unpack
     """Listen at *address* in the running event loop, as :func:`mchannel.listen`."""
     gate = bind(address, wishes)
     return AsyncListener(gate, codec or EventCodec())
-
-
-def _until(timeout: float | None) -> float | None:
-    return None if timeout is None else time.monotonic() + timeout

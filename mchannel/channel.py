@@ -9,23 +9,17 @@ from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 import attrs
 
-from mchannel import inbox
 from mchannel.address import Address
+from mchannel.batch import Batch
 from mchannel.codec import Codec, EventCodec
-from mchannel.errors import ChannelTimeout, EndOfChannel, MChannelError, NotListening
+from mchannel.errors import ChannelClosed, ChannelTimeout, EndOfChannel, MChannelError
 from mchannel.event import Event
-from mchannel.transport import Gate, Link, Options, Peer, State, Wishes, find_scheme
+from mchannel.patience import FLUSH_INTERVAL, KNOCK_INTERVAL, Opening, bind, left, opened, until
+from mchannel.transport import Gate, Link, Peer, State, Wishes
 
 __all__ = ["Channel", "Listener", "Message", "listen", "open"]
 
 T = TypeVar("T")
-
-FLUSH_INTERVAL = 0.001
-"""Seconds between two looks at what the peer has acknowledged: no wire rings a bell for that."""
-KNOCK_INTERVAL = 0.02
-"""Seconds between two looks whether somebody listens by now."""
-LISTENER_PATIENCE = 60.0
-"""Seconds that a listener keeps the channel of an agent that went silent."""
 
 
 @attrs.frozen
@@ -47,12 +41,13 @@ class Channel(Generic[T]):
     at a time, has no thread of its own, and makes progress while one of its methods runs.
     """
 
-    def __init__(self, link: Link, codec: Codec[T]) -> None:
+    def __init__(self, link: Link, codec: Codec[T], received: Sequence[bytes] = ()) -> None:
         self._link = link
         self._send = link.send
         self._recv = link.recv
         self._encode = codec.encode
         self._decode = codec.decode
+        self._batch = Batch(codec.decode, received)
 
     @property
     def peer(self) -> Peer:
@@ -70,8 +65,11 @@ class Channel(Generic[T]):
         return self._link.session
 
     def fileno(self) -> int:
-        """Return a descriptor for select and poll. It may wake without a message; read with ``timeout=0`` then."""
-        self._link.arm()
+        """Return a descriptor for select and poll. It may wake without a message; read with ``timeout=0`` then.
+
+        Raises ChannelClosed when this end was closed.
+        """
+        opened(self._link).arm()
         return self._link.port.fileno()
 
     def write(self, message: T, timeout: float | None = None) -> None:
@@ -87,9 +85,9 @@ class Channel(Generic[T]):
         """Send *messages* in order; cheaper than one by one. On ChannelTimeout some may have been taken."""
         payloads: Sequence[bytes] = [self._encode(message) for message in messages]
         taken = self._link.send_many(payloads)
-        until = _until(timeout)
+        late = until(timeout)
         while taken < len(payloads):
-            self._link.wait_writable(_left(until, "the channel stayed full; is the peer reading?"))
+            self._link.wait_writable(left(late, "the channel stayed full; is the peer reading?"))
             payloads = payloads[taken:]
             taken = self._link.send_many(payloads)
 
@@ -99,6 +97,8 @@ class Channel(Generic[T]):
         Raises ChannelTimeout, CodecError (the message is no message of this codec; the next read goes
         on), EndOfChannel, or what else ended the channel. An interrupted read loses nothing.
         """
+        if self._batch:
+            return self._batch.next()
         payload = self._recv()
         if payload is None:
             payload = self._read(timeout)
@@ -107,21 +107,26 @@ class Channel(Generic[T]):
     def receive(self, timeout: float | None = None) -> Message[T]:
         """Do as :meth:`read`, and tell the message's number and whether it is redelivered."""
         value = self.read(timeout)
-        return Message(value, self._link.number, self._link.redelivered)
+        return Message(value, self._link.number - len(self._batch), self._link.redelivered)
 
     def read_many(self, limit: int = 1024, timeout: float | None = None) -> list[T]:
-        """Return between 1 and *limit* messages, which are acknowledged together by the next read."""
-        payloads = self._link.recv_many(limit)
-        until = _until(timeout)
-        while not payloads:
-            self._link.wait_readable(_left(until, "no message came"))
-            payloads = self._link.recv_many(limit)
-        decode = self._decode
-        return [decode(payload) for payload in payloads]
+        """Return between 1 and *limit* messages, which are acknowledged together by the next read.
+
+        When one of them is no message of this codec, those before it are returned, the next read
+        raises CodecError, and the one after that goes on. Nothing of what came together is
+        acknowledged before all of it was handed out, except by :meth:`suspend` and :meth:`close`.
+        """
+        late = until(timeout)
+        while not self._batch:
+            self._batch.fill(self._link.recv_many(limit))
+            if not self._batch:
+                self._link.wait_readable(left(late, "no message came"))
+        return self._batch.take(limit)
 
     def done(self) -> None:
         """Acknowledge the message that was read last, without asking for another."""
-        self._link.done()
+        if not self._batch:
+            self._link.done()
 
     def __iter__(self) -> Iterator[T]:
         """Yield messages until the peer closes the channel."""
@@ -133,9 +138,9 @@ class Channel(Generic[T]):
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the peer has acknowledged everything that was written."""
-        until = _until(timeout)
+        late = until(timeout)
         while not self._link.flushed:
-            _left(until, "the peer has not acknowledged every message")
+            left(late, "the peer has not acknowledged every message")
             self._link.tick(time.monotonic())
             time.sleep(FLUSH_INTERVAL)
             self._link.port.pump()
@@ -147,14 +152,18 @@ class Channel(Generic[T]):
         ChannelTimeout when the peer does not agree in time; the channel goes on as before then.
         """
         self._link.suspend(timeout)
-        until = _until(timeout)
+        late = until(timeout)
         while self._link.state is not State.SUSPENDED:
             if self._link.state in (State.ENDED, State.CLOSED):
                 self._link.recv()
-            self._link.wait_readable(_left(until, "the peer did not agree to a suspension"))
+            self._link.wait_readable(left(late, "the peer did not agree to a suspension"))
 
     def handoff(self) -> bytes:
-        """Return the suspended broker side for another broker's :meth:`Listener.adopt`, and close this one."""
+        """Return the suspended broker side for another broker's :meth:`Listener.adopt`, and close this one.
+
+        Raises ChannelError when it is not suspended, or :meth:`read_many` has messages left to hand out.
+        """
+        self._batch.refuse_handoff()
         return self._link.snapshot()
 
     def resume(self) -> None:
@@ -168,7 +177,7 @@ class Channel(Generic[T]):
         """
         try:
             if self._link.state in (State.OPEN, State.LOST):
-                self._link.done()
+                self.done()
                 self.flush(timeout)
         except ChannelTimeout:
             raise ChannelTimeout(f"closed, but {self.peer.address} has not acknowledged every message") from None
@@ -191,20 +200,20 @@ class Channel(Generic[T]):
         return f"<Channel to {self._link.peer.address}, {self._link.state.value}>"
 
     def _write(self, payload: bytes, timeout: float | None) -> None:
-        until, left = _until(timeout), timeout
+        late, remaining = until(timeout), timeout
         while True:
-            self._link.wait_writable(left)
+            self._link.wait_writable(remaining)
             if self._send(payload):
                 return
-            left = _left(until, "the channel stayed full; is the peer reading?")
+            remaining = left(late, "the channel stayed full; is the peer reading?")
 
     def _read(self, timeout: float | None) -> bytes:
-        until, left = _until(timeout), timeout
+        late, remaining = until(timeout), timeout
         while True:
-            self._link.wait_readable(left)
+            self._link.wait_readable(remaining)
             if (payload := self._recv()) is not None:
                 return payload
-            left = _left(until, "no message came")
+            remaining = left(late, "no message came")
 
 
 class Listener(Generic[T]):
@@ -213,6 +222,7 @@ class Listener(Generic[T]):
     def __init__(self, gate: Gate, codec: Codec[T]) -> None:
         self._gate = gate
         self._codec = codec
+        self._closed = False
 
     @property
     def address(self) -> Address:
@@ -220,18 +230,22 @@ class Listener(Generic[T]):
         return self._gate.address
 
     def fileno(self) -> int:
-        """Return a descriptor that wakes when an agent may have come."""
-        return self._gate.port.fileno()
+        """Return a descriptor that wakes when an agent may have come; raises ChannelClosed after :meth:`close`."""
+        return self._open_gate.port.fileno()
 
     def accept(self, timeout: float | None = None) -> Channel[T]:
-        """Return a channel to the next new agent; raises ChannelTimeout after *timeout* seconds."""
-        until = _until(timeout)
+        """Return a channel to the next new agent.
+
+        Raises ChannelTimeout after *timeout* seconds, and ChannelClosed after :meth:`close`.
+        """
+        late = until(timeout)
         while True:
-            self._gate.port.pump()
-            self._gate.tick(time.monotonic())
-            if (link := self._gate.accept()) is not None:
+            gate = self._open_gate
+            gate.port.pump()
+            gate.tick(time.monotonic())
+            if (link := gate.accept()) is not None:
                 return Channel(link, self._codec)
-            _sleep(self._gate, _left(until, f"no agent came to {self._gate.address}"))
+            _sleep(gate, left(late, f"no agent came to {gate.address}"))
 
     def __iter__(self) -> Iterator[Channel[T]]:
         """Yield channels for ever."""
@@ -240,10 +254,11 @@ class Listener(Generic[T]):
 
     def adopt(self, handoff: bytes) -> None:
         """Expect the agent of a channel that another broker handed over; accept() returns it when it comes."""
-        self._gate.adopt(handoff)
+        self._open_gate.adopt(handoff)
 
     def close(self) -> None:
         """Stop listening. Agents are not told goodbye: they look for a successor."""
+        self._closed = True
         self._gate.close()
 
     def __enter__(self) -> Self:
@@ -253,6 +268,12 @@ class Listener(Generic[T]):
     def __exit__(self, *_: object) -> None:
         """Stop listening."""
         self.close()
+
+    @property
+    def _open_gate(self) -> Gate:
+        if self._closed:
+            raise ChannelClosed(f"this listener at {self._gate.address} was closed; call listen again")
+        return self._gate
 
 
 def _sleep(gate: Gate, timeout: float | None) -> None:
@@ -283,27 +304,19 @@ def open(
     :class:`~mchannel.transport.Options`.
 
     Raises AddressError (NotListening when nobody came to listen in time), ChannelTimeout when
-    somebody listens and does not answer, AuthenticationError when this end is refused.
+    somebody listens and does not answer, AuthenticationError when this end is refused, ChannelBroken
+    when the broker closes the channel before it was of use.
     """
-    where, until = Address.parse(address), _until(timeout)
-    scheme, options = find_scheme(where), Options(**wishes)
-    while True:
-        try:
-            link = inbox.dial(lambda: scheme.dial(where, options), options)
-            break
-        except NotListening:
-            if until is not None and time.monotonic() >= until:
-                raise
-            time.sleep(KNOCK_INTERVAL)
+    opening = Opening.of(address, wishes, timeout)
+    while (link := opening.knock()) is None:
+        time.sleep(KNOCK_INTERVAL)
     try:
-        while link.state in (State.OPENING, State.LOST):  # lost: the broker died before it answered
-            link.wait_readable(_left(until, f"nothing answered at {address}; does a broker listen there?"))
-        if link.state is State.ENDED:
-            link.recv()
+        while not opening.is_answered(link):
+            link.wait_readable(left(opening.late, opening.unanswered))
+        return Channel(link, codec or EventCodec(), opening.answer(link))
     except (MChannelError, KeyboardInterrupt):
         link.close()
         raise
-    return Channel(link, codec or EventCodec())
 
 
 @overload
@@ -316,26 +329,4 @@ def listen(address: str, codec: Codec[Any] | None = None, **wishes: Unpack[Wishe
     An agent that goes silent is waited for a minute, unless ``patience`` says otherwise. Raises
     AddressError when the address cannot be listened at.
     """
-    gate = bind(address, wishes)
-    return Listener(gate, codec or EventCodec())
-
-
-def bind(address: str, wishes: Wishes) -> Gate:
-    """Return the gate of a listener at *address*."""
-    where = Address.parse(address)
-    patient: Wishes = {"patience": LISTENER_PATIENCE, **wishes}
-    scheme, options = find_scheme(where), Options(**patient)
-    return inbox.bind(lambda: scheme.bind(where, options), options)
-
-
-def _until(timeout: float | None) -> float | None:
-    return None if timeout is None else time.monotonic() + timeout
-
-
-def _left(until: float | None, why: str) -> float | None:
-    if until is None:
-        return None
-    left = until - time.monotonic()
-    if left <= 0:
-        raise ChannelTimeout(why)
-    return left
+    return Listener(bind(address, wishes), codec or EventCodec())

@@ -1,0 +1,96 @@
+"""How long the blocking and the asyncio face wait, and for what."""
+
+from __future__ import annotations
+
+import time
+
+import attrs
+
+from mchannel import inbox
+from mchannel.address import Address
+from mchannel.errors import ChannelBroken, ChannelClosed, ChannelTimeout, EndOfChannel, NotListening
+from mchannel.transport import Gate, Link, Options, Scheme, State, Wishes, find_scheme
+
+__all__ = ["FLUSH_INTERVAL", "KNOCK_INTERVAL", "Opening", "bind", "left", "opened", "until"]
+
+FLUSH_INTERVAL = 0.001
+"""Seconds between two looks at what the peer has acknowledged: no wire rings a bell for that."""
+KNOCK_INTERVAL = 0.02
+"""Seconds between two looks whether somebody listens by now."""
+LISTENER_PATIENCE = 60.0
+"""Seconds that a listener keeps the channel of an agent that went silent."""
+
+
+def until(timeout: float | None) -> float | None:
+    """Return when *timeout* seconds will have passed, on the monotonic clock; None: never."""
+    return None if timeout is None else time.monotonic() + timeout
+
+
+def left(late: float | None, why: str) -> float | None:
+    """Return the seconds that are left until *late*; raise ChannelTimeout(*why*) when there are none."""
+    if late is None:
+        return None
+    seconds = late - time.monotonic()
+    if seconds <= 0:
+        raise ChannelTimeout(why)
+    return seconds
+
+
+@attrs.frozen
+class Opening:
+    """A channel that is about to be opened, and until when."""
+
+    address: Address
+    scheme: Scheme
+    options: Options
+    late: float | None
+
+    @classmethod
+    def of(cls, address: str, wishes: Wishes, timeout: float | None) -> Opening:
+        """Return the opening of *address*; raises AddressError, and ValueError for wishes that cannot be."""
+        where = Address.parse(address)
+        return cls(where, find_scheme(where), Options(**wishes), until(timeout))
+
+    def knock(self) -> Link | None:
+        """Dial; None when nobody listens yet and there is time to knock again. Raises NotListening after that."""
+        try:
+            return inbox.dial(lambda: self.scheme.dial(self.address, self.options), self.options)
+        except NotListening:
+            if self.late is not None and time.monotonic() >= self.late:
+                raise
+            return None
+
+    def is_answered(self, link: Link) -> bool:
+        """Whether the peer has answered, one way or the other."""
+        return link.state not in (State.OPENING, State.LOST)  # lost: the broker died before it answered
+
+    @property
+    def unanswered(self) -> str:
+        """What to say when it is too late."""
+        return f"nothing answered at {self.address}; does a broker listen there?"
+
+    def answer(self, link: Link) -> list[bytes]:
+        """Return what the peer wrote before it closed the channel, if it has closed it; raise why it refused it."""
+        if link.state is not State.ENDED:
+            return []
+        try:
+            return link.recv_many(1)
+        except EndOfChannel:
+            raise ChannelBroken(
+                f"the broker at {self.address} closed the channel at once; see its log whether it is full or stopping"
+            ) from None
+
+
+def bind(address: str, wishes: Wishes) -> Gate:
+    """Return the gate of a listener at *address*."""
+    where = Address.parse(address)
+    patient: Wishes = {"patience": LISTENER_PATIENCE, **wishes}
+    scheme, options = find_scheme(where), Options(**patient)
+    return inbox.bind(lambda: scheme.bind(where, options), options)
+
+
+def opened(link: Link) -> Link:
+    """Return *link*; raise ChannelClosed when this end was closed, and has no descriptor any more."""
+    if link.state is State.CLOSED:
+        raise ChannelClosed("this end of the channel was closed; open it anew")
+    return link
