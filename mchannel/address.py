@@ -75,14 +75,21 @@ class Address:
         """Return the last value of the query's *name*, or None."""
         return dict(self.options).get(name)
 
+    def refuse_options(self, *known: str) -> None:
+        """Raise :class:`AddressError` when the query names anything but *known*: a misspelt option must not be lost."""
+        if unknown := {name for name, _ in self.options} - {*known}:
+            may = f"only {', '.join(known)}" if known else "leave it out"
+            raise AddressError(f"{self}: {self.scheme} knows no option {min(unknown)!r}; {may}")
+
     def file(self, suffix: str) -> Path:
         """Return the path that a local address stands for.
 
         ``shm:///web1`` is the name ``web1`` in :func:`runtime_dir`; with more than one part it is
-        an absolute path. Raises :class:`AddressError` for an empty or unsafe name.
+        an absolute path. Raises :class:`AddressError` for an empty or unsafe name, and for options.
         """
         if self.host or self.port is not None:
             raise AddressError(f"{self}: a local address has three slashes, for example {self.scheme}:///web1")
+        self.refuse_options()
         if "/" in self.path:
             return Path("/" + self.path)
         if not _NAME.match(self.path):

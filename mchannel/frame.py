@@ -22,7 +22,7 @@ import attrs
 
 from mchannel.errors import ProtocolError
 from mchannel.packing import Limits, pack, unpack
-from mchannel.transport import Delivery
+from mchannel.transport import MAX_MESSAGE, MAX_NAME, MAX_WINDOW, Delivery
 
 __all__ = ["HEADER", "OVERHEAD", "VERSION", "Flag", "Frame", "Hello", "Kind", "Terms", "Welcome"]
 
@@ -32,7 +32,6 @@ OVERHEAD = HEADER.size
 """Bytes that a frame is longer than its body."""
 
 _MAGIC = b"mC"
-_MAX_NAME = 255
 _MAX_REASON = 512
 _MAX_CONTROL = 1024
 _MAX_NUMBER = 1 << 62
@@ -126,14 +125,14 @@ class Terms:
         """Return the terms in *value*, checked."""
         match value:
             case (int() as size, int() as window, str() as delivery) if (
-                delivery in _DELIVERIES and 0 < size <= 1 << 30 and 0 < window <= 1 << 32
+                delivery in _DELIVERIES and 0 < size <= MAX_MESSAGE and 0 < window <= MAX_WINDOW
             ):
                 return cls(size, window, Delivery(delivery))
             case _:
                 raise ProtocolError("malformed terms in a handshake")
 
 
-_LIMITS = Limits(text=_MAX_NAME, binary=64, items=16)
+_LIMITS = Limits(text=MAX_NAME, binary=64, items=16)
 
 
 def _fields(body: bytes) -> tuple[object, ...]:

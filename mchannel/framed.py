@@ -458,8 +458,7 @@ class Framed:
 
     def dial(self, address: Address, options: Options) -> Link:
         """Start to connect to *address*."""
-        name = options.name.encode()[:255].decode("utf-8", "ignore")
-        session = Session(Role.AGENT, uuid.uuid4().bytes, _terms(options), _timing(options), name=name)
+        session = Session(Role.AGENT, uuid.uuid4().bytes, _terms(options), _timing(options), name=options.name)
         return DialledLink(session, lambda: self.connect(address, options))
 
     def bind(self, address: Address, options: Options) -> Gate:

@@ -10,6 +10,7 @@ Nothing here ever waits: a file descriptor wakes, and the blocking and asyncio f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from enum import Enum
 from importlib.metadata import entry_points
@@ -22,6 +23,9 @@ from mchannel.address import Address
 from mchannel.errors import AddressError
 
 __all__ = [
+    "MAX_MESSAGE",
+    "MAX_NAME",
+    "MAX_WINDOW",
     "Acceptor",
     "Delivery",
     "Gate",
@@ -94,29 +98,63 @@ class Wishes(TypedDict, total=False):
 _MIB = 1 << 20
 
 
-def _power(_: object, attribute: attrs.Attribute[int], value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{attribute.name} must be a positive number of bytes, not {value}")
+MAX_MESSAGE = 1 << 30
+"""Largest ``max_message`` that the wire can agree on, in bytes."""
+MAX_WINDOW = 1 << 32
+"""Largest ``window`` that the wire can agree on, in bytes."""
+MAX_NAME = 255
+"""Longest name of an end, in bytes of UTF-8."""
+
+
+def _bytes_to(most: int) -> Callable[[object, attrs.Attribute[int], int], None]:
+    def check(_: object, attribute: attrs.Attribute[int], value: int) -> None:
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"{attribute.name} must be a number of bytes from 1 to {most}, not {value!r}")
+
+    return check
+
+
+def _is_printable(_: object, attribute: attrs.Attribute[str], value: object) -> None:
+    if not (isinstance(value, str) and value.isprintable() and len(value.encode()) <= MAX_NAME):
+        raise ValueError(f"{attribute.name} must be printable text of at most {MAX_NAME} bytes, not {value!r:.80}")
+
+
+def _is_positive(_: object, attribute: attrs.Attribute[float], value: object) -> None:
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < math.inf):
+        raise ValueError(f"{attribute.name} must be a number of seconds above 0, not {value!r}")
+
+
+def _is_switch(_: object, attribute: attrs.Attribute[bool], value: bool) -> None:
+    if value is not True and value is not False:
+        raise ValueError(f"{attribute.name} must be True or False, not {value!r}")
+
+
+def _delivery(value: object) -> Delivery:
+    try:
+        return Delivery(value)
+    except ValueError:
+        known = " or ".join(repr(each.value) for each in Delivery)
+        raise ValueError(f"delivery must be {known}, not {value!r}") from None
 
 
 @attrs.frozen(kw_only=True)
 class Options:
     """How one end wants its channel to be. Both ends' wishes are joined once, at HELLO, for good."""
 
-    name: str = ""
+    name: str = attrs.field(default="", validator=_is_printable)
     """What this end calls itself, at most 255 bytes."""
-    max_message: int = attrs.field(default=_MIB, validator=_power)
+    max_message: int = attrs.field(default=_MIB, validator=_bytes_to(MAX_MESSAGE))
     """Largest message in bytes; the smaller of both ends' counts."""
-    window: int = attrs.field(default=4 * _MIB, validator=_power)
+    window: int = attrs.field(default=4 * _MIB, validator=_bytes_to(MAX_WINDOW))
     """Bytes written but not yet acknowledged before the writer is held back."""
-    delivery: Delivery = attrs.field(default=Delivery.ALL, converter=Delivery)
-    heartbeat: float = 1.0
+    delivery: Delivery = attrs.field(default=Delivery.ALL, converter=_delivery)
+    heartbeat: float = attrs.field(default=1.0, validator=_is_positive)
     """Seconds of quiet after which a sign of life is sent; three times that long means lost."""
-    patience: float | None = None
+    patience: float | None = attrs.field(default=None, validator=attrs.validators.optional(_is_positive))
     """Seconds a lost peer is waited for before reads and writes raise ChannelBroken; None: for ever."""
-    keys: Path | None = None
+    keys: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     """Folder of keys, for transports that authenticate by key; None: the user's or the host's own."""
-    insecure: bool = False
+    insecure: bool = attrs.field(default=False, validator=_is_switch)
     """Allow a network transport without encryption, on loopback only."""
     durable: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
     """File in which received messages are put on disk before they are acknowledged; see :mod:`mchannel.inbox`."""
@@ -238,7 +276,8 @@ class Link(Protocol):
     def recv_many(self, limit: int) -> list[bytes]:
         """Acknowledge the messages before and return up to *limit*; they are acknowledged together.
 
-        ``number`` is that of the last, ``redelivered`` that of the first.
+        Numbers grow by one or more from each to the next; ``number`` is that of the last, ``redelivered``
+        that of the first.
         """
         ...
 

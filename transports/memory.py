@@ -148,6 +148,7 @@ _PLACES: dict[str, _Place] = {}
 
 
 def _connect(address: Address, _: Options) -> Transport:
+    address.refuse_options()
     place = _PLACES.get(address.path)
     if place is None:
         raise NotListening(f"nothing listens at {address} in this process; call mchannel.listen first")
@@ -160,6 +161,7 @@ def _connect(address: Address, _: Options) -> Transport:
 
 
 def _listen(address: Address, _: Options) -> _Place:
+    address.refuse_options()
     if not address.path:
         raise AddressError(f"{address}: give it a name, for example memory:///web1")
     if address.path in _PLACES:

@@ -526,8 +526,7 @@ def _endpoint(address: Address, options: Options) -> str:
     host = address.host
     if not _HOST.fullmatch(host) or address.port is None or address.path:
         raise AddressError(f"{address} is no network address; write tcp://HOST:PORT, for example tcp://10.0.0.7:7600")
-    if unknown := {name for name, _ in address.options} - {"server"}:
-        raise AddressError(f"{address}: there is no option {min(unknown)!r}; only ?server=NAME")
+    address.refuse_options("server")
     if options.insecure:
         host = "127.0.0.1" if host == "localhost" else host
         try:
