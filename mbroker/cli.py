@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -21,7 +23,7 @@ from mbroker.plugins import PluginError, find, installed, load_class, make_polic
 from mbroker.replay import read_trace, replay
 from mbroker.values import plain
 from mchannel import keys
-from mchannel.errors import KeyFileError
+from mchannel.errors import AddressError, KeyFileError, MChannelError
 
 try:
     import click
@@ -98,11 +100,38 @@ def _from_daemon(ask: Callable[[str], Any], address: str) -> Any:
         return ask(address)
     except control.Unreachable as error:
         raise Unreachable(str(error)) from None
-    except control.ControlError as error:
+    except AddressError as error:
+        raise Misuse(f"--control: {error}") from None
+    except MChannelError as error:
         raise Failure(str(error)) from None
 
 
+class _Commands(click.Group):
+    """Commands whose failures of the operating system are one line too."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command and see that its output arrives."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise  # the reader has enough: click ends quietly
+        except OSError as error:
+            _abandon_output()
+            raise Failure(f"{error.filename or 'standard output'}: {error.strerror or error}") from None
+        return result
+
+
+def _abandon_output() -> None:
+    """Let what could not be printed go, or the interpreter would complain again at its end."""
+    with suppress(OSError):
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, sys.stdout.fileno())
+        os.close(sink)
+
+
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
@@ -347,15 +376,13 @@ def keys_untrust(name: str, folder: Path | None) -> None:
         keys.untrust(where, name)
 
 
-class _key_errors:  # noqa: N801 - used as a phrase
+@contextmanager
+def _key_errors() -> Generator[None]:
     """Turn what is wrong with a key into one line."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, KeyFileError):
-            raise Failure(str(error)) from None
+    try:
+        yield
+    except KeyFileError as error:
+        raise Failure(str(error)) from None
 
 
 def _unknown_plugins(config: Config) -> Iterable[str]:

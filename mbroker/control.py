@@ -1,7 +1,8 @@
 """How ``mbroker`` talks to ``mbrokerd``: questions and answers as events over a channel of this host.
 
-A question's topic says what is wanted (``control.status``), the answer's value is JSON. The daemon
-answers root and its own user, and nobody else: who asks is known from the kernel.
+A question's topic says what is wanted (``control.status``), the answer's value is JSON; both carry the
+question's number, so that nobody takes an answer that was meant for another. The daemon answers root
+and its own user, and nobody else: who asks is known from the kernel.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import secrets
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import attrs
@@ -20,9 +23,18 @@ import mchannel
 from mbroker.broker import PolicyReport
 from mbroker.registry import Agent
 from mbroker.values import Invalid, build, plain
+from mchannel.address import Address
 from mchannel.aio import AsyncChannel, AsyncListener, listen_async
 from mchannel.codec import EventCodec
-from mchannel.errors import AddressError, AuthenticationError, ChannelError, ChannelTimeout, CodecError, MChannelError
+from mchannel.errors import (
+    AddressError,
+    AuthenticationError,
+    ChannelError,
+    ChannelTimeout,
+    CodecError,
+    MChannelError,
+    NotListening,
+)
 from mchannel.event import Event
 from mchannel.packing import Limits
 from mchannel.transport import Peer
@@ -142,7 +154,10 @@ def page(agents: tuple[Agent, ...], after: str) -> list[Any]:
 
 
 def ask_status(address: str) -> Status:
-    """Return how the daemon at *address* is doing; raises :exc:`Unreachable`, :exc:`ControlError`."""
+    """Return how the daemon at *address* is doing.
+
+    Raises :exc:`Unreachable`, :exc:`ControlError`, and :exc:`~mchannel.errors.AddressError` for no local address.
+    """
     with _asking(address) as channel:
         status: Status = _understood(Status, _ask(channel, "control.status"))
         return status
@@ -161,43 +176,46 @@ def ask_agents(address: str) -> tuple[Agent, ...]:
 
 
 def _reply(question: Event, answers: Answers) -> Event:
+    number = {"question": question.detail.get("question")}
     make = answers.get(question.topic)
     if make is None:
-        return Event("control.error", value=f"this daemon does not know {question.topic[:100]}")
+        return Event("control.error", value=f"this daemon does not know {question.topic[:100]}", detail=number)
     try:
-        return Event("control.answer", value=json.dumps(make(str(question.value or ""))))
+        return Event("control.answer", value=json.dumps(make(str(question.value or ""))), detail=number)
     except Exception as error:  # the answer to one question must not end the daemon
         _log.exception("cannot answer %s", question.topic)
-        return Event("control.error", value=f"the daemon failed to answer: {type(error).__name__}")
+        return Event("control.error", value=f"the daemon failed to answer: {type(error).__name__}", detail=number)
 
 
-class _asking:  # noqa: N801 - used as a verb
-    """Open a channel to the daemon for a few questions."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    def __enter__(self) -> mchannel.Channel[Event]:
-        try:
-            self._channel = mchannel.open(self._address, _CODEC, timeout=_PATIENCE, name="mbroker")
-        except (AddressError, AuthenticationError, ChannelError) as error:
-            hint = "is mbrokerd running, and are you root or its user?"
-            raise Unreachable(f"no daemon answers at {self._address}: {error}; {hint}") from None
-        return self._channel
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(ChannelError):
-            self._channel.close(timeout=0.2)
+@contextmanager
+def _asking(address: str) -> Generator[mchannel.Channel[Event]]:
+    """Open a channel to the daemon for a few questions: without a name, as nobody is to take it up again."""
+    if Address.parse(address).host:
+        raise AddressError(f"{address} is on a network: the daemon answers its own host only, at shm:///NAME")
+    try:
+        channel = mchannel.open(address, _CODEC, timeout=_PATIENCE)
+    except (NotListening, ChannelError):
+        raise Unreachable(f"no daemon answers at {address}: is mbrokerd running, and are you its user?") from None
+    except AuthenticationError as error:
+        raise Unreachable(f"no daemon answers at {address}: {error}") from None
+    try:
+        yield channel
+    finally:
+        with suppress(MChannelError):
+            channel.close(timeout=0.2)
 
 
 def _ask(channel: mchannel.Channel[Event], topic: str, value: str = "") -> object:
+    number, end = secrets.randbits(48), time.monotonic() + _PATIENCE
     try:
-        channel.write(Event(topic, value=value), timeout=_PATIENCE)
+        channel.write(Event(topic, value=value, detail={"question": number}), timeout=_PATIENCE)
         reply = channel.read(timeout=_PATIENCE)
+        while reply.detail.get("question") != number:  # the answer to somebody who is gone
+            reply = channel.read(timeout=max(end - time.monotonic(), 0.0))
     except ChannelTimeout:
         raise Unreachable(f"the daemon did not answer within {_PATIENCE:g} s; see its log") from None
-    except ChannelError as error:
-        raise Unreachable(f"the daemon hung up: {error}; are you root or its user?") from None
+    except (ChannelError, AuthenticationError):
+        raise Unreachable("the daemon hung up: it answers root and its own user, and few at once") from None
     except CodecError as error:
         raise ControlError(f"the daemon's answer is no event: {error}") from None
     if reply.topic != "control.answer":

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,14 +26,37 @@ def test_a_daemon_that_is_not_there_is_exit_code_3(tmp_path: Path, monkeypatch: 
         result = run(command)
         assert result.exit_code == 3
         assert result.stderr.startswith("mbroker: no daemon answers at shm:///mbroker: ")
+        assert result.stderr.count(":") == 3, "one hint"
         assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    "arguments", [("nonsense",), ("status", "--nonsense"), ("list", "--output", "xml"), ("policy", "show")]
+    "arguments",
+    [
+        ("nonsense",),
+        ("status", "--nonsense"),
+        ("list", "--output", "xml"),
+        ("policy", "show"),
+        ("status", "--control", "bogus"),
+        ("status", "--control", "bogus:///x"),
+        ("list", "--control", "tcp://127.0.0.1:7600"),
+        ("list", "--control", "tcp://nowhere"),
+    ],
 )
 def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
     assert run(*arguments).exit_code == 2
+
+
+def test_what_cannot_be_printed_is_one_line_and_exit_code_1() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mbroker.cli", "policy", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "mbroker: standard output: No space left on device\n")
 
 
 @pytest.mark.parametrize(
