@@ -16,17 +16,20 @@ import attrs
 
 from mbroker.action import Action, Notify, SetFrequency, SetPState, Severity
 from mbroker.host import Host
-from mbroker.policy import Policy
+from mbroker.policy import Interruptible, Policy
 from mchannel.errors import AuthenticationError
 from mchannel.event import Event
 
-__all__ = ["RESERVED_TOPICS", "Broker", "Budget", "Hosted", "PolicyReport", "Stats", "attributed"]
+__all__ = ["RESERVED_TOPICS", "Broker", "Budget", "Hosted", "PolicyReport", "Stats", "attributed", "one_line"]
 
 RESERVED_TOPICS = ("agent.", "broker.", "control.", "cpu.")
 """Topics that only the host itself may speak: what it measured or noticed, and its own control."""
 
 MAX_ACTIONS = 64
 """Most actions that one policy may ask for at one event."""
+
+ISOLATED_SECONDS = 1.0
+"""Most time that policies in processes of their own may together take at one event."""
 
 _FIRST_BENCH = 1.0
 _LONGEST_BENCH = 3600.0
@@ -78,7 +81,7 @@ class PolicyReport:
     events: int
     """Events that it decided about."""
     skipped: int
-    """Events that passed while it was benched."""
+    """Events that passed while it was benched, or when others had used up the time."""
     actions: int
     failures: int
     """Decisions that raised, were no actions, touched what they may not, or came too late."""
@@ -142,8 +145,12 @@ class _BadDecision(Exception):
     """A policy's answer is not something that it may ask for."""
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:_MAX_TEXT]
+def one_line(error: BaseException) -> str:
+    """Return the kind of *error* and what it says, which a policy's own class may refuse to say."""
+    try:
+        text = " ".join(str(error).split())[:_MAX_TEXT]
+    except BaseException:
+        return type(error).__name__
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -157,7 +164,8 @@ class Broker:
 
     A policy acts only on the domain of the event that it was asked about, unless it is hosted
     ``host_wide``. One that raises, answers with anything else than actions, or takes longer than its
-    deadline loses that decision and is benched for 1, 2, 4 ... 3600 seconds; the others go on.
+    deadline loses that decision and is benched for 1, 2, 4 ... 3600 seconds; the others go on. Policies
+    in processes of their own take one second together at most: who comes after that is skipped.
     """
 
     def __init__(
@@ -217,14 +225,19 @@ class Broker:
         now = event.at if now is None else now
         self._before.clear()
         actions: list[Action] = []
-        over_budget = 0
+        over_budget, left = 0, ISOLATED_SECONDS
         for seat in self._seats.values():
             if seat.topics and not event.topic.startswith(seat.topics):
                 continue
-            if now < seat.benched_until:
+            interruptible = isinstance(seat.hosted.policy, Interruptible)
+            if now < seat.benched_until or (interruptible and left <= 0):
                 seat.skipped += 1
                 continue
-            for action in self._ask(seat, event, now, actions):
+            began = self._stopwatch() if interruptible else 0.0
+            decision = self._ask(seat, event, now, left, actions)
+            if interruptible:
+                left -= self._stopwatch() - began
+            for action in decision:
                 effective = self._effective(action)
                 if effective is None:
                     continue
@@ -268,13 +281,17 @@ class Broker:
             for name, seat in self._seats.items()
         )
 
-    def _ask(self, seat: _Seat, event: Event, now: float, aside: list[Action]) -> list[Action]:
+    def _ask(self, seat: _Seat, event: Event, now: float, left: float, aside: list[Action]) -> list[Action]:
         """Return the policy's decision; none, and a word to the operator in *aside*, when it failed."""
-        hosted = seat.hosted
+        hosted, policy = seat.hosted, seat.hosted.policy
         seat.events += 1
         began = self._stopwatch()
         try:
-            decision = list(islice(hosted.policy.decide(event, self._host), MAX_ACTIONS + 1))
+            if isinstance(policy, Interruptible):
+                answer = policy.decide_within(event, self._host, left)
+            else:
+                answer = policy.decide(event, self._host)
+            decision = list(islice(answer, MAX_ACTIONS + 1))
             taken = self._stopwatch() - began
             seat.slowest = max(seat.slowest, taken)
             if taken > hosted.deadline:
@@ -283,8 +300,10 @@ class Broker:
                 raise _BadDecision(f"asked for more than {MAX_ACTIONS} actions at one event")
             for action in decision:
                 _check(action, event, hosted.host_wide)
-        except Exception as error:  # whatever a policy does is its own failure, never the broker's
-            reason = str(error) if isinstance(error, _BadDecision) else _one_line(error)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a policy does, sys.exit() too, is its own failure
+            reason = str(error) if isinstance(error, _BadDecision) else one_line(error)
             seconds = seat.bench(now, reason)
             text = f"policy {hosted.name} failed at {event.topic[:100]}: {reason}; not asked for {seconds:g} s"
             aside.append(Notify(self._host.name, text))

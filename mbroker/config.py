@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 
 import attrs
 
-from mbroker.broker import Budget
+from mbroker.broker import ISOLATED_SECONDS, Budget
 from mbroker.values import Fault, Invalid, build
 from mchannel.address import Address
 from mchannel.errors import AddressError
@@ -239,6 +239,13 @@ def _contradictions(config: Config) -> list[Fault]:
     states = config.host.p_states
     if states and (list(states) != sorted(set(states)) or states[0] <= 0):
         faults.append(Fault(("host", "p_states"), "must be frequencies in MHz, each above the last"))
+    together = 0.0
+    for name, policy in config.policies.items():
+        together += policy.deadline if policy.isolation is Isolation.PROCESS else 0.0
+        if together > ISOLATED_SECONDS + 1e-9:
+            reason = f"the isolated policies up to here may take {together:g} s together; at most 1 s is allowed"
+            faults.append(Fault(("policies", name, "deadline"), reason))
+            break
     for name, domain in config.domains.items():
         if not domain.cpus or min(domain.cpus) < 0:
             faults.append(Fault(("domains", name, "cpus"), "must be numbers of physical CPUs, for example [0, 1]"))

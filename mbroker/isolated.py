@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mbroker.action import Action
-from mbroker.broker import MAX_ACTIONS
+from mbroker.broker import MAX_ACTIONS, one_line
 from mbroker.host import Host
 from mbroker.policy import Policy
 from mbroker.seccomp import confine_to_computing, confine_to_imports
@@ -48,7 +48,7 @@ def main() -> None:
         policy = _prepare(*cast("tuple[Any, ...]", unpack(pipe.recv(MAX_PACKET), FROM_BROKER)))
         pipe.send(pack(("ready", policy.topics)))
     except Exception as error:  # whatever keeps it from starting is for the operator to read
-        pipe.send(pack(("refused", _explain(error))))
+        pipe.send(pack(("refused", one_line(error))))
         return
     codec, host = EventCodec(FROM_BROKER), Host("")
     while packet := pipe.recv(MAX_PACKET):
@@ -58,8 +58,8 @@ def main() -> None:
         try:
             actions = islice(policy.decide(codec.decode(cast("bytes", event)), host), MAX_ACTIONS + 1)
             answer = pack(("done", number, [plain(action, Action) for action in actions]))
-        except Exception as error:  # the policy's failure is the broker's to judge
-            answer = pack(("failed", number, _explain(error)))
+        except BaseException as error:  # the policy's failure, sys.exit() too, is the broker's to judge
+            answer = pack(("failed", number, one_line(error)))
         pipe.send(answer)
 
 
@@ -90,10 +90,6 @@ def _prepare(broker: int, target: str, options: dict[str, Any], path: tuple[str,
     policy: Policy = getattr(importlib.import_module(module), name)(**options)
     confine_to_computing()
     return policy
-
-
-def _explain(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
 if __name__ == "__main__":

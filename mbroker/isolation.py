@@ -119,13 +119,18 @@ class IsolatedPolicy:
 
     def decide(self, event: Event, host: Host) -> Iterable[Action]:
         """Ask the child; raises :exc:`IsolationError` at the latest one deadline later."""
+        return self.decide_within(event, host, self._deadline)
+
+    def decide_within(self, event: Event, host: Host, seconds: float) -> Iterable[Action]:
+        """Ask the child; raises :exc:`IsolationError` after *seconds* or one deadline, whichever is sooner."""
+        deadline = min(seconds, self._deadline)
         if not self._child.ready:
             self._resume()
         try:
-            return self._ask(event, host)
+            return self._ask(event, host, deadline)
         except TimeoutError:
             self._replace()
-            raise IsolationError(f"did not answer within {self._deadline:g} s; its process is replaced") from None
+            raise IsolationError(f"did not answer within {deadline:.3g} s; its process is replaced") from None
         except OSError as error:
             self._replace()
             raise IsolationError(f"its process is gone ({error.strerror or error}); it is replaced") from None
@@ -154,12 +159,12 @@ class IsolatedPolicy:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, event: Event, host: Host) -> Iterable[Action]:
+    def _ask(self, event: Event, host: Host, deadline: float) -> Iterable[Action]:
         child = self._child
         child.number += 1
         picture = None if host is child.host else plain(host)
-        until = time.monotonic() + self._deadline
-        child.send(pack((child.number, self._codec.encode(event), picture)), self._deadline)
+        until = time.monotonic() + deadline
+        child.send(pack((child.number, self._codec.encode(event), picture)), deadline)
         child.host = host
         try:
             answer = child.receive(max(until - time.monotonic(), 1e-6))

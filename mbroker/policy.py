@@ -9,7 +9,7 @@ from mbroker.action import Action
 from mbroker.host import Host
 from mchannel.event import Event
 
-__all__ = ["Policy"]
+__all__ = ["Interruptible", "Policy"]
 
 
 @runtime_checkable
@@ -26,4 +26,13 @@ class Policy(Protocol):
 
     def decide(self, event: Event, host: Host) -> Iterable[Action]:
         """Return what should be done about *event*, given the present picture of the *host*."""
+        ...
+
+
+@runtime_checkable
+class Interruptible(Policy, Protocol):
+    """A policy whose decision can be cut off: one that runs in a process of its own."""
+
+    def decide_within(self, event: Event, host: Host, seconds: float) -> Iterable[Action]:
+        """Return what :meth:`decide` does, or raise after *seconds* at the latest."""
         ...

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -258,3 +259,45 @@ def test_a_replay_may_host_without_a_deadline() -> None:
     ticks = iter([0.0, 1e9])
     broker = Broker(host(web1=4), [Hosted(step(-1), deadline=math.inf)], stopwatch=lambda: next(ticks))
     assert frequencies(broker.handle(event())) == [("web1", 3)]
+
+
+class Mute(Exception):
+    """Does not say what it is about."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize("error", [Mute(), asyncio.CancelledError(), SystemExit(3), GeneratorExit()])
+def test_whatever_a_policy_raises_is_its_own_failure(error: BaseException) -> None:
+    def script(_: Event, __: Host) -> Iterable[Action]:
+        raise error
+
+    broker = Broker(host(web1=4), [Hosted(Scripted(script), "bad"), Hosted(step(-1), "good")])
+    actions = broker.handle(event())
+    assert frequencies(actions) == [("web1", 3)]
+    bad = broker.reports(0.0)[0]
+    assert (bad.failures, bad.benched_for, bad.error.split(":")[0]) == (1, 1.0, type(error).__name__)
+    assert [action.text.split(" failed")[0] for action in actions if isinstance(action, Notify)] == ["policy bad"]
+
+
+def test_an_operator_who_interrupts_is_obeyed() -> None:
+    def script(_: Event, __: Host) -> Iterable[Action]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Broker(host(), [Scripted(script)]).handle(event())
+
+
+def test_the_operator_is_told_again_when_a_domain_behaved_in_between() -> None:
+    broker = Broker(host(), [Scripted(lambda event, _: [Notify(event.source, "hello")])], budget=Budget(1.0, 2))
+
+    def warnings(at: float) -> int:
+        return sum(
+            "what exceeds is dropped" in action.text
+            for action in broker.handle(event(at))
+            if isinstance(action, Notify)
+        )
+
+    assert [warnings(at) for at in (0, 0, 0, 0)] == [0, 0, 1, 0]
+    assert [warnings(at) for at in (100, 100, 100, 100)] == [0, 0, 1, 0]

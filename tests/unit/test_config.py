@@ -92,6 +92,10 @@ def test_more_files_are_merged_in_the_order_of_their_names(tmp_path: Path) -> No
         ("[host]\np_states = [2400, 1000]", "host.p_states: must be frequencies"),
         ("[host]\np_states = '1'", "host.p_states"),
         ("[domains.web1]\ncpus = []", "domains.web1.cpus: must be"),
+        (
+            "[policies.a]\nisolation = 'process'\ndeadline = 0.6\n[policies.b]\nisolation = 'process'\ndeadline = 0.6",
+            "policies.b.deadline: the isolated policies up to here may take 1.2 s together",
+        ),
         ("listen = 3", "listen"),
         ("policies = 3", "policies"),
         ("[broker\n", "line 1"),

@@ -35,7 +35,7 @@ address = "shm:///web1"
 [policies.none]
 [policies.utilization]
 isolation = "process"
-deadline = 1
+deadline = 0.9
 [actuators.cpufreq.options]
 root = "{folder}"
 [domains.web1]

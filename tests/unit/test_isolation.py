@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
 
 from mbroker.action import Notify, SetFrequency
 from mbroker.broker import Broker, Hosted
 from mbroker.host import Domain, Host
+from mbroker.isolated import CPU_SECONDS
 from mbroker.isolation import IsolatedPolicy, IsolationError
 from mbroker.seccomp import is_supported
 from mchannel.event import Event
@@ -246,6 +249,7 @@ def test_a_looping_child_dies_with_its_broker(start: Start) -> None:
 import sys
 sys.path[:] = {sys.path}
 from mbroker.host import Host
+from mbroker.isolated import CPU_SECONDS
 from mbroker.isolation import IsolatedPolicy
 from mchannel.event import Event
 policy = IsolatedPolicy("policy_0:Policy", deadline=60)
@@ -280,3 +284,45 @@ def test_a_hostile_policy_costs_the_others_less_than_a_second_in_total(start: St
     report = broker.reports()[0]
     assert report.failures == report.events
     assert report.events * 0.05 < 1.0, "what the deadlines of all decisions add up to"
+
+
+def test_four_that_loop_hold_an_event_up_no_longer_than_one(start: Start) -> None:
+    policies = [start("while True: pass\nyield", deadline=1.0) for _ in range(4)]
+    broker = Broker(HOST, [Hosted(policy, str(number), trusted=False) for number, policy in enumerate(policies)])
+    broker.handle(EVENT, now=0.0)
+    assert [(report.events, report.skipped) for report in broker.reports()] == [(1, 0), (0, 1), (0, 1), (0, 1)]
+
+
+def test_a_policy_gets_the_time_that_those_before_it_left(start: Start) -> None:
+    policy = start("while True: pass\nyield", deadline=30.0)
+    with pytest.raises(IsolationError, match=r"did not answer within 0\.1 s"):
+        policy.decide_within(EVENT, HOST, 0.1)
+
+
+def test_a_policy_that_exits_or_cannot_say_why_it_failed_keeps_its_process(start: Start) -> None:
+    top = "class Mute(Exception):\n    def __str__(self): raise ValueError"
+    policy = start("if event.value == 0.5: raise Mute\nsys.exit(3)\nyield", top=top)
+    with pytest.raises(IsolationError, match=r"^Mute$"):
+        policy.decide(EVENT, HOST)
+    with pytest.raises(IsolationError, match="SystemExit: 3"):
+        policy.decide(attrs.evolve(EVENT, value=1.0), HOST)
+    assert policy.restarts == 0
+
+
+def test_an_answer_to_no_question_costs_the_child_its_life(start: Start) -> None:
+    policy = start("import msgpack; os.write(3, msgpack.packb(['done', 9, []]))\nyield")
+    with pytest.raises(IsolationError, match="what it was not asked"):
+        policy.decide(EVENT, HOST)
+    assert policy.restarts == 1
+
+
+def test_a_child_that_answers_is_granted_more_processor_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    granted: list[tuple[int, int, tuple[int, int]]] = []
+    monkeypatch.setattr("mbroker.isolation._EXTEND_EVERY", 2)
+    monkeypatch.setattr("resource.prlimit", lambda *grant: granted.append(grant))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    policy = start("return ()")
+    for _ in range(3):
+        policy.decide(EVENT, HOST)
+    ((pid, limit, (soft, hard)),) = granted
+    assert (pid, limit, hard) == (policy.pid, resource.RLIMIT_CPU, resource.RLIM_INFINITY)
+    assert soft > CPU_SECONDS
