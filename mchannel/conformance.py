@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from mchannel.aio import AsyncChannel, AsyncListener, listen_async, open_async
 from mchannel.channel import Channel, Listener, listen
@@ -94,6 +94,14 @@ class _Face:
             return _Face(self._loop, inner) if isinstance(result, AsyncChannel) else inner
 
         return call
+
+    def __enter__(self) -> Self:
+        self._loop.run(self._inner.__aenter__)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        inner: Any = self._inner
+        self._loop.run(inner.__aexit__, *error)
 
     def __iter__(self) -> Iterator[Any]:
         inner: Any = self._inner
@@ -440,12 +448,18 @@ class Conformance:
 
     def test_an_error_inside_a_with_block_is_not_hidden(self) -> None:
         agent, _ = self.pair()
-        if self.asyncio:
-            return  # a face of this suite is no context manager
         with _raises(ZeroDivisionError), agent:
             agent.write(b"never read")
             raise ZeroDivisionError("the application's own")
         assert agent.state is State.CLOSED
+
+    def test_a_with_block_waits_until_all_is_acknowledged_and_closes(self) -> None:
+        agent, broker = self.pair()
+        reading: Future[list[bytes]] = self.meanwhile(lambda: list(broker))
+        with agent as channel:
+            channel.write_many(_numbered(3))
+        assert agent.state is State.CLOSED
+        assert reading.result(SOON) == _numbered(3)
 
     # --- opening ----------------------------------------------------------------------------
 
@@ -507,6 +521,36 @@ class Conformance:
         with contextlib.suppress(ChannelTimeout):
             broker.read(timeout=SHORT)
         assert reading.result(SOON) == b"while suspended"
+
+    def test_both_ends_know_that_the_broker_suspended_and_resumed(self) -> None:
+        agent, broker = self.pair()
+        self._suspend_and_resume(broker, agent)
+
+    def test_both_ends_know_that_the_agent_suspended_and_resumed(self) -> None:
+        agent, broker = self.pair()
+        self._suspend_and_resume(agent, broker)
+
+    def _suspend_and_resume(self, end: Channel[bytes], other: Channel[bytes]) -> None:
+        reading = self.meanwhile(other.read, timeout=SOON)
+        end.suspend(timeout=SOON)
+        assert end.state is State.SUSPENDED
+        until = time.monotonic() + SOON
+        while other.state is State.OPEN:  # an agent looks for a successor then, and is opening
+            assert time.monotonic() < until, "the other end does not know"
+            time.sleep(SHORT / 100)
+        end.resume()
+        end.write(b"go on", timeout=SOON)
+        flushing = self.meanwhile(end.flush, timeout=SOON)
+        assert reading.result(SOON) == b"go on"
+        other.done()
+        flushing.result(SOON)
+        answering = self.meanwhile(end.read, timeout=SOON)
+        other.write(b"and back", timeout=SOON)
+        assert answering.result(SOON) == b"and back"
+        for each in (end, other):
+            with _raises(ChannelTimeout):
+                each.read(timeout=SHORT)  # a wire may carry the news beside the messages
+        assert (end.state, other.state) == (State.OPEN, State.OPEN)
 
     def test_a_suspension_ends_by_itself(self) -> None:
         agent, broker = self.pair()

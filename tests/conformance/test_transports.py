@@ -12,6 +12,7 @@ from typing import ClassVar
 import pytest
 
 import mchannel
+from mchannel import keys
 from mchannel.conformance import Conformance
 from mchannel.transport import Wishes
 
@@ -52,6 +53,24 @@ class TestTcp(Conformance):
 
 
 class TestTcpAsync(TestTcp):
+    asyncio = True
+
+
+class TestTcpCurve(Conformance):
+    """Between two ends that prove by key who they are."""
+
+    address = "tcp://127.0.0.1:0"
+
+    @pytest.fixture(autouse=True)
+    def trusted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One folder of keys serves both ends: it trusts itself."""
+        folder = tmp_path / "keys"
+        keys.new(folder, "self")
+        keys.trust(folder, "self", keys.show(folder), server=True)
+        monkeypatch.setattr(type(self), "wishes", {"keys": folder})
+
+
+class TestTcpCurveAsync(TestTcpCurve):
     asyncio = True
 
 

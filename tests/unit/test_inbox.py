@@ -78,6 +78,25 @@ def test_the_journal_is_compacted_and_replays_are_recognised_still(
     inbox.close()
 
 
+def test_a_finished_message_of_a_quiet_session_is_recognised_after_another_session_had_the_journal_compacted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mchannel.inbox._COMPACT", 500)
+    inbox = Inbox(tmp_path / "log")
+    for session, count in ((b"quiet", 3), (b"busy", 50)):
+        for number in range(1, count + 1):
+            inbox.record(Recorded(session, number, PEER, b"payload"))
+            inbox.done(session, number)
+    inbox.close()
+    assert (tmp_path / "log").stat().st_size < 2000
+    inbox = Inbox(tmp_path / "log")
+    assert inbox.backlog == ()
+    for number in (1, 3):
+        assert not inbox.record(Recorded(b"quiet", number, PEER, b"payload"))
+    assert inbox.record(Recorded(b"quiet", 4, PEER, b"payload"))
+    inbox.close()
+
+
 def test_the_numbers_of_a_session_that_ended_are_forgotten(tmp_path: Path) -> None:
     inbox = Inbox(tmp_path / "log")
     inbox.record(message(1))
