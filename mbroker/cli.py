@@ -19,7 +19,7 @@ from mbroker.action import Action
 from mbroker.broker import PolicyReport
 from mbroker.config import Config, ConfigError, Isolation, load
 from mbroker.host import Host
-from mbroker.plugins import PluginError, find, installed, load_class, make_policy
+from mbroker.plugins import PluginError, check_actuator, find, installed, load_class, make_policy
 from mbroker.replay import read_trace, replay
 from mbroker.values import plain
 from mchannel import keys
@@ -397,11 +397,9 @@ def _unknown_plugins(config: Config) -> Iterable[str]:
             yield f"policies.{name}: {error}"
     for name, actuator in config.actuators.items():
         try:
-            accepted = inspect.signature(load_class("actuator", actuator.actuator or name)).parameters
-            for option in actuator.options.keys() - accepted.keys():
-                yield f"actuators.{name}.options.{option}: unknown key; known are {', '.join(accepted)}"
+            check_actuator(actuator.actuator or name, actuator.options, Host(config.broker.name))
         except PluginError as error:
-            yield f"actuators.{name}: {error}"
+            yield f"actuators.{name}.options: {error}" if actuator.options else f"actuators.{name}: {error}"
 
 
 def _setting(text: str) -> tuple[str, Any]:

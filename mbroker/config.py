@@ -6,6 +6,7 @@ later file adds tables and ``[[listen]]`` entries and overrides single keys.
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import tomllib
 from enum import Enum
@@ -18,6 +19,7 @@ from mbroker.broker import ISOLATED_SECONDS, Budget
 from mbroker.values import Fault, Invalid, build
 from mchannel.address import Address
 from mchannel.errors import AddressError
+from mchannel.transport import find_scheme
 
 __all__ = [
     "ActuatorSection",
@@ -57,9 +59,23 @@ class Isolation(Enum):
 
 def _address(_: object, attribute: attrs.Attribute[str], value: str) -> None:
     try:
-        Address.parse(value)
+        address = Address.parse(value)
+        find_scheme(address)
+        if not address.host:
+            address.file("")
     except AddressError as error:
         raise ValueError(f"'{attribute.name}' must be an address: {error}") from None
+
+
+def _own_host(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
+    _address(instance, attribute, value)
+    if Address.parse(value).host:
+        raise ValueError(f"'{attribute.name}' must be an address of this host, such as shm:///mbroker")
+
+
+def _cgroup(_: object, attribute: attrs.Attribute[str | None], value: str | None) -> None:
+    if value is not None and (not value.strip("/") or ".." in value.split("/") or "\0" in value):
+        raise ValueError(f"'{attribute.name}' must be a path below the hierarchy, such as machine/web1, not {value!r}")
 
 
 @attrs.frozen
@@ -70,7 +86,7 @@ class BrokerSection:
     """What the host is called in messages."""
     state: Path = Path("/var/lib/mbroker")
     """Folder of journals: originals of actuators, the registry."""
-    control: str = attrs.field(default="shm:///mbroker", validator=_address)
+    control: str = attrs.field(default="shm:///mbroker", validator=_own_host)
     """Where the command ``mbroker`` reaches the daemon."""
     budget: Budget = attrs.field(factory=Budget)
     """``[broker.budget]``: actions that one domain may cause."""
@@ -91,7 +107,7 @@ class ListenSection:
     address: str = attrs.field(validator=_address)
     domain: str | None = None
     """Whose events these are. Without it the name of a local address, or of the peer's key."""
-    max_message: int = attrs.field(default=65536, validator=attrs.validators.ge(1024))
+    max_message: int = attrs.field(default=65536, validator=[attrs.validators.ge(1024), attrs.validators.le(1 << 30)])
     """Bytes in the longest message."""
     keys: Path | None = None
     insecure: bool = False
@@ -137,7 +153,7 @@ class DomainSection:
 
     cpus: tuple[int, ...] = (0,)
     """Physical CPUs that its virtual CPUs are mapped onto."""
-    cgroup: str | None = None
+    cgroup: str | None = attrs.field(default=None, validator=_cgroup)
     """Control group, relative to its hierarchy: its CPU usage is read there, and its quota set."""
 
 
@@ -234,6 +250,8 @@ def _contradictions(config: Config) -> list[Fault]:
         if other := seen.get(section.address):
             faults.append(Fault(("listen", index, "address"), f"{section.address} is used by {other} already"))
         seen[section.address] = f"listen.{index}"
+        if section.insecure and not _is_loopback(Address.parse(section.address).host):
+            faults.append(Fault(("listen", index, "insecure"), "is for addresses of loopback only, such as 127.0.0.1"))
         if section.insecure and not section.domain:
             faults.append(Fault(("listen", index, "domain"), "is missing; without keys nothing else tells who speaks"))
     states = config.host.p_states
@@ -250,3 +268,10 @@ def _contradictions(config: Config) -> list[Fault]:
         if not domain.cpus or min(domain.cpus) < 0:
             faults.append(Fault(("domains", name, "cpus"), "must be numbers of physical CPUs, for example [0, 1]"))
     return faults
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return not host or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -9,11 +9,13 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import attrs
+
 from mbroker.actuator import Actuator
 from mbroker.host import Host
 from mbroker.policy import Policy
 
-__all__ = ["PluginError", "find", "installed", "load_class", "make_actuator", "make_policy"]
+__all__ = ["PluginError", "check_actuator", "find", "installed", "load_class", "make_actuator", "make_policy"]
 
 Kind = Literal["policy", "actuator"]
 
@@ -67,7 +69,32 @@ def make_actuator(
     return cast("Actuator", _make("actuator", name, cls, given))
 
 
-def _make(kind: Kind, name: str, cls: type[Any], options: Mapping[str, Any]) -> Any:
+def check_actuator(name: str, options: Mapping[str, Any], host: Host) -> None:
+    """Raise :exc:`PluginError` when the actuator called *name* does not take *options*; the machine is not touched.
+
+    An attrs class is judged by its own converters and validators, without its ``__attrs_post_init__``.
+    """
+    cls = load_class("actuator", name)
+    given: dict[str, Any] = {**options, "host": host, "state": Path()}
+    _check_names("actuator", name, cls, given)
+    if attrs.has(cls):
+        _make("actuator", name, _judge(cls), given)
+
+
+def _judge(cls: type[Any]) -> type[Any]:
+    """Return a class with the fields of *cls* and nothing that it does."""
+    fields: dict[str, Any] = {
+        field.name: attrs.field(
+            default=field.default, validator=field.validator, converter=field.converter, kw_only=True, type=field.type
+        )
+        for field in attrs.fields(cls)
+        if field.init
+    }
+    return attrs.make_class(cls.__name__, fields)
+
+
+def _check_names(kind: Kind, name: str, cls: type[Any], options: Mapping[str, Any]) -> None:
+    """Raise :exc:`PluginError` for an option that *cls* does not know."""
     signature = inspect.signature(cls)
     unknown = [option for option in options if option not in signature.parameters]
     if unknown and not any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
@@ -75,7 +102,22 @@ def _make(kind: Kind, name: str, cls: type[Any], options: Mapping[str, Any]) -> 
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
         raise PluginError(f"{kind} {name} has no option {unknown[0]!r}; {hint}")
+
+
+def _make(kind: Kind, name: str, cls: type[Any], options: Mapping[str, Any]) -> Any:
+    _check_names(kind, name, cls, options)
     try:
         return cls(**options)
-    except (TypeError, ValueError) as error:
-        raise PluginError(f"{kind} {name} refuses its options: {error}") from error
+    except Exception as error:  # its own code judges its options
+        if kind == "actuator" and isinstance(error, OSError):
+            raise  # the machine, or a journal
+        raise PluginError(f"{kind} {name} refuses its options: {_reason(error, options)}") from error
+
+
+def _reason(error: Exception, options: Mapping[str, Any]) -> str:
+    """Return why an option was refused; where the class compared it blindly, at least which ones were given."""
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    if isinstance(error, TypeError) and "not supported between" in text:
+        wrong = [f"{name} = {value!r}" for name, value in options.items() if isinstance(value, str | list | dict)]
+        return f"a number is needed instead of {' or '.join(wrong) or 'one of them'}"
+    return text

@@ -134,5 +134,7 @@ def _faults(error: BaseException, path: Where) -> Iterator[Fault]:
         yield Fault(path, "is missing") if path else Fault((), f"{error} is missing or not known")
     elif of_attrs := _OF_VALIDATOR.fullmatch(str(error)):
         yield Fault((*path, of_attrs["name"]), of_attrs["reason"])
+    elif isinstance(error, TypeError | AttributeError) and not str(error).startswith("must "):
+        yield Fault(path, "is not of the kind that belongs here: a table, a list or a single value")
     else:
         yield Fault(path, str(error) or type(error).__name__)

@@ -117,7 +117,16 @@ def test_the_example_of_a_configuration_is_good() -> None:
             "policies.adaptive: policy adaptive has no option 'patiense'; did you",
         ),
         ("[actuators.cpufrek]", "actuators.cpufrek: no actuator is called 'cpufrek'; did you mean cpufreq?"),
-        ("[actuators.cpufreq.options]\nmetod = 1", "actuators.cpufreq.options.metod: unknown key"),
+        ("[actuators.cpufreq.options]\nmetod = 1", "actuators.cpufreq.options: actuator cpufreq has no option 'metod'"),
+        ("[actuators.cpufreq.options]\nmethod = 'x'", "actuators.cpufreq.options: actuator cpufreq refuses"),
+        (
+            "[actuators.cpu_bandwidth.options]\nperiod_us = 'x'",
+            "actuators.cpu_bandwidth.options: actuator cpu_bandwidth refuses its options: a number is needed instead",
+        ),
+        (
+            "[policies.adaptive.options]\npatience = 'x'",
+            "policies.adaptive: policy adaptive refuses its options: a number",
+        ),
     ],
 )
 def test_a_bad_configuration_is_exit_code_2_with_one_line_for_each_fault(tmp_path: Path, text: str, line: str) -> None:
