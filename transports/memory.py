@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable
+from threading import Lock
 
 from mchannel.address import Address
 from mchannel.errors import AddressError, ChannelBroken, NotListening
@@ -22,6 +23,7 @@ class _Bell:
     """A port: an eventfd that is rung when something was put in."""
 
     def __init__(self) -> None:
+        self._lock = Lock()  # the other end may ring, from its thread, while this one closes
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.hearers: list[Callable[[], None]] = []
 
@@ -29,8 +31,9 @@ class _Bell:
         return self._fd
 
     def ring(self) -> None:
-        if self._fd >= 0:
-            os.eventfd_write(self._fd, 1)
+        with self._lock:
+            if self._fd >= 0:
+                os.eventfd_write(self._fd, 1)
 
     def pump(self) -> None:
         if self._fd < 0:
@@ -43,15 +46,17 @@ class _Bell:
             hear()
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
 
 
 class _Queue:
     """Frames on their way in one direction."""
 
     def __init__(self) -> None:
+        self._lock = Lock()
         self._frames: deque[bytes] = deque()
         self._size = 0
 
@@ -59,18 +64,20 @@ class _Queue:
         return bool(self._frames)
 
     def put(self, frame: bytes) -> bool:
-        if self._size > _CAPACITY:
-            return False
-        self._frames.append(frame)
-        self._size += len(frame)
-        return True
+        with self._lock:
+            if self._size > _CAPACITY:
+                return False
+            self._frames.append(frame)
+            self._size += len(frame)
+            return True
 
     def get(self) -> bytes | None:
         if not self._frames:
             return None
-        frame = self._frames.popleft()
-        self._size -= len(frame)
-        return frame
+        with self._lock:
+            frame = self._frames.popleft()
+            self._size -= len(frame)
+            return frame
 
 
 class _Pipe:
@@ -86,10 +93,11 @@ class _Pipe:
         port.hearers.append(self._hear)
 
     def send(self, frame: bytes) -> bool:
-        if self.other is None:
+        other = self.other  # once: the other end may close, in another thread
+        if other is None:
             raise ChannelBroken("the other end of the pipe is gone")
         taken = self._outbox.put(frame)
-        self.other.port.ring()
+        other.port.ring()
         return taken
 
     def recv(self) -> bytes | None:
