@@ -6,7 +6,7 @@ import time
 
 import attrs
 
-from mchannel import inbox
+from mchannel import durable
 from mchannel.address import Address
 from mchannel.errors import ChannelBroken, ChannelClosed, ChannelTimeout, EndOfChannel, NotListening
 from mchannel.transport import Gate, Link, Options, Scheme, State, Wishes, find_scheme
@@ -54,7 +54,7 @@ class Opening:
     def knock(self) -> Link | None:
         """Dial; None when nobody listens yet and there is time to knock again. Raises NotListening after that."""
         try:
-            return inbox.dial(lambda: self.scheme.dial(self.address, self.options), self.options)
+            return durable.dial(lambda: self.scheme.dial(self.address, self.options), self.options)
         except NotListening:
             if self.late is not None and time.monotonic() >= self.late:
                 raise
@@ -86,7 +86,7 @@ def bind(address: str, wishes: Wishes) -> Gate:
     where = Address.parse(address)
     patient: Wishes = {"patience": LISTENER_PATIENCE, **wishes}
     scheme, options = find_scheme(where), Options(**patient)
-    return inbox.bind(lambda: scheme.bind(where, options), options)
+    return durable.bind(lambda: scheme.bind(where, options), options)
 
 
 def opened(link: Link) -> Link:

@@ -157,7 +157,7 @@ class Options:
     insecure: bool = attrs.field(default=False, validator=_is_switch)
     """Allow a network transport without encryption, on loopback only."""
     durable: Path | None = attrs.field(default=None, converter=attrs.converters.optional(Path))
-    """File in which received messages are put on disk before they are acknowledged; see :mod:`mchannel.inbox`."""
+    """File in which received messages are put on disk before they are acknowledged; see :mod:`mchannel.durable`."""
 
 
 class Port(Protocol):

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mchannel.inbox import DurableLink, Inbox, Recorded
+from mchannel.durable import DurableLink
+from mchannel.inbox import Inbox, Recorded
 from mchannel.transport import Peer
 
 from .points import Ack, Program

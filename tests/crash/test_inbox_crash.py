@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+import mchannel.durable
 import mchannel.inbox
 import mchannel.journal
-from mchannel.inbox import DurableLink, Inbox
+from mchannel.durable import DurableLink
+from mchannel.inbox import Inbox
 from tests.crash import inbox_programs as programs
 from tests.crash.disk import enumerate_disk_states
 from tests.crash.lines import enumerate_lines
@@ -19,7 +21,7 @@ def at_lines(folder: Path, link_of: type[DurableLink] = DurableLink, inbox_of: t
     return enumerate_lines(
         programs.program(link_of, inbox_of),
         programs.check(inbox_of),
-        modules=[mchannel.inbox, mchannel.journal],
+        modules=[mchannel.durable, mchannel.inbox, mchannel.journal],
         folder=folder,
         most=120,
     )
