@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import signal
 import socket
 import sys
@@ -36,6 +37,8 @@ _POLL = 0.05  # seconds between looks at the log
 _KNOCK = 2.0  # seconds for the broker to answer
 _PATIENCE = 5.0  # seconds that --once and the end wait for a channel that is full
 
+_log = logging.getLogger("magent")
+
 _EXAMPLES = """\
 examples:
   magent sla --log /var/log/nginx/access.log --address shm:///web1
@@ -66,6 +69,7 @@ class _Printer:
     """Takes events as a channel does, and prints them."""
 
     render: Callable[[Event], str]
+    unacknowledged: int = 0
 
     def write(self, message: Event, /, timeout: float | None = None) -> None:
         print(self.render(message), flush=True)
@@ -127,7 +131,8 @@ def _writer(options: argparse.Namespace) -> Reopening | _Printer:
     if options.dry_run:
         return _Printer(_as_json if options.output == "json" else _as_text)
     try:
-        return Reopening(lambda: channel.open(options.address, timeout=_KNOCK))
+        name = "sla-" + re.sub(r"[^A-Za-z0-9._-]", "_", options.log.name)[:60]  # the same after a restart
+        return Reopening(lambda: channel.open(options.address, timeout=_KNOCK, name=name))
     except (NotListening, ChannelError, OSError) as error:
         raise _Exit(UNREACHABLE, str(error)) from error
     except AddressError as error:
@@ -238,6 +243,9 @@ def _sla(options: argparse.Namespace) -> None:
         sd_notify("READY=1")
         _follow(tail, log, recorder, stop)
         sd_notify("STOPPING=1")
+        writer.close()
+        if unsaid := recorder.waiting + writer.unacknowledged:
+            _log.warning("%d reports were not acknowledged by the broker at %s", unsaid, options.address)
 
 
 def _fail(status: int, line: str) -> NoReturn:

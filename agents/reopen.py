@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from mchannel.errors import ChannelBroken, ChannelTimeout, MChannelError
@@ -16,6 +17,8 @@ _PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds between attempts; the last one r
 
 class _Channel(Protocol):
     def write(self, message: Event, /, timeout: float | None = None) -> object: ...
+
+    def flush(self, timeout: float | None = None) -> object: ...
 
     def close(self) -> object: ...
 
@@ -33,6 +36,8 @@ class Reopening:
         self._failures = 0
         self._again = 0.0
         self._channel: _Channel | None = connect()
+        self.unacknowledged = 0
+        """Messages written since the peer was last known to have acknowledged all."""
 
     def write(self, message: Event, /, timeout: float | None = None) -> None:
         """Write *message*; raises what the channel raises, or :exc:`ChannelBroken` between attempts.
@@ -44,6 +49,7 @@ class Reopening:
         try:
             if self._channel is None:
                 self._channel = self._connect()
+            self._look(self._channel)
             self._channel.write(message, timeout=timeout)
         except ChannelTimeout:
             raise
@@ -53,12 +59,19 @@ class Reopening:
             self.close()
             raise
         self._failures = 0
+        self.unacknowledged += 1
+
+    def _look(self, channel: _Channel) -> None:
+        with suppress(ChannelTimeout):
+            channel.flush(timeout=0.0)
+            self.unacknowledged = 0
 
     def close(self) -> None:
-        """Close the channel; idempotent."""
+        """Close the channel; idempotent. :attr:`unacknowledged` tells what is lost."""
         channel, self._channel = self._channel, None
         if channel is not None:
             try:
                 channel.close()
+                self.unacknowledged = 0
             except (MChannelError, OSError):
                 return  # it is gone either way

@@ -125,6 +125,11 @@ class Recorder:
             before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release
         )
 
+    @property
+    def waiting(self) -> int:
+        """Events that the channel has not taken yet."""
+        return len(self._outbox)
+
     def request(self) -> Request:
         """Return a context manager, plain or asynchronous, that measures one request from now on."""
         return Request(self)

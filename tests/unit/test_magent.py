@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -148,6 +149,7 @@ def test_a_broker_hears_what_is_in_the_log(log: Path, tmp_path: Path) -> None:
         options = ("--format", FORMAT, "--address", address, "--source", "web1")
         with following("--log", log, *options, notify=tmp_path / "notify") as (process, manager):
             with listener.accept(timeout=60) as channel:
+                assert channel.peer.name == f"sla-{log.name}", "the broker knows it again after a restart"
                 assert manager.recv(64) == b"READY=1"
                 append(log, f"{time.time():.3f} 200 0.007\n")
                 events = [channel.read(timeout=60)]
@@ -180,3 +182,17 @@ def test_a_broker_that_comes_back_hears_what_it_missed(log: Path, tmp_path: Path
                 heard[number] = hard
     assert min(heard) == first.detail["epoch"]  # it was read and not marked as done
     assert len(heard) == max(heard) - min(heard) + 1
+
+
+def test_reports_that_nobody_acknowledged_are_told_of_at_the_end(log: Path, tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/broker.sock"
+    options = ("--format", FORMAT, "--address", address)
+    with following("--log", log, *options, notify=tmp_path / "notify") as (process, manager):
+        with mchannel.listen(address) as listener:
+            listener.accept(timeout=60).read(timeout=60)
+            assert manager.recv(64) == b"READY=1"
+            append(log, f"{time.time():.3f} 200 0.007\n")
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert re.fullmatch(r"magent: [1-9]\d* reports were not acknowledged by the broker at ipc://.*\n", err)

@@ -25,6 +25,9 @@ class Wire:
             raise self.error
         self.written += 1
 
+    def flush(self, timeout: float | None = None) -> None:
+        """All is acknowledged."""
+
     def close(self) -> None:
         self.closed = True
         if self.error is not None:
