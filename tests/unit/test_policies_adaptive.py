@@ -85,6 +85,15 @@ def test_a_violation_soon_after_a_move_doubles_the_patience() -> None:
     assert run(policy, epoch(2.0)) == to(1)
 
 
+@pytest.mark.parametrize(("held", "needed"), [(20, 8), (21, 4)])
+def test_a_violation_counts_against_the_last_move_for_twenty_epochs(held: int, needed: int) -> None:
+    policy = Adaptive()
+    assert run(policy, *[epoch(2.0)] * 4) == to(1)
+    run(policy, *[epoch(4.0)] * (held - 1), epoch(7.0))
+    assert run(policy, *[epoch(2.0)] * (needed - 1)) == []
+    assert run(policy, epoch(2.0)) == to(1)
+
+
 def test_patience_grows_to_sixteen_times_at_most() -> None:
     policy = Adaptive()
     run(policy, *[epoch(7.0)] * 10)

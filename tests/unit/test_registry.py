@@ -115,6 +115,14 @@ def test_the_agent_that_is_away_longest_makes_room() -> None:
     assert set(states(registry)) == {"h/web1/a", "h/web1/c"}
 
 
+def test_an_agent_that_said_goodbye_makes_room_before_one_that_was_lost_earlier() -> None:
+    registry = Registry("h", limit_per_domain=2)
+    registry.moved(registry.connect("web1", "lost", S1, 1.0).identity, AgentState.LOST, 2.0)
+    registry.moved(registry.connect("web1", "gone", S2, 1.0).identity, AgentState.GONE, 5.0)
+    registry.connect("web1", "new", S3, 6.0)
+    assert set(states(registry)) == {"h/web1/lost", "h/web1/new"}
+
+
 def test_the_whole_is_bounded_too() -> None:
     registry = Registry("h", limit=2)
     registry.connect("a", "x", S1, 1.0)
