@@ -53,6 +53,8 @@ class Summary:
     """Modelled, against top speed throughout."""
     levels: tuple[int, ...]
     """Epoch by epoch."""
+    energy: str = attrs.field(default="modelled", init=False)
+    """Where the figure of energy comes from; stands beside it wherever it is printed."""
 
 
 @attrs.define(eq=False)

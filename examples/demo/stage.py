@@ -6,12 +6,13 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import attrs
 import psutil
@@ -99,6 +100,15 @@ def _sweep(hierarchy: Hierarchy) -> None:
                 hierarchy.group(folder.name).remove()
 
 
+def sweep_folders(parent: Path) -> None:
+    """Remove this user's folders of demos that were killed."""
+    for folder in parent.glob(f"{_PREFIX}*-*"):
+        pid = re.fullmatch(rf"{_PREFIX}(\d+)-\w+", folder.name)
+        with suppress(OSError):  # its owner may be removing it at this moment
+            if pid and not psutil.pid_exists(int(pid[1])) and folder.lstat().st_uid == os.geteuid():
+                shutil.rmtree(folder)
+
+
 def _remove(group: Cgroup) -> None:
     for _ in range(100):
         with suppress(OSError):  # the kernel takes its time to let go of a process that has ended
@@ -112,7 +122,8 @@ async def play(policy: str, load: Load, place: Place, watch: Callable[[Recording
     recording = Recording(policy)
     host = Host("demo", domains={DOMAIN: Domain(DOMAIN, Host("demo").top, (place.cpu,))})
     broker = Broker(host, [make_policy(policy, {}), recording])
-    with TemporaryDirectory(prefix=_PREFIX) as folder:
+    sweep_folders(Path(gettempdir()))
+    with TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as folder:
         actuator = _actuator(host, place.group, Path(folder))
         try:
             address = f"{place.wire}://{folder}/{DOMAIN}"

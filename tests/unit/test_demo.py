@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
+import attrs
 import pytest
 
 from examples.demo.load import arrivals, rate
 from examples.demo.recording import Recording, host_power
 from examples.demo.server import Busy
+from examples.demo.stage import sweep_folders
 from mbroker.host import Domain, Host
 from mchannel.event import Event
 
@@ -67,6 +73,10 @@ def test_what_comes_before_the_load_is_not_recorded() -> None:
     assert recording.epochs == []
 
 
+def test_what_is_modelled_says_so_beside_the_figure() -> None:
+    assert attrs.asdict(record(4).summary())["energy"] == "modelled"
+
+
 def test_a_run_without_a_change_saves_nothing() -> None:
     assert record(4, 4, 4).summary().energy_saving_pct == 0
 
@@ -85,3 +95,13 @@ def test_busy_is_the_share_of_time_with_a_request_in_hand() -> None:
         time.sleep(0.02)
         assert busy() == pytest.approx(1.0, abs=0.5)
     assert 0.0 <= busy() <= 1.0
+
+
+def test_folders_of_killed_demos_are_swept_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = (f"mchannel-demo-{dead.pid}-abc", f"mchannel-demo-{os.getpid()}-abc", "mchannel-demo-notes-abc")
+    for name in names:
+        (tmp_path / name / "within").mkdir(parents=True)
+    sweep_folders(tmp_path)
+    assert {folder.name for folder in tmp_path.iterdir()} == set(names[1:])
