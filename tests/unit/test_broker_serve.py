@@ -200,6 +200,35 @@ async def test_one_that_floods_does_not_starve_the_others() -> None:
         flooder.abort()
 
 
+async def test_one_whose_messages_never_end_gives_the_others_their_turn() -> None:
+    class Flooder:
+        """Always has the next message at hand, so that reading never waits."""
+
+        peer = Peer("web1", "memory:///web1")
+        session = b"s" * 16
+        taken = 0
+
+        async def read(self) -> Event:
+            self.taken += 1
+            if self.taken > 1000:
+                raise EndOfChannel
+            return Event("noise")
+
+        def abort(self) -> None:
+            pass
+
+    turns: list[int] = []
+    flooder: Any = Flooder()
+
+    async def other() -> None:
+        turns.append(flooder.taken)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(make_node(Slower(), Recorder()).attend(flooder, "web1"))
+        tasks.create_task(other())
+    assert turns[0] <= 32
+
+
 def test_what_an_actuator_refuses_is_counted_and_taken_out_of_the_picture() -> None:
     policy, actuator = Slower(), Recorder(refuse=True)
     node = make_node(policy, actuator)
