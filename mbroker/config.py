@@ -130,7 +130,7 @@ class PolicySection:
     host_wide: bool = False
     """May act on all domains and on physical CPUs."""
     deadline: float = attrs.field(default=0.05, validator=[attrs.validators.gt(0), attrs.validators.le(1)])
-    """Seconds that a decision in a process of its own may take, at most one: the others wait meanwhile."""
+    """Seconds that a decision in a process of its own may take; all such policies together at most one: others wait."""
     memory_mib: int = attrs.field(default=256, validator=attrs.validators.ge(64))
     """Address space of that process."""
     options: Options = attrs.field(factory=Options)
