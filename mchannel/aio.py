@@ -11,7 +11,7 @@ from mchannel.address import Address
 from mchannel.batch import Batch
 from mchannel.channel import Message
 from mchannel.codec import Codec, EventCodec
-from mchannel.errors import ChannelClosed, ChannelTimeout, EndOfChannel
+from mchannel.errors import ChannelBroken, ChannelClosed, ChannelTimeout, EndOfChannel
 from mchannel.event import Event
 from mchannel.patience import FLUSH_INTERVAL, KNOCK_INTERVAL, Opening, bind, left, until
 from mchannel.transport import Gate, Link, Peer, Port, State, Wishes
@@ -174,9 +174,11 @@ class AsyncChannel(Generic[T]):
             return
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Wait until the peer has acknowledged everything that was written."""
+        """Wait until the peer has acknowledged everything that was written; raises ChannelBroken when it never will."""
         late = until(timeout)
         while not self._link.flushed:
+            if self._link.state in (State.ENDED, State.CLOSED):
+                raise ChannelBroken("the channel ended before the peer had acknowledged every message")
             left(late, "the peer has not acknowledged every message")
             self._waker.schedule()
             await asyncio.sleep(FLUSH_INTERVAL)

@@ -12,7 +12,7 @@ import attrs
 from mchannel.address import Address
 from mchannel.batch import Batch
 from mchannel.codec import Codec, EventCodec
-from mchannel.errors import ChannelClosed, ChannelTimeout, EndOfChannel, MChannelError
+from mchannel.errors import ChannelBroken, ChannelClosed, ChannelTimeout, EndOfChannel, MChannelError
 from mchannel.event import Event
 from mchannel.patience import FLUSH_INTERVAL, KNOCK_INTERVAL, Opening, bind, left, opened, until
 from mchannel.transport import Gate, Link, Peer, State, Wishes
@@ -137,9 +137,11 @@ class Channel(Generic[T]):
             return
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until the peer has acknowledged everything that was written."""
+        """Wait until the peer has acknowledged everything that was written; raises ChannelBroken when it never will."""
         late = until(timeout)
         while not self._link.flushed:
+            if self._link.state in (State.ENDED, State.CLOSED):
+                raise ChannelBroken("the channel ended before the peer had acknowledged every message")
             left(late, "the peer has not acknowledged every message")
             self._link.tick(time.monotonic())
             time.sleep(FLUSH_INTERVAL)

@@ -201,3 +201,16 @@ def test_what_a_broker_wrote_before_it_closed_at_once_is_read(listener: Listener
     channel = Channel(link, Numbers(), opening.answer(link))
     assert list(channel) == [1, 2]
     channel.close()
+
+
+def test_a_flush_ends_with_the_channel() -> None:
+    with mchannel.listen("memory:///flush", RAW) as listener, ThreadPoolExecutor() as threads:
+        opening = threads.submit(mchannel.open, "memory:///flush", RAW)
+        broker = listener.accept(timeout=10)
+        agent = opening.result(10)
+        agent.write(b"never read")
+        with suppress(ChannelTimeout):
+            broker.close(timeout=0)
+        with pytest.raises(ChannelBroken, match="before the peer had acknowledged"):
+            agent.flush()  # without a timeout
+        agent.close()

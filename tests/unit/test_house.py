@@ -65,7 +65,7 @@ def test_the_door_opens_from_any_folder(tmp_path: Path) -> None:
 
 def test_an_unknown_verb_is_one_clear_line() -> None:
     done = subprocess.run([HOUSE / "dev", "tset"], check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "dev: no such verb: tset; try ./dev help\n")
+    assert (done.returncode, done.stderr) == (2, "dev: no such verb: tset; try ./dev help\n")
 
 
 def test_an_old_python_is_one_clear_line(tmp_path: Path) -> None:
