@@ -212,6 +212,8 @@ class _Merged:
 def load(path: Path) -> Config:
     """Read the configuration; raise :exc:`ConfigError` with every fault that was found."""
     merged, faults = _Merged(), list[str]()
+    if not path.name:
+        raise ConfigError((f"{str(path)!r} is no file; name a configuration like /etc/mbroker/mbroker.toml",))
     folder = path.with_name(f"{path.stem}.d")
     for file in (path, *sorted(folder.glob("*.toml"))):
         try:

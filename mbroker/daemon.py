@@ -114,6 +114,9 @@ class Daemon:
             except StartError as error:
                 self._problem = f"the configuration in force is older than {self._path}: {error}"
                 _log.error("kept the configuration that was in force: %s", error)
+            except Exception as error:  # a running broker does not end because of a file
+                self._problem = f"{self._path} was not taken over: {error!r}"
+                _log.exception("kept the configuration that was in force")
             notify.sd_notify("READY=1")
 
     def _make_node(self, config: Config) -> Node:

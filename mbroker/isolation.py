@@ -38,6 +38,7 @@ class _Child:
     """One run of the process."""
 
     def __init__(self, setup: tuple[object, ...]) -> None:
+        packed = pack(setup)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.pipe = ours
@@ -53,7 +54,7 @@ class _Child:
         self.ready = False
         self.host: Host | None = None
         self.number = 0
-        ours.send(pack(setup))
+        ours.send(packed)
 
     def send(self, packet: bytes, seconds: float) -> None:
         self.pipe.settimeout(seconds)
@@ -108,7 +109,10 @@ class IsolatedPolicy:
         self._setup = (os.getpid(), target, dict(options or {}), [entry for entry in sys.path if entry], memory)
         self._deadline = deadline
         self._codec = EventCodec()
-        self._child = _Child(self._setup)
+        try:
+            self._child = _Child(self._setup)
+        except (TypeError, ValueError, OverflowError, OSError) as error:
+            raise IsolationError(f"cannot be started in a process: {error}") from None
         if wait is not None:
             self.wait(wait)
 

@@ -190,7 +190,7 @@ class AsyncChannel(Generic[T]):
         self._link.suspend(timeout)
         while (state := self._link.state) is not State.SUSPENDED:
             if state in (State.ENDED, State.CLOSED):
-                self._link.recv()
+                raise ChannelBroken("the channel ended before its peer agreed to a suspension; read what is left")
             self._link.arm()
             await self._waker.wait(late, "the peer did not agree to a suspension")
             self._waker.expect()

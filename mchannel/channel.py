@@ -157,8 +157,11 @@ class Channel(Generic[T]):
         late = until(timeout)
         while self._link.state is not State.SUSPENDED:
             if self._link.state in (State.ENDED, State.CLOSED):
-                self._link.recv()
-            self._link.wait_readable(left(late, "the peer did not agree to a suspension"))
+                raise ChannelBroken("the channel ended before its peer agreed to a suspension; read what is left")
+            left(late, "the peer did not agree to a suspension")
+            self._link.tick(time.monotonic())
+            time.sleep(FLUSH_INTERVAL)
+            self._link.port.pump()
 
     def handoff(self) -> bytes:
         """Return the suspended broker side for another broker's :meth:`Listener.adopt`, and close this one.

@@ -91,6 +91,10 @@ class _Through:
         """Take up a suspended link again."""
         self._link.resume()
 
+    def leave(self) -> None:
+        """Let go without goodbye."""
+        self._link.leave()
+
 
 class DurableLink(_Through):
     """A link whose messages are on disk before they are acknowledged; *backlog* comes before what arrives."""
@@ -103,25 +107,40 @@ class DurableLink(_Through):
         self._owns = owns
         self._backlog = deque(backlog)
         self._current: tuple[bytes, int] | None = None
+        self._refused: Recorded | None = None
+        """What the disk refused: until it is recorded, nothing more is asked for, which would acknowledge it."""
 
     def recv(self) -> bytes | None:
         """Mark the previous message as finished, and return the next once it is on disk, or None."""
         self.done()
+        self._secure()
         if self._backlog:
-            message = self._backlog.popleft()
-            self._hand_out(message, redelivered=True)
-            return message.payload
+            unfinished = self._backlog.popleft()
+            self._hand_out(unfinished, redelivered=True)
+            return unfinished.payload
         try:
-            while (payload := self._link.recv()) is not None:
-                message = Recorded(self.session, self._link.number, self.peer, payload)
-                if self._inbox.record(message):
+            while (message := self._arrived()) is not None:
+                self._refused = message
+                fresh = self._inbox.record(message)
+                self._refused = None
+                if fresh:
                     self._link.done()
                     self._hand_out(message, redelivered=self._link.redelivered)
-                    return payload
+                    return message.payload
         except EndOfChannel:
             self._inbox.forget(self.session)
             raise
         return None
+
+    def _secure(self) -> None:
+        if self._refused is not None:
+            if self._inbox.record(self._refused):
+                self._backlog.append(self._refused)
+            self._refused = None
+
+    def _arrived(self) -> Recorded | None:
+        payload = self._link.recv()
+        return None if payload is None else Recorded(self.session, self._link.number, self.peer, payload)
 
     def _hand_out(self, message: Recorded, *, redelivered: bool) -> None:
         self._current = (message.session, message.number)
@@ -143,13 +162,17 @@ class DurableLink(_Through):
         return self._link.snapshot()
 
     def suspend(self, timeout: float) -> None:
-        """Start to quiesce."""
+        """Start to quiesce; raises JournalError while there is a message that the disk refuses."""
         self.done()
+        self._secure()
         self._link.suspend(timeout)
 
     def close(self) -> None:
-        """Say goodbye and let go. A message that was returned and not marked comes again at the next start."""
-        self._link.close()
+        """Say goodbye and let go. A message that was returned and not marked comes again at the next start.
+
+        While there is one that the disk refused, there is no goodbye: its sender keeps it.
+        """
+        self._link.close() if self._refused is None else self._link.leave()
         if self._owns:
             self._inbox.close()
 
@@ -204,6 +227,9 @@ class _Past:
 
     def resume(self) -> None:
         raise self._over()
+
+    def leave(self) -> None:
+        self.state = State.CLOSED
 
     def close(self) -> None:
         self.state = State.CLOSED

@@ -322,6 +322,10 @@ class Link(Protocol):
         """Take up a suspended link again."""
         ...
 
+    def leave(self) -> None:
+        """Let go without goodbye; the message returned last is not acknowledged, and the peer looks for a successor."""
+        ...
+
     def close(self) -> None:
         """Say goodbye and let go; idempotent, also after an error."""
         ...

@@ -52,8 +52,7 @@ class Line:
     def recv(self) -> tuple[bytes, list[int]] | None:
         """Return the next packet and its descriptors, or None; raise ChannelBroken when the peer is gone."""
         try:
-            flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-            data, descriptors, found, _ = socket.recv_fds(self._wire, _PACKET, 1, flags)
+            data, descriptors, found = self._receive()
         except BlockingIOError:
             return None
         except OSError as error:
@@ -66,6 +65,14 @@ class Line:
             close_all(descriptors)
             raise ProtocolError("the peer sent a packet that is too long or has too many descriptors")
         return data, descriptors
+
+    def _receive(self) -> tuple[bytes, list[int], int]:
+        flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+        try:
+            data, descriptors, found, _ = socket.recv_fds(self._wire, _PACKET, 1, flags)
+        except ConnectionResetError:  # told once, and before what the peer said last
+            data, descriptors, found, _ = socket.recv_fds(self._wire, _PACKET, 1, flags)
+        return data, descriptors, found
 
     def frame(self) -> tuple[Frame, list[int]] | None:
         """Return the next frame; None when there is none, or when only bells rang (bounded work)."""

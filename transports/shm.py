@@ -35,6 +35,8 @@ _HANDSHAKE = 5.0
 """Seconds that a stranger has to say HELLO."""
 _MAX_STRANGERS = 64
 _MAX_LINKS = 4096
+_MAX_LOST = 32
+"""Links that wait for an agent that is gone."""
 _NAME = 16
 """Bytes that name a session."""
 
@@ -194,6 +196,11 @@ class ShmGate:
         return None
 
     def _make_room(self) -> None:
+        lost = [link for link in self._links.values() if link.state is State.LOST]
+        for link in lost[: len(lost) - _MAX_LOST + 1]:  # the oldest first: each holds memory and descriptors
+            link.fail(ChannelBroken("the agent is gone, and others went after it"))
+            if link.on_news is not None:
+                link.on_news()
         if len(self._links) >= _MAX_LINKS:
             self._links = {key: link for key, link in self._links.items() if link.state not in OVER}
         if len(self._links) >= _MAX_LINKS:

@@ -9,7 +9,7 @@ import pytest
 
 import mchannel
 from mchannel.codec import RawCodec
-from mchannel.errors import EndOfChannel, JournalError
+from mchannel.errors import ChannelTimeout, EndOfChannel, JournalError
 from mchannel.inbox import Inbox, Recorded
 from mchannel.journal import Journal
 from mchannel.transport import Peer
@@ -116,3 +116,32 @@ def test_another_journal_is_refused(record: bytes, tmp_path: Path) -> None:
 def test_messages_longer_than_a_record_are_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="durable"):
         mchannel.listen("memory:///durable", durable=tmp_path / "log", max_message=1 << 24)
+
+
+@pytest.mark.parametrize("address", ["memory:///refused", "shm:///refused"])
+def test_a_message_that_the_disk_refuses_is_neither_lost_nor_acknowledged(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(tmp_path / "run"))
+    with (
+        mchannel.listen(address, RawCodec(), durable=tmp_path / "journal") as listener,
+        ThreadPoolExecutor() as threads,
+    ):
+        opening = threads.submit(mchannel.open, address, RawCodec())
+        broker, agent = listener.accept(timeout=10), opening.result(10)
+        agent.write_many([b"one", b"two"])
+        with monkeypatch.context() as broken:
+            broken.setattr(Inbox, "record", _refuse)
+            for _ in range(2):
+                with pytest.raises(JournalError):
+                    broker.read(timeout=5)
+            with pytest.raises(ChannelTimeout):
+                agent.flush(timeout=0.2)
+        assert [broker.read(timeout=5), broker.read(timeout=5)] == [b"one", b"two"]
+        broker.done()
+        agent.close()
+        broker.close()
+
+
+def _refuse(*_: object) -> bool:
+    raise JournalError("no space left on device")

@@ -423,3 +423,41 @@ def test_a_broker_that_is_full_says_so(
     second.tick(time.monotonic())
     with pytest.raises(AuthenticationError, match="1 channels already"):
         second.recv()
+
+
+def test_a_goodbye_counts_although_the_peer_left_something_unread(
+    ends: Ends, listener: mchannel.Listener[bytes]
+) -> None:
+    agent, broker = ends.pair(listener)
+    with suppress(ChannelTimeout):
+        broker.suspend(timeout=0.01)  # the agent never looks at it
+    with suppress(ChannelTimeout):
+        agent.close(timeout=0)
+    with pytest.raises(EndOfChannel):
+        broker.read(timeout=2)
+
+
+def test_agents_that_die_one_after_the_other_do_not_use_up_the_descriptors(
+    listener: mchannel.Listener[bytes],
+) -> None:
+    channels: list[Channel[bytes]] = []
+    for number in range(50):
+        link = AgentLink(listener.address, Options(name=f"agent{number}"))
+        channels.append(listener.accept(timeout=2))
+        link.leave()
+        with suppress(ChannelTimeout, ChannelBroken):
+            channels[-1].read(timeout=0)
+    lost = [channel.state for channel in channels].count(State.LOST)
+    assert 0 < lost <= 33
+    for channel in channels:
+        channel.close(0)
+
+
+def test_a_suspension_does_not_eat_what_was_not_read(ends: Ends, listener: mchannel.Listener[bytes]) -> None:
+    agent, broker = ends.pair(listener)
+    agent.write(b"unread")
+    with suppress(ChannelTimeout):
+        agent.close(timeout=0)
+    with suppress(ChannelBroken):
+        broker.suspend(timeout=1)
+    assert broker.read(timeout=2) == b"unread"
