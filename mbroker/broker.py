@@ -86,7 +86,7 @@ class PolicyReport:
     failures: int
     """Decisions that raised, were no actions, touched what they may not, or came too late."""
     slowest: float
-    """Seconds that its slowest decision took."""
+    """Seconds that its slowest decision took, failed ones included."""
     benched_for: float
     """Seconds until it is asked again; 0 when it is in play."""
     error: str
@@ -113,6 +113,8 @@ class _Seat:
     skipped: int = 0
     actions: int = 0
     failures: int = 0
+    took: float = 0.0
+    """Seconds that its last decision took."""
     slowest: float = 0.0
     error: str = ""
     strikes: int = 0
@@ -212,7 +214,6 @@ class Broker:
         """Take over a new picture of the host: domains came, went, or moved to other CPUs."""
         self._host = host
         self._cpu_levels = host.cpu_levels()
-        self._before.clear()
 
     def handle(self, event: Event, now: float | None = None) -> list[Action]:
         """Return what is to be done about *event*, in order.
@@ -233,10 +234,9 @@ class Broker:
             if now < seat.benched_until or (interruptible and left <= 0):
                 seat.skipped += 1
                 continue
-            began = self._stopwatch() if interruptible else 0.0
             decision = self._ask(seat, event, now, left, actions)
             if interruptible:
-                left -= self._stopwatch() - began
+                left -= seat.took
             for action in decision:
                 effective = self._effective(action)
                 if effective is None:
@@ -283,19 +283,12 @@ class Broker:
 
     def _ask(self, seat: _Seat, event: Event, now: float, left: float, aside: list[Action]) -> list[Action]:
         """Return the policy's decision; none, and a word to the operator in *aside*, when it failed."""
-        hosted, policy = seat.hosted, seat.hosted.policy
+        hosted = seat.hosted
         seat.events += 1
-        began = self._stopwatch()
         try:
-            if isinstance(policy, Interruptible):
-                answer = policy.decide_within(event, self._host, left)
-            else:
-                answer = policy.decide(event, self._host)
-            decision = list(islice(answer, MAX_ACTIONS + 1))
-            taken = self._stopwatch() - began
-            seat.slowest = max(seat.slowest, taken)
-            if taken > hosted.deadline:
-                raise _BadDecision(f"took {taken:.3f} s, its deadline is {hosted.deadline:g} s")
+            decision = self._decide(seat, event, left)
+            if seat.took > hosted.deadline:
+                raise _BadDecision(f"took {seat.took:.3f} s, its deadline is {hosted.deadline:g} s")
             if len(decision) > MAX_ACTIONS:
                 raise _BadDecision(f"asked for more than {MAX_ACTIONS} actions at one event")
             for action in decision:
@@ -309,6 +302,20 @@ class Broker:
             aside.append(Notify(self._host.name, text))
             return []
         return decision
+
+    def _decide(self, seat: _Seat, event: Event, left: float) -> list[Action]:
+        """Return what the policy answers; how long that took is noted even when it raises."""
+        policy = seat.hosted.policy
+        began = self._stopwatch()
+        try:
+            if isinstance(policy, Interruptible):
+                answer = policy.decide_within(event, self._host, left)
+            else:
+                answer = policy.decide(event, self._host)
+            return list(islice(answer, MAX_ACTIONS + 1))
+        finally:
+            seat.took = self._stopwatch() - began
+            seat.slowest = max(seat.slowest, seat.took)
 
     def _effective(self, action: Action) -> Action | None:
         """Return *action* with its step resolved and clamped; None when it would change nothing."""

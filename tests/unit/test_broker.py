@@ -187,6 +187,13 @@ def test_a_slow_decision_is_discarded_and_benches_its_policy() -> None:
     assert frequencies(broker.handle(event(1.5))) == [("web1", 3)]
 
 
+def test_a_decision_that_failed_counts_for_the_slowest_too() -> None:
+    ticks = iter([0.0, 0.7])
+    broker = Broker(host(web1=4), [Scripted(raising)], stopwatch=lambda: next(ticks))
+    broker.handle(event())
+    assert broker.reports()[0].slowest == 0.7
+
+
 def test_a_failing_policy_is_benched_twice_as_long_each_time() -> None:
     bad = Scripted(raising)
     broker = Broker(Host("h"), [bad])
@@ -226,6 +233,14 @@ def test_all_that_failed_at_an_event_is_taken_out_of_the_picture() -> None:
     for action in reversed(broker.handle(event(0))):
         broker.failed(action)
     assert broker.host.level("web1") == 4
+
+
+def test_what_failed_leaves_the_level_that_earlier_events_brought() -> None:
+    broker = Broker(host(web1=4), [step(-1)])
+    broker.handle(event(0))
+    (action, _) = broker.handle(event(1))
+    broker.failed(action)
+    assert broker.host.level("web1") == 3
 
 
 def test_an_event_belongs_to_the_domain_of_its_channel() -> None:
