@@ -22,6 +22,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapp
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
+import attrs
+
 from mchannel.agents.cpu import GuestCpu
 from mchannel.agents.meter import EPOCH, Meter
 from mchannel.errors import ChannelTimeout, MChannelError
@@ -80,6 +82,7 @@ class Request:
         self.finish()
 
 
+@attrs.define(eq=False)
 class Recorder:
     """Counts requests from any thread and writes an event per epoch when :meth:`tick` is called.
 
@@ -94,32 +97,28 @@ class Recorder:
     Raises ValueError unless ``0 < soft_ms <= hard_ms``.
     """
 
-    def __init__(
-        self,
-        channel: Writer,
-        *,
-        source: str = "",
-        hard_ms: float = 6.0,
-        soft_ms: float = 3.0,
-        utilization: Callable[[], float | None] | None = None,
-        clock: Callable[[], float] = time.time,
-        timer: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self.timer = timer
-        self._clock = clock
-        self._channel = channel
-        self._utilization = GuestCpu() if utilization is None else utilization
-        self._outbox: deque[Event] = deque()
-        self._refused = False
-        self._pid = os.getpid()
-        self._lock = threading.Lock()  # the meter; held for microseconds
-        self._sending = threading.Lock()  # the outbox and the channel; held while the channel writes
-        self._meter = Meter(
-            source or socket.gethostname(),
-            clock(),
-            hard_ms=hard_ms,
-            soft_ms=soft_ms,
-        )
+    _channel: Writer
+    source: str = attrs.field(default="", kw_only=True)
+    hard_ms: float = attrs.field(default=6.0, kw_only=True)
+    """Threshold in milliseconds; who waited longer was served too late."""
+    soft_ms: float = attrs.field(default=3.0, kw_only=True)
+    """Threshold in milliseconds that warns before the hard one."""
+    utilization: Callable[[], float | None] = attrs.field(factory=GuestCpu, kw_only=True)
+    """Returns how busy the guest was since the last call, 0.0..1.0, None when that is not known."""
+    clock: Callable[[], float] = attrs.field(default=time.time, kw_only=True)
+    """Unix seconds."""
+    timer: Callable[[], float] = attrs.field(default=time.perf_counter, kw_only=True)
+    """Seconds of a clock that is never set."""
+    _meter: Meter = attrs.field(init=False)
+    _outbox: deque[Event] = attrs.field(factory=deque[Event], init=False)
+    _refused: bool = attrs.field(default=False, init=False)
+    _pid: int = attrs.field(factory=os.getpid, init=False)
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)  # the meter; held for microseconds
+    _sending: threading.Lock = attrs.field(factory=threading.Lock, init=False)  # the outbox and the channel's writes
+
+    def __attrs_post_init__(self) -> None:
+        source = self.source or socket.gethostname()
+        self._meter = Meter(source, self.clock(), hard_ms=self.hard_ms, soft_ms=self.soft_ms)
         # A fork while another thread counts must not leave the child with a lock that nobody opens.
         os.register_at_fork(
             before=self._lock.acquire, after_in_parent=self._lock.release, after_in_child=self._lock.release
@@ -137,7 +136,7 @@ class Recorder:
     def observe(self, seconds: float, finished: float | None = None) -> None:
         """Count a request that took *seconds* and ended at Unix time *finished* (default: now)."""
         with self._lock:
-            self._meter.observe(self._clock() if finished is None else finished, seconds)
+            self._meter.observe(self.clock() if finished is None else finished, seconds)
 
     def note(self, name: str, count: int = 1) -> None:
         """Say in the detail of the next event that *name* happened *count* times."""
@@ -148,14 +147,14 @@ class Recorder:
         """Close the epochs that are over and write what the channel takes without waiting."""
         with self._sending:
             with self._lock:
-                self._meter.advance(self._clock())
+                self._meter.advance(self.clock())
             self._send(timeout=0.0)
 
     def flush(self, timeout: float | None = 1.0) -> None:
         """Report the present epoch as it is, and wait up to *timeout* seconds for each write."""
         with self._sending:
             with self._lock:
-                self._meter.advance(self._clock())
+                self._meter.advance(self.clock())
                 self._meter.flush()
             self._send(timeout)
 
@@ -163,7 +162,7 @@ class Recorder:
         if os.getpid() != self._pid:
             return
         if self._meter.ready:
-            utilization = self._utilization()  # reads a file: not while others wait to count
+            utilization = self.utilization()  # reads a file: not while others wait to count
             with self._lock:
                 self._outbox.extend(self._meter.take(utilization))
         while len(self._outbox) > _KEEP:
@@ -244,6 +243,7 @@ class MeasuredBody:
             self._request.finish()
 
 
+@attrs.define(eq=False)
 class Sla(Recorder):
     """A :class:`Recorder` with a thread that ticks at the end of every epoch.
 
@@ -251,27 +251,11 @@ class Sla(Recorder):
     channel is its own: channels belong to one thread at a time.
     """
 
-    def __init__(
-        self,
-        channel: Writer,
-        *,
-        source: str = "",
-        hard_ms: float = 6.0,
-        soft_ms: float = 3.0,
-        utilization: Callable[[], float | None] | None = None,
-        clock: Callable[[], float] = time.time,
-        timer: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        super().__init__(
-            channel,
-            source=source,
-            hard_ms=hard_ms,
-            soft_ms=soft_ms,
-            utilization=utilization,
-            clock=clock,
-            timer=timer,
-        )
-        self._stop = threading.Event()
+    _stop: threading.Event = attrs.field(factory=threading.Event, init=False)
+    _thread: threading.Thread = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
         self._thread = threading.Thread(target=self._run, name="sla-agent", daemon=True)
         self._thread.start()
 
@@ -293,7 +277,7 @@ class Sla(Recorder):
 
     def _run(self) -> None:
         failing = False
-        while not self._stop.wait(EPOCH - self._clock() % EPOCH):
+        while not self._stop.wait(EPOCH - self.clock() % EPOCH):
             try:
                 self.tick()
                 failing = False
