@@ -92,11 +92,13 @@ def _as_text(event: Event) -> str:
     return "  ".join([at, event.source, *(f"{name} {event.detail[name]!r}" for name in (*_SHOWN, *notes))])
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e9:
-        raise ValueError(text)
-    return value
+def _milliseconds(text: str) -> float:
+    try:
+        if 0 < (value := float(text)) < 1e9:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no threshold; give milliseconds above 0, such as 6 or 2.5")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,8 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     sla.add_argument("--at-field", default="", metavar="NAME", help="the Unix time in JSON")
     sla.add_argument("--address", help="where the broker listens, such as shm:///web1")
     sla.add_argument("--source", default="", metavar="DOMAIN", help="name of this domain (default: host name)")
-    sla.add_argument("--hard-ms", type=_positive, default=6.0, metavar="MS", help="hard threshold (default: 6)")
-    sla.add_argument("--soft-ms", type=_positive, default=3.0, metavar="MS", help="soft threshold (default: 3)")
+    sla.add_argument("--hard-ms", type=_milliseconds, default=6.0, metavar="MS", help="hard threshold (default: 6)")
+    sla.add_argument("--soft-ms", type=_milliseconds, default=3.0, metavar="MS", help="soft threshold (default: 3)")
     mode = sla.add_mutually_exclusive_group()
     mode.add_argument("--follow", action="store_true", help="go on as the log grows (default)")
     mode.add_argument("--once", action="store_true", help="read the log from start to end by its own times")
@@ -178,6 +180,24 @@ def _follow(tail: Tail, log: Reader, recorder: Recorder, stop: threading.Event) 
     recorder.flush(_PATIENCE)
 
 
+def _until_signalled(tail: Tail, log: Reader, writer: Reopening | _Printer, options: argparse.Namespace) -> None:
+    """Report a log as it grows, until SIGTERM or SIGINT."""
+    stop = threading.Event()
+
+    def end(_number: int, _frame: object) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    recorder = Recorder(writer, source=options.source, hard_ms=options.hard_ms, soft_ms=options.soft_ms)
+    sd_notify("READY=1")
+    _follow(tail, log, recorder, stop)
+    sd_notify("STOPPING=1")
+    writer.close()
+    if unsaid := recorder.waiting + writer.unacknowledged:
+        _log.warning("%d reports were not acknowledged by the broker at %s", unsaid, options.address)
+
+
 def _once(tail: Tail, log: Reader, writer: Reopening | _Printer, options: argparse.Namespace) -> None:
     """Report a log that was written before, by the times in it."""
     meter: Meter | None = None
@@ -218,34 +238,16 @@ def _sla(options: argparse.Namespace) -> None:
         raise _Exit(USAGE, "say where the broker listens with --address, or use --dry-run")
     if options.soft_ms > options.hard_ms:
         raise _Exit(USAGE, f"--soft-ms {options.soft_ms:g} is above --hard-ms {options.hard_ms:g}")
-    if options.once and not log.dated:
-        raise _Exit(
-            USAGE,
-            "--once needs times of day finer than 500 ms in the log: "
-            "add $msec (nginx), %{end:msec}t (Apache) or --at-field (JSON)",
-        )
     options.source = options.source or socket.gethostname()
-    with (
-        _tail(options.log, from_start=options.once or options.from_start) as tail,
-        closing(_writer(options)) as writer,
-    ):
-        if options.once:
-            _once(tail, log, writer, options)
-            return
-        stop = threading.Event()
-
-        def end(_number: int, _frame: object) -> None:
-            stop.set()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, end)
-        recorder = Recorder(writer, source=options.source, hard_ms=options.hard_ms, soft_ms=options.soft_ms)
-        sd_notify("READY=1")
-        _follow(tail, log, recorder, stop)
-        sd_notify("STOPPING=1")
-        writer.close()
-        if unsaid := recorder.waiting + writer.unacknowledged:
-            _log.warning("%d reports were not acknowledged by the broker at %s", unsaid, options.address)
+    with _tail(options.log, from_start=options.once or options.from_start) as tail:
+        if options.once and not log.dated:
+            raise _Exit(
+                USAGE,
+                "--once needs times of day finer than 500 ms in the log: "
+                "add $msec (nginx), %{end:msec}t (Apache) or --at-field (JSON)",
+            )
+        with closing(_writer(options)) as writer:
+            (_once if options.once else _until_signalled)(tail, log, writer, options)
 
 
 def _fail(status: int, line: str) -> NoReturn:
