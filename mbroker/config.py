@@ -63,6 +63,8 @@ def _address(_: object, attribute: attrs.Attribute[str], value: str) -> None:
         find_scheme(address)
         if not address.host:
             address.file("")
+        elif address.port is not None or not address.path:  # others name a domain there: xen://5/mgmt
+            address.endpoint()
     except AddressError as error:
         raise ValueError(f"'{attribute.name}' must be an address: {error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -13,6 +14,8 @@ from mchannel.errors import AddressError
 
 __all__ = ["Address", "runtime_dir"]
 
+_HOST = re.compile(r"[A-Za-z0-9.:_-]{1,255}|\*")
+_NUMERIC = re.compile(r"[0-9.]+|.*:.*")  # what only an IP address can look like
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _LIMIT = 1024
 
@@ -80,6 +83,22 @@ class Address:
         if unknown := {name for name, _ in self.options} - {*known}:
             may = f"only {', '.join(known)}" if known else "leave it out"
             raise AddressError(f"{self}: {self.scheme} knows no option {min(unknown)!r}; {may}")
+
+    def endpoint(self) -> tuple[str, int]:
+        """Return the host and the port of a network address; the host is an IP address, a name, or ``*`` for all.
+
+        Raises :class:`AddressError` for what cannot be one, and for a path. Nothing is looked up.
+        """
+        if not _HOST.fullmatch(self.host) or self.port is None or self.path:
+            raise AddressError(
+                f"{self} is no network address; write {self.scheme}://HOST:PORT, for example {self.scheme}://10.0.0.7:7600"
+            )
+        if _NUMERIC.fullmatch(self.host):
+            try:
+                ipaddress.ip_address(self.host)
+            except ValueError:
+                raise AddressError(f"{self}: {self.host} is no IP address; write it as 10.0.0.7 or [fd00::7]") from None
+        return self.host, self.port
 
     def file(self, suffix: str) -> Path:
         """Return the path that a local address stands for.

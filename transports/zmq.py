@@ -16,7 +16,6 @@ import errno
 import functools
 import ipaddress
 import os
-import re
 import select
 import threading
 from collections import deque
@@ -49,7 +48,6 @@ _DENIALS = 3  # handshakes that the server ended without a word, before it count
 _FRAMES = 1000  # frames that libzmq queues for one peer
 _UNREAD = 256 << 20  # bytes that one peer can make libzmq hold, as it counts frames and not bytes
 _OLDEST = (4, 3, 3)
-_HOST = re.compile(r"[A-Za-z0-9.:_-]{1,255}|\*")
 _NOBLOCK = int(zmq.NOBLOCK)  # plain ints: an enum costs more than the call
 _ROUTE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
@@ -523,9 +521,7 @@ def _bind_ipc(address: Address, options: Options) -> _Listener:
 
 def _endpoint(address: Address, options: Options) -> str:
     """Return what libzmq connects or binds to; raise AddressError for what is not allowed."""
-    host = address.host
-    if not _HOST.fullmatch(host) or address.port is None or address.path:
-        raise AddressError(f"{address} is no network address; write tcp://HOST:PORT, for example tcp://10.0.0.7:7600")
+    host, port = address.endpoint()
     address.refuse_options("server")
     if options.insecure:
         host = "127.0.0.1" if host == "localhost" else host
@@ -538,7 +534,7 @@ def _endpoint(address: Address, options: Options) -> str:
                 f"{address}: without encryption only loopback addresses work, for example 127.0.0.1;"
                 " leave out insecure, and make keys by: mbroker keys new NAME"
             )
-    return f"tcp://[{host}]:{address.port}" if ":" in host else f"tcp://{host}:{address.port}"
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def _dial_tcp(address: Address, options: Options) -> Transport:

@@ -9,6 +9,7 @@ import pytest
 import mchannel
 from mchannel.address import Address
 from mchannel.errors import AddressError
+from mchannel.transport import Options, find_scheme
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +51,22 @@ def test_a_network_address_knows_its_server_alone() -> None:
 def test_an_unsafe_name_stands_for_no_file(path: str) -> None:
     with pytest.raises(AddressError, match="a name has"):
         Address("shm", path=path).file(".shm")
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7", "::1", "node1.example.org", "*", "eth0.100", "localhost"])
+def test_a_network_address_has_a_host_and_a_port(host: str) -> None:
+    assert Address("tcp", host, 7600).endpoint() == (host, 7600)
+
+
+@pytest.mark.parametrize("host", ["999.0.0.1", "10.0.0", "1", "fd00:::7", "a b", "", "x;y", "h" * 256])
+def test_what_can_be_no_host_is_refused_before_anything_is_opened(host: str) -> None:
+    with pytest.raises(AddressError):
+        Address("tcp", host, 7600).endpoint()
+    with pytest.raises(AddressError, match=r"no (network|IP) address"):
+        find_scheme(Address("tcp")).bind(Address("tcp", host, 7600), Options(insecure=True))
+
+
+@pytest.mark.parametrize("text", ["tcp://10.0.0.7", "tcp://10.0.0.7:7600/web1", "tcp:///web1"])
+def test_a_network_address_without_a_port_or_with_a_path_is_refused(text: str) -> None:
+    with pytest.raises(AddressError, match="write tcp://HOST:PORT"):
+        Address.parse(text).endpoint()

@@ -102,6 +102,9 @@ def test_more_files_are_merged_in_the_order_of_their_names(tmp_path: Path) -> No
         ("[domains.w]\ncgroup = '../../x'", "domains.w.cgroup: must be a path below the hierarchy"),
         ("[domains.w]\ncgroup = '/'", "domains.w.cgroup: must be a path below the hierarchy"),
         ("[[listen]]\naddress = 'foo:///x'", "listen.0.address: must be an address: foo:///x: no transport"),
+        ("[[listen]]\naddress = 'tcp://999.0.0.1:80'", "listen.0.address: must be an address: tcp://999.0.0.1:80: 999"),
+        ("[[listen]]\naddress = 'tcp://10.0.0.7'", "listen.0.address: must be an address: tcp://10.0.0.7 is no net"),
+        ("[[listen]]\naddress = 'tcp://10.0.0.7:1/x'", "listen.0.address: must be an address: tcp://10.0.0.7:1/x is"),
         ("[[listen]]\naddress = 'shm:///'", "listen.0.address: must be an address: shm:///: a name has"),
         (
             "[[listen]]\naddress = 'shm:///a'\nmax_message = 100000000000000000000000",
