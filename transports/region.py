@@ -9,17 +9,68 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from mchannel._ring import ffi, lib
 from mchannel.errors import AddressError, ProtocolError
 
-__all__ = ["Region"]
+__all__ = ["Lanes", "Memory", "Region", "lanes_size"]
 
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
-class Region:
+class Memory(Protocol):
+    """Memory that is mapped somehow: an ``mmap``, or a cffi buffer. Slices are copies."""
+
+    def __buffer__(self, flags: int, /) -> memoryview:
+        """Give access to the bytes themselves."""
+        ...
+
+    def __getitem__(self, where: slice, /) -> bytes:
+        """Return a copy of a part."""
+        ...
+
+    def __len__(self) -> int:
+        """Return how many bytes there are."""
+        ...
+
+
+class Lanes:
+    """The two lanes of a ring in *memory*, whoever mapped it: the header is checked, its sizes are kept here.
+
+    The memory must stay mapped until every :class:`~mchannel.transports.ring.RingEnd` over it is closed. Raise
+    ProtocolError if it does not begin with the header of a ring, or has another size than the header says.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.size = len(memory)
+        self.base = ffi.from_buffer(memory)
+        shape = ffi.new("uint64_t[]", 2)
+        if lib.mcp_region_check(self.base, self.size, shape) != lib.MC_OK:
+            raise ProtocolError("the shared memory does not begin with the header of a ring that this version knows")
+        self.capacity = shape[0]
+        self.pool = shape[1]
+
+    @classmethod
+    def lay_out(cls, memory: Memory, capacity: int, pool: int) -> Self:
+        """Make lanes in zeroed *memory*; raise ValueError unless it has just the size that they need."""
+        if lanes_size(capacity, pool) != len(memory):
+            raise ValueError(f"{len(memory)} bytes do not hold lanes of {capacity} bytes with pools of {pool}")
+        lib.mc_region_init(ffi.from_buffer(memory), capacity, pool)
+        return cls(memory)
+
+    @property
+    def epoch(self) -> int:
+        """How often an end was succeeded. The peer can write it: compare it for change, trust it for nothing."""
+        return lib.mc_region_epoch(self.base)
+
+    def advance(self) -> int:
+        """Begin a new epoch and return it: an end calls it when it succeeds another one."""
+        return lib.mc_region_advance(self.base)
+
+
+class Region(Lanes):
     """Two lanes of shared memory, one a direction, with *capacity* bytes of ring and *pool* bytes for long messages.
 
     The memory stays mapped as long as an end of it or a view into it lives; :meth:`close` lets go of the
@@ -31,19 +82,11 @@ class Region:
         self.fd = fd
         self._name = name
         try:
-            self.size = os.fstat(fd).st_size
-            self.memory = mmap.mmap(fd, self.size) if self.size else mmap.mmap(-1, mmap.PAGESIZE)
-            self.base = ffi.from_buffer(self.memory)
-            shape = ffi.new("uint64_t[]", 2)
-            if lib.mcp_region_check(self.base, self.size, shape) != lib.MC_OK:
-                raise ProtocolError(
-                    "the shared memory does not begin with the header of a ring that this version knows"
-                )
+            size = os.fstat(fd).st_size
+            super().__init__(mmap.mmap(fd, size) if size else mmap.mmap(-1, mmap.PAGESIZE))
         except BaseException:
             os.close(fd)
             raise
-        self.capacity = shape[0]
-        self.pool = shape[1]
 
     @classmethod
     def create(cls, capacity: int = 1 << 18, pool: int = 1 << 22) -> Self:
@@ -122,15 +165,6 @@ class Region:
             raise AddressError(f"{path} is not a file of this user")
         return cls(fd)
 
-    @property
-    def epoch(self) -> int:
-        """How often an end was succeeded. The peer can write it: compare it for change, trust it for nothing."""
-        return lib.mc_region_epoch(self.base)
-
-    def advance(self) -> int:
-        """Begin a new epoch and return it: an end calls it when it succeeds another one."""
-        return lib.mc_region_advance(self.base)
-
     def close(self) -> None:
         """Let go of the descriptor and the name; idempotent."""
         if self._name is not None and _is_at(self.fd, self._name):
@@ -155,13 +189,18 @@ class Region:
                 self.close()
 
 
-def _lay_out(fd: int, capacity: int, pool: int) -> None:
+def lanes_size(capacity: int, pool: int) -> int:
+    """Return how many bytes lanes take; raise ValueError unless both are powers of two from 4 KiB to 1 GiB."""
     size = lib.mc_region_size(capacity, pool) if min(capacity, pool) > 0 else 0
     if not size:
         raise ValueError(f"capacity {capacity} and pool {pool} must be powers of two from 4 KiB to 1 GiB")
+    return size
+
+
+def _lay_out(fd: int, capacity: int, pool: int) -> None:
+    size = lanes_size(capacity, pool)
     os.ftruncate(fd, size)
-    memory = mmap.mmap(fd, size)
-    lib.mc_region_init(ffi.from_buffer(memory), capacity, pool)
+    Lanes.lay_out(mmap.mmap(fd, size), capacity, pool)
 
 
 def _is_at(fd: int, path: Path) -> bool:
