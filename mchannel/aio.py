@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Generic, Self, TypeVar, Unpack, overload
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Any, Self, TypeVar, Unpack, overload
 
-from mchannel.address import Address
-from mchannel.batch import Batch
-from mchannel.channel import Message
 from mchannel.codec import Codec, EventCodec
-from mchannel.errors import ChannelBroken, ChannelClosed, ChannelTimeout, EndOfChannel
+from mchannel.errors import ChannelTimeout, EndOfChannel
 from mchannel.event import Event
+from mchannel.face import FULL, SILENT, UNAGREED, UNFLUSHED, ChannelFace, ListenerFace, Message
 from mchannel.patience import FLUSH_INTERVAL, KNOCK_INTERVAL, Opening, bind, left, until
-from mchannel.transport import Gate, Link, Peer, Port, State, Wishes
+from mchannel.transport import Gate, Link, Port, Wishes
 
 __all__ = ["AsyncChannel", "AsyncListener", "listen_async", "open_async"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class _Waker:
     """Wakes tasks when a port has news, and does what is due by the clock. One for each link or gate."""
 
-    def __init__(self, source: Link | Gate, port: Port | None) -> None:
+    def __init__(self, source: Link | Gate, port: Port | None, arm: Callable[[], None] = lambda: None) -> None:
+        self._arm = arm
         self._loop = asyncio.get_running_loop()
         self._source = source
         self._news = asyncio.Event()
@@ -35,18 +36,19 @@ class _Waker:
             self._fd = port.fileno()
             self._loop.add_reader(self._fd, port.pump)
 
-    def expect(self) -> None:
-        """Forget earlier news; the caller looks once more before it waits."""
-        self._news.clear()
-
-    async def wait(self, until: float | None, why: str) -> None:
-        """Wait for news, or until it is time to do something; raise ChannelTimeout(*why*) at *until*."""
-        self.schedule()
-        try:
-            async with asyncio.timeout(None if until is None else max(until - time.monotonic(), 0)):
-                await self._news.wait()
-        except TimeoutError:
-            raise ChannelTimeout(why) from None
+    async def until(self, step: Callable[[], R | None], late: float | None, why: str) -> R:
+        """Try *step*, now and at news, until it returns something; raise ChannelTimeout(*why*) at *late*."""
+        while True:
+            self._news.clear()
+            self._arm()  # first: what comes between this look and the wait is news
+            if (found := step()) is not None:
+                return found
+            self.schedule()
+            try:
+                async with asyncio.timeout(None if late is None else max(late - time.monotonic(), 0)):
+                    await self._news.wait()
+            except TimeoutError:
+                raise ChannelTimeout(why) from None
 
     def schedule(self) -> None:
         """See to it that the source is ticked when it wants to be."""
@@ -74,35 +76,17 @@ class _Waker:
         self._news.set()
 
 
-class AsyncChannel(Generic[T]):
+class AsyncChannel(ChannelFace[T]):
     """A two-way channel to one peer, for tasks of one event loop. One task may read while another writes.
 
     Its promises are those of :class:`~mchannel.channel.Channel`. When a method is cancelled nothing
     is lost: a read did not take a message, a write was not taken.
     """
 
-    def __init__(self, link: Link, codec: Codec[T], port: Port | None) -> None:
-        self._link = link
-        self._encode = codec.encode
-        self._decode = codec.decode
-        self._batch = Batch(codec.decode)
-        self._waker = _Waker(link, port)
+    def __init__(self, link: Link, codec: Codec[T], waker: _Waker, received: Sequence[bytes] = ()) -> None:
+        super().__init__(link, codec, received)
+        self._waker = waker
         self._waker.schedule()
-
-    @property
-    def peer(self) -> Peer:
-        """Who is at the other end."""
-        return self._link.peer
-
-    @property
-    def state(self) -> State:
-        """Where the channel stands."""
-        return self._link.state
-
-    @property
-    def session(self) -> bytes:
-        """Sixteen bytes that name the exchange through all reconnections."""
-        return self._link.session
 
     async def write(self, message: T, timeout: float | None = None) -> None:
         """Send *message*; wait while the channel is full, at most *timeout* seconds.
@@ -110,22 +94,15 @@ class AsyncChannel(Generic[T]):
         Raises ChannelTimeout (the message was not taken), CodecError, MessageTooBig, or what ended the channel.
         """
         payload = self._encode(message)
-        if not self._link.send(payload):
-            late = until(timeout)
-            while not self._ready_to(payload):
-                await self._waker.wait(late, "the channel stayed full; is the peer reading?")
+        if not self._send(payload):
+            await self._waker.until(partial(self._sent, payload), until(timeout), FULL)
 
     async def write_many(self, messages: Sequence[T], timeout: float | None = None) -> None:
         """Send *messages* in order. On ChannelTimeout or cancellation some may have been taken."""
         payloads = [self._encode(message) for message in messages]
         late = until(timeout)
         while payloads := payloads[self._link.send_many(payloads) :]:
-            self._waker.expect()
-            self._link.arm()
-            if self._link.send_many(payloads[:1]):
-                payloads = payloads[1:]
-                continue
-            await self._waker.wait(late, "the channel stayed full; is the peer reading?")
+            await self._waker.until(partial(self._sent, payloads.pop(0)), late, FULL)
 
     async def read(self, timeout: float | None = None) -> T:
         """Acknowledge the previous message and return the next; wait at most *timeout* seconds.
@@ -134,36 +111,25 @@ class AsyncChannel(Generic[T]):
         """
         if self._batch:
             return self._batch.next()
-        payload = self._link.recv()
+        payload = self._recv()
         if payload is None:
-            late = until(timeout)
-            while (payload := self._look()) is None:
-                await self._waker.wait(late, "no message came")
+            payload = await self._waker.until(self._recv, until(timeout), SILENT)
         return self._decode(payload)
 
     async def receive(self, timeout: float | None = None) -> Message[T]:
         """Do as :meth:`read`, and tell the message's number and whether it is redelivered."""
-        value = await self.read(timeout)
-        return Message(value, self._link.number - len(self._batch), self._link.redelivered)
+        return self._batched() if self._batch else self._message(await self.read(timeout))
 
     async def read_many(self, limit: int = 1024, timeout: float | None = None) -> list[T]:
         """Return between 1 and *limit* messages, as :meth:`mchannel.channel.Channel.read_many`."""
-        if not self._batch:
-            self._batch.fill(self._link.recv_many(limit))
-        late = until(timeout)
-        while not self._batch:
-            self._waker.expect()
-            self._link.arm()
-            self._batch.fill(self._link.recv_many(limit))
-            if not self._batch:
-                await self._waker.wait(late, "no message came")
+        if not self._batch and not self._batch.gather(limit):
+            await self._waker.until(partial(self._batch.gather, limit), until(timeout), SILENT)
         return self._batch.take(limit)
 
     def done(self) -> None:
         """Acknowledge the message that was read last, without asking for another."""
-        if not self._batch:
-            self._link.done()
-            self._waker.schedule()
+        super().done()
+        self._waker.schedule()
 
     async def __aiter__(self) -> AsyncIterator[T]:
         """Yield messages until the peer closes the channel."""
@@ -176,35 +142,25 @@ class AsyncChannel(Generic[T]):
     async def flush(self, timeout: float | None = None) -> None:
         """Wait until the peer has acknowledged everything that was written; raises ChannelBroken when it never will."""
         late = until(timeout)
-        while not self._link.flushed:
-            if self._link.state in (State.ENDED, State.CLOSED):
-                raise ChannelBroken("the channel ended before the peer had acknowledged every message")
-            left(late, "the peer has not acknowledged every message")
+        while not self._flushed():
+            left(late, UNFLUSHED)
             self._waker.schedule()
             await asyncio.sleep(FLUSH_INTERVAL)
 
     async def suspend(self, timeout: float = 5.0) -> None:
         """Quiesce, as :meth:`mchannel.channel.Channel.suspend`."""
-        late = until(timeout)
-        self._waker.expect()
         self._link.suspend(timeout)
-        while (state := self._link.state) is not State.SUSPENDED:
-            if state in (State.ENDED, State.CLOSED):
-                raise ChannelBroken("the channel ended before its peer agreed to a suspension; read what is left")
-            self._link.arm()
-            await self._waker.wait(late, "the peer did not agree to a suspension")
-            self._waker.expect()
+        await self._waker.until(self._suspended, until(timeout), UNAGREED)
 
     def handoff(self) -> bytes:
-        """Return the suspended broker side for another broker's listener to adopt, and close this one."""
-        self._batch.refuse_handoff()
-        snapshot = self._link.snapshot()
+        """Return the suspended broker side, as :meth:`mchannel.channel.Channel.handoff`, and close this one."""
+        snapshot = super().handoff()
         self._waker.close()
         return snapshot
 
     def resume(self) -> None:
         """Go on after :meth:`suspend`."""
-        self._link.resume()
+        super().resume()
         self._waker.schedule()
 
     async def close(self, timeout: float | None = 5.0) -> None:
@@ -214,11 +170,11 @@ class AsyncChannel(Generic[T]):
         cancellation, the channel is closed all the same.
         """
         try:
-            if self._link.state in (State.OPEN, State.LOST):
+            if self._may_flush:
                 self.done()
                 await self.flush(timeout)
         except ChannelTimeout:
-            raise ChannelTimeout(f"closed, but {self.peer.address} has not acknowledged every message") from None
+            raise self._unflushed from None
         finally:
             self.abort()
 
@@ -238,65 +194,30 @@ class AsyncChannel(Generic[T]):
         else:
             self.abort()
 
-    def __repr__(self) -> str:
-        """Return a short description."""
-        return f"<AsyncChannel to {self.peer.address}, {self.state.value}>"
 
-    def _look(self) -> bytes | None:
-        self._waker.expect()
-        self._link.arm()
-        return self._link.recv()
-
-    def _ready_to(self, payload: bytes) -> bool:
-        self._waker.expect()
-        self._link.arm()
-        return self._link.send(payload)
-
-    async def opened(self, opening: Opening) -> None:
-        """Wait until the peer has answered. Raises what open_async does."""
-        while not opening.is_answered(self._link):
-            self._waker.expect()
-            self._link.arm()
-            if not opening.is_answered(self._link):
-                await self._waker.wait(opening.late, opening.unanswered)
-        self._batch.fill(opening.answer(self._link))
-
-
-class AsyncListener(Generic[T]):
+class AsyncListener(ListenerFace[T]):
     """Accepts channels from many agents at one address, in one event loop."""
 
     def __init__(self, gate: Gate, codec: Codec[T]) -> None:
-        self._gate = gate
-        self._codec = codec
+        super().__init__(gate, codec)
         self._waker = _Waker(gate, gate.port)
-        self._closed = False
-
-    @property
-    def address(self) -> Address:
-        """Where it really listens."""
-        return self._gate.address
 
     async def accept(self, timeout: float | None = None) -> AsyncChannel[T]:
         """Return a channel to the next new agent, as :meth:`mchannel.channel.Listener.accept`."""
-        late = until(timeout)
-        while (link := self._look()) is None:
-            await self._waker.wait(late, f"no agent came to {self._gate.address}")
-        return AsyncChannel(link, self._codec, None if link.port is self._gate.port else link.port)
+        why = f"no agent came to {self._gate.address}"
+        link = await self._waker.until(self._accepted, until(timeout), why)
+        port = None if link.port is self._gate.port else link.port
+        return AsyncChannel(link, self._codec, _Waker(link, port, link.arm))
 
     async def __aiter__(self) -> AsyncIterator[AsyncChannel[T]]:
         """Yield channels for ever."""
         while True:
             yield await self.accept()
 
-    def adopt(self, handoff: bytes) -> None:
-        """Expect the agent of a channel that another broker handed over; accept() returns it when it comes."""
-        self._open_gate.adopt(handoff)
-
     def close(self) -> None:
         """Stop listening. Agents are not told goodbye: they look for a successor."""
-        self._closed = True
         self._waker.close()
-        self._gate.close()
+        super().close()
 
     async def __aenter__(self) -> Self:
         """Return the listener."""
@@ -306,15 +227,8 @@ class AsyncListener(Generic[T]):
         """Stop listening."""
         self.close()
 
-    def _look(self) -> Link | None:
-        self._waker.expect()
+    def _accepted(self) -> Link | None:
         return self._open_gate.accept()
-
-    @property
-    def _open_gate(self) -> Gate:
-        if self._closed:
-            raise ChannelClosed(f"this listener at {self._gate.address} was closed; call listen_async again")
-        return self._gate
 
 
 @overload
@@ -336,13 +250,14 @@ async def open_async(
     opening = Opening.of(address, wishes, timeout)
     while (link := opening.knock()) is None:  # noqa: ASYNC110 - nothing tells when somebody begins to listen
         await asyncio.sleep(KNOCK_INTERVAL)
-    channel = AsyncChannel(link, codec, link.port) if codec is not None else AsyncChannel(link, EventCodec(), link.port)
+    waker = _Waker(link, link.port, link.arm)
     try:
-        await channel.opened(opening)
+        await waker.until(lambda: opening.is_answered(link) or None, opening.late, opening.unanswered)
+        return AsyncChannel(link, codec or EventCodec(), waker, opening.answer(link))
     except BaseException:
-        channel.abort()
+        waker.close()
+        link.close()
         raise
-    return channel
 
 
 @overload

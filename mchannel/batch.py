@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from mchannel.errors import ChannelError, CodecError
+from mchannel.transport import Link
 
 __all__ = ["Batch"]
 
@@ -15,17 +16,21 @@ T = TypeVar("T")
 class Batch(Generic[T]):
     """What a link returned at once and its reader has not been given yet."""
 
-    def __init__(self, decode: Callable[[bytes], T], payloads: Sequence[bytes] = ()) -> None:
+    def __init__(self, link: Link, decode: Callable[[bytes], T], payloads: Sequence[bytes] = ()) -> None:
+        self._link = link
         self._decode = decode
         self._payloads = list(payloads)
+        self._stamps: Sequence[tuple[int, bool]] = link.stamps if payloads else ()
 
     def __len__(self) -> int:
         """Return how many are left."""
         return len(self._payloads)
 
-    def fill(self, payloads: list[bytes]) -> None:
-        """Hold *payloads*; nothing may be left of those before."""
-        self._payloads = payloads
+    def gather(self, limit: int) -> Literal[True] | None:
+        """Take up to *limit* messages from the link, if there are any; nothing may be left of those before."""
+        self._payloads = self._link.recv_many(limit)
+        self._stamps = ()
+        return True if self._payloads else None
 
     def refuse_handoff(self) -> None:
         """Raise ChannelError when something is left: the successor would never see it."""
@@ -36,6 +41,11 @@ class Batch(Generic[T]):
         """Return the first message, which must be there; raise CodecError when it is none. It is gone then."""
         return self._decode(self._payloads.pop(0))
 
+    @property
+    def stamp(self) -> tuple[int, bool]:
+        """Number of what :meth:`next` returned last, and whether it is redelivered."""
+        return self._stamps[-1 - len(self._payloads)]
+
     def take(self, limit: int) -> list[T]:
         """Return up to *limit* messages, those before one that does not decode; raise CodecError if it is the first."""
         found: list[T] = []
@@ -44,6 +54,7 @@ class Batch(Generic[T]):
             for payload in self._payloads[:limit]:
                 append(decode(payload))
         except CodecError:
+            self._stamps = self._stamps or self._link.stamps  # the rest may be asked for one by one
             if not found:
                 del self._payloads[0]
                 raise

@@ -4,65 +4,30 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any, Generic, Self, TypeVar, Unpack, overload
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Self, TypeVar, Unpack, overload
 
-import attrs
-
-from mchannel.address import Address
-from mchannel.batch import Batch
 from mchannel.codec import Codec, EventCodec
-from mchannel.errors import ChannelBroken, ChannelClosed, ChannelTimeout, EndOfChannel, MChannelError
+from mchannel.errors import ChannelTimeout, EndOfChannel, MChannelError
 from mchannel.event import Event
+from mchannel.face import FULL, SILENT, UNAGREED, UNFLUSHED, ChannelFace, ListenerFace, Message
 from mchannel.patience import FLUSH_INTERVAL, KNOCK_INTERVAL, Opening, bind, left, opened, until
-from mchannel.transport import Gate, Link, Peer, State, Wishes
+from mchannel.transport import Gate, Wishes
 
 __all__ = ["Channel", "Listener", "Message", "listen", "open"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
-@attrs.frozen
-class Message(Generic[T]):
-    """A message, and what is known of its delivery."""
-
-    value: T
-    number: int
-    """Grows from message to message; the same number is the same message, also when redelivered."""
-    redelivered: bool
-    """Whether a reader before this one may have seen it, and died or left before it was done."""
-
-
-class Channel(Generic[T]):
+class Channel(ChannelFace[T]):
     """A two-way channel to one peer, for code that waits.
 
     Messages arrive once and in order, through reconnections and handoffs. A message counts as
     acknowledged when the next one is asked for, or at :meth:`done`. A channel belongs to one thread
     at a time, has no thread of its own, and makes progress while one of its methods runs.
     """
-
-    def __init__(self, link: Link, codec: Codec[T], received: Sequence[bytes] = ()) -> None:
-        self._link = link
-        self._send = link.send
-        self._recv = link.recv
-        self._encode = codec.encode
-        self._decode = codec.decode
-        self._batch = Batch(codec.decode, received)
-
-    @property
-    def peer(self) -> Peer:
-        """Who is at the other end."""
-        return self._link.peer
-
-    @property
-    def state(self) -> State:
-        """Where the channel stands."""
-        return self._link.state
-
-    @property
-    def session(self) -> bytes:
-        """Sixteen bytes that name the exchange through all reconnections."""
-        return self._link.session
 
     def fileno(self) -> int:
         """Return a descriptor for select and poll. It may wake without a message; read with ``timeout=0`` then.
@@ -79,17 +44,14 @@ class Channel(Generic[T]):
         """
         payload = self._encode(message)
         if not self._send(payload):
-            self._write(payload, timeout)
+            self._until(partial(self._sent, payload), self._link.wait_writable, timeout, FULL)
 
     def write_many(self, messages: Sequence[T], timeout: float | None = None) -> None:
         """Send *messages* in order; cheaper than one by one. On ChannelTimeout some may have been taken."""
-        payloads: Sequence[bytes] = [self._encode(message) for message in messages]
-        taken = self._link.send_many(payloads)
+        payloads = [self._encode(message) for message in messages]
         late = until(timeout)
-        while taken < len(payloads):
-            self._link.wait_writable(left(late, "the channel stayed full; is the peer reading?"))
-            payloads = payloads[taken:]
-            taken = self._link.send_many(payloads)
+        while payloads := payloads[self._link.send_many(payloads) :]:
+            self._link.wait_writable(left(late, FULL))
 
     def read(self, timeout: float | None = None) -> T:
         """Acknowledge the previous message and return the next; wait at most *timeout* seconds.
@@ -101,13 +63,12 @@ class Channel(Generic[T]):
             return self._batch.next()
         payload = self._recv()
         if payload is None:
-            payload = self._read(timeout)
+            payload = self._until(self._recv, self._link.wait_readable, timeout, SILENT)
         return self._decode(payload)
 
     def receive(self, timeout: float | None = None) -> Message[T]:
         """Do as :meth:`read`, and tell the message's number and whether it is redelivered."""
-        value = self.read(timeout)
-        return Message(value, self._link.number - len(self._batch), self._link.redelivered)
+        return self._batched() if self._batch else self._message(self.read(timeout))
 
     def read_many(self, limit: int = 1024, timeout: float | None = None) -> list[T]:
         """Return between 1 and *limit* messages, which are acknowledged together by the next read.
@@ -116,17 +77,9 @@ class Channel(Generic[T]):
         raises CodecError, and the one after that goes on. Nothing of what came together is
         acknowledged before all of it was handed out, except by :meth:`suspend` and :meth:`close`.
         """
-        late = until(timeout)
-        while not self._batch:
-            self._batch.fill(self._link.recv_many(limit))
-            if not self._batch:
-                self._link.wait_readable(left(late, "no message came"))
+        if not self._batch and not self._batch.gather(limit):
+            self._until(partial(self._batch.gather, limit), self._link.wait_readable, timeout, SILENT)
         return self._batch.take(limit)
-
-    def done(self) -> None:
-        """Acknowledge the message that was read last, without asking for another."""
-        if not self._batch:
-            self._link.done()
 
     def __iter__(self) -> Iterator[T]:
         """Yield messages until the peer closes the channel."""
@@ -139,13 +92,8 @@ class Channel(Generic[T]):
     def flush(self, timeout: float | None = None) -> None:
         """Wait until the peer has acknowledged everything that was written; raises ChannelBroken when it never will."""
         late = until(timeout)
-        while not self._link.flushed:
-            if self._link.state in (State.ENDED, State.CLOSED):
-                raise ChannelBroken("the channel ended before the peer had acknowledged every message")
-            left(late, "the peer has not acknowledged every message")
-            self._link.tick(time.monotonic())
-            time.sleep(FLUSH_INTERVAL)
-            self._link.port.pump()
+        while not self._flushed():
+            self._nap(late, UNFLUSHED)
 
     def suspend(self, timeout: float = 5.0) -> None:
         """Quiesce: flush what is on its way and be quiet, for a migration or a handoff.
@@ -155,25 +103,8 @@ class Channel(Generic[T]):
         """
         self._link.suspend(timeout)
         late = until(timeout)
-        while self._link.state is not State.SUSPENDED:
-            if self._link.state in (State.ENDED, State.CLOSED):
-                raise ChannelBroken("the channel ended before its peer agreed to a suspension; read what is left")
-            left(late, "the peer did not agree to a suspension")
-            self._link.tick(time.monotonic())
-            time.sleep(FLUSH_INTERVAL)
-            self._link.port.pump()
-
-    def handoff(self) -> bytes:
-        """Return the suspended broker side for another broker's :meth:`Listener.adopt`, and close this one.
-
-        Raises ChannelError when it is not suspended, or :meth:`read_many` has messages left to hand out.
-        """
-        self._batch.refuse_handoff()
-        return self._link.snapshot()
-
-    def resume(self) -> None:
-        """Go on after :meth:`suspend`."""
-        self._link.resume()
+        while not self._suspended():
+            self._nap(late, UNAGREED)
 
     def close(self, timeout: float | None = 5.0) -> None:
         """Wait until everything written is acknowledged, say goodbye, and let go; idempotent.
@@ -181,11 +112,11 @@ class Channel(Generic[T]):
         Raises ChannelTimeout when messages stay unacknowledged; the channel is closed all the same.
         """
         try:
-            if self._link.state in (State.OPEN, State.LOST):
+            if self._may_flush:
                 self.done()
                 self.flush(timeout)
         except ChannelTimeout:
-            raise ChannelTimeout(f"closed, but {self.peer.address} has not acknowledged every message") from None
+            raise self._unflushed from None
         finally:
             self._link.close()
 
@@ -200,39 +131,27 @@ class Channel(Generic[T]):
         else:
             self._link.close()
 
-    def __repr__(self) -> str:
-        """Return a short description."""
-        return f"<Channel to {self._link.peer.address}, {self._link.state.value}>"
-
-    def _write(self, payload: bytes, timeout: float | None) -> None:
+    def _until(
+        self, step: Callable[[], R | None], wait: Callable[[float | None], None], timeout: float | None, why: str
+    ) -> R:
+        """Wait and try *step*, until it returns something; raise ChannelTimeout(*why*) after *timeout* seconds."""
         late, remaining = until(timeout), timeout
         while True:
-            self._link.wait_writable(remaining)
-            if self._send(payload):
-                return
-            remaining = left(late, "the channel stayed full; is the peer reading?")
+            wait(remaining)
+            if (found := step()) is not None:
+                return found
+            remaining = left(late, why)
 
-    def _read(self, timeout: float | None) -> bytes:
-        late, remaining = until(timeout), timeout
-        while True:
-            self._link.wait_readable(remaining)
-            if (payload := self._recv()) is not None:
-                return payload
-            remaining = left(late, "no message came")
+    def _nap(self, late: float | None, why: str) -> None:
+        """Wait a moment for what rings no bell; raise ChannelTimeout(*why*) after *late*."""
+        left(late, why)
+        self._link.tick(time.monotonic())
+        time.sleep(FLUSH_INTERVAL)
+        self._link.port.pump()
 
 
-class Listener(Generic[T]):
+class Listener(ListenerFace[T]):
     """Accepts channels from many agents at one address. Belongs, with its channels, to one thread at a time."""
-
-    def __init__(self, gate: Gate, codec: Codec[T]) -> None:
-        self._gate = gate
-        self._codec = codec
-        self._closed = False
-
-    @property
-    def address(self) -> Address:
-        """Where it really listens."""
-        return self._gate.address
 
     def fileno(self) -> int:
         """Return a descriptor that wakes when an agent may have come; raises ChannelClosed after :meth:`close`."""
@@ -257,15 +176,6 @@ class Listener(Generic[T]):
         while True:
             yield self.accept()
 
-    def adopt(self, handoff: bytes) -> None:
-        """Expect the agent of a channel that another broker handed over; accept() returns it when it comes."""
-        self._open_gate.adopt(handoff)
-
-    def close(self) -> None:
-        """Stop listening. Agents are not told goodbye: they look for a successor."""
-        self._closed = True
-        self._gate.close()
-
     def __enter__(self) -> Self:
         """Return the listener."""
         return self
@@ -273,12 +183,6 @@ class Listener(Generic[T]):
     def __exit__(self, *_: object) -> None:
         """Stop listening."""
         self.close()
-
-    @property
-    def _open_gate(self) -> Gate:
-        if self._closed:
-            raise ChannelClosed(f"this listener at {self._gate.address} was closed; call listen again")
-        return self._gate
 
 
 def _sleep(gate: Gate, timeout: float | None) -> None:

@@ -13,37 +13,20 @@ from collections.abc import Callable, Sequence
 
 from mchannel.address import Address
 from mchannel.errors import EndOfChannel, MChannelError
+from mchannel.face import OverLink
 from mchannel.inbox import MAX_PAYLOAD, Inbox, Recorded
 from mchannel.transport import Gate, Link, Options, Peer, Port, State
 
 __all__ = ["DurableGate", "DurableLink", "bind", "dial"]
 
 
-class _Through:
+class _Through(OverLink):
     """The part of a link that is the one's below."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-
-    @property
-    def peer(self) -> Peer:
-        """Who is at the other end."""
-        return self._link.peer
 
     @property
     def port(self) -> Port:
         """What wakes when there is news."""
         return self._link.port
-
-    @property
-    def state(self) -> State:
-        """Where the link stands."""
-        return self._link.state
-
-    @property
-    def session(self) -> bytes:
-        """The name of the exchange."""
-        return self._link.session
 
     @property
     def flushed(self) -> bool:
@@ -150,6 +133,11 @@ class DurableLink(_Through):
         """Return one message, or none: each is finished for itself."""
         return [] if (payload := self.recv()) is None else [payload]
 
+    @property
+    def stamps(self) -> Sequence[tuple[int, bool]]:
+        """Number of that message, and whether it is redelivered."""
+        return [(self.number, self.redelivered)]
+
     def done(self) -> None:
         """Mark the message returned last as finished; it was acknowledged when it was on disk."""
         current, self._current = self._current, None
@@ -182,6 +170,7 @@ class _Past:
 
     number = 0
     redelivered = False
+    stamps: Sequence[tuple[int, bool]] = ()
     flushed = True
 
     def __init__(self, gate: Gate, peer: Peer, session: bytes) -> None:

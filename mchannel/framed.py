@@ -16,7 +16,7 @@ from mchannel.errors import AddressError, AuthenticationError, ChannelBroken, Ch
 from mchannel.frame import Frame, Hello, Kind, Terms
 from mchannel.packing import Limits, pack, unpack
 from mchannel.port import StandingPort
-from mchannel.session import Handoff, Role, Session, Timing
+from mchannel.session import Handoff, Received, Role, Session, Timing
 from mchannel.transport import Acceptor, Delivery, Gate, Link, Options, Peer, Port, State, Transport
 
 __all__ = ["Framed"]
@@ -58,6 +58,7 @@ class FramedLink:
         """Whether another broker took over."""
         self._session = session
         self._transport: Transport | None = None
+        self._taken: Sequence[Received] = ()
         self._blocked = False
         self._turn = 0.0
         self._poll: select.poll | None = None
@@ -131,11 +132,16 @@ class FramedLink:
         if self._session.terms.delivery is Delivery.LATEST:
             self._catch_up()
         self._pull()
-        taken = self._session.take(limit)
+        taken = self._taken = self._session.take(limit)
         self._flush()
         if taken:
             self.number, self.redelivered = taken[-1].number, taken[0].redelivered
         return [message.payload for message in taken]
+
+    @property
+    def stamps(self) -> Sequence[tuple[int, bool]]:
+        """Number of each message that :meth:`recv_many` returned last, and whether it is redelivered."""
+        return [(message.number, message.redelivered) for message in self._taken]
 
     def done(self) -> None:
         """Acknowledge the message returned last."""

@@ -251,7 +251,7 @@ class Link(Protocol):
 
     @property
     def number(self) -> int:
-        """Number of the message that :meth:`recv` returned last; grows from message to message."""
+        """Number of the message that :meth:`recv` returned last; grows by one or more from message to message."""
         ...
 
     @property
@@ -274,11 +274,12 @@ class Link(Protocol):
         ...
 
     def recv_many(self, limit: int) -> list[bytes]:
-        """Acknowledge the messages before and return up to *limit*; they are acknowledged together.
+        """Acknowledge the messages before and return up to *limit*; they are acknowledged together."""
+        ...
 
-        Numbers grow by one or more from each to the next; ``number`` is that of the last, ``redelivered``
-        that of the first.
-        """
+    @property
+    def stamps(self) -> Sequence[tuple[int, bool]]:
+        """Number of each message that :meth:`recv_many` returned last, and whether it is redelivered."""
         ...
 
     def done(self) -> None:

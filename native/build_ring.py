@@ -34,7 +34,9 @@ void mc_bell_drain(int own);
 typedef struct {
     char *scratch;          /* what mcp_read* filled */
     uint32_t *lengths;
-    uint64_t used;          /* bytes of scratch that the last batch took */
+    uint64_t *ends;         /* the index after each message of the last batch */
+    int64_t count;          /* how many it had, or a code */
+    uint64_t used;          /* bytes of scratch that it took */
     int alike;              /* all messages of the last batch have one length */
     uint64_t view, view_end; /* a message that was left where it lies: offsets in the region */
     double left;            /* seconds of the last call's timeout that are left */
@@ -51,6 +53,7 @@ int64_t mcp_write(mcp_end *e, const char *message, size_t length);
 int64_t mcp_write_many(mcp_end *e, const char *messages, const uint32_t *lengths, size_t count);
 int64_t mcp_write_fixed(mcp_end *e, const char *messages, uint32_t length, size_t count);
 int64_t mcp_read(mcp_end *e, double timeout);
+int64_t mcp_read_newest(mcp_end *e);
 int64_t mcp_read_many(mcp_end *e, size_t room, size_t count);
 int64_t mcp_read_fixed(mcp_end *e, uint32_t length, size_t count);
 int64_t mcp_peek(mcp_end *e);
@@ -87,6 +90,8 @@ enum { MCP_ATTENTION = -100, MCP_VIEW = -101 };
 typedef struct {
     char *scratch;
     uint32_t *lengths;
+    uint64_t *ends;
+    int64_t count;
     uint64_t used;
     int alike;
     uint64_t view, view_end;
@@ -170,9 +175,7 @@ static int64_t mcp_peek(mcp_end *e) {
 }
 
 /* Short messages into scratch; a long one stays where it lies until the next call, so that it is copied once. */
-static inline int64_t read_one(mcp_end *e) {
-    const uint8_t *at;
-    int64_t n = mc_peek(&e->in, &at);
+static inline int64_t hand_out(mcp_end *e, const uint8_t *at, int64_t n) {
     if (n < 0) return n;
     mc_take(&e->in);
     if ((uint64_t)n > e->out.inline_max) {
@@ -181,6 +184,12 @@ static inline int64_t read_one(mcp_end *e) {
     }
     memcpy(e->scratch, at, (size_t)n);
     return n;
+}
+
+static inline int64_t read_one(mcp_end *e) {
+    const uint8_t *at;
+    int64_t n = mc_peek(&e->in, &at);
+    return hand_out(e, at, n);
 }
 
 static double seconds(void) {
@@ -213,9 +222,16 @@ static int64_t mcp_read(mcp_end *e, double timeout) {
     return rc ? rc : read_one(e);
 }
 
+static int64_t mcp_read_newest(mcp_end *e) {
+    ATTEND(e);
+    const uint8_t *at;
+    int64_t n = mc_peek_newest(&e->in, &at);
+    return hand_out(e, at, n);
+}
+
 static int64_t mcp_read_many(mcp_end *e, size_t room, size_t count) {
     ATTEND(e);
-    int64_t n = mc_read_many(&e->in, e->scratch, room, e->lengths, count, &e->used);
+    int64_t n = e->count = mc_read_many(&e->in, e->scratch, room, e->lengths, e->ends, count, &e->used);
     uint32_t other = 0;
     for (int64_t i = 1; i < n; i++) other |= e->lengths[i] ^ e->lengths[0];
     e->alike = !other;

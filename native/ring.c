@@ -385,14 +385,20 @@ void mc_done(mc_reader *r) {
   wake(&r->ways, &r->lane->writer_flag);
 }
 
+/* Learn what the writer published. */
+static inline int look_at_tail(mc_reader *r) {
+  uint64_t tail = load(&r->lane->tail, memory_order_acquire);
+  if (tail - r->peer > r->shape.capacity - (r->peer - r->published) || tail & 7)
+    return reader_broken(r, MC_BAD_TAIL);
+  r->peer = tail;
+  return MC_OK;
+}
+
 /* The next message, checked: MC_OK, MC_EMPTY or MC_BROKEN. Does not move. */
 static inline int next(mc_reader *r, const uint8_t **at, span *s) {
   if (r->peer == r->mine) {
-    uint64_t tail = load(&r->lane->tail, memory_order_acquire);
-    if (tail - r->peer > r->shape.capacity - (r->peer - r->published) || tail & 7)
-      return reader_broken(r, MC_BAD_TAIL);
-    if (tail == r->mine) return MC_EMPTY;
-    r->peer = tail;
+    if (look_at_tail(r)) return MC_BROKEN;
+    if (r->peer == r->mine) return MC_EMPTY;
   }
   mc_violation wrong = parse(r->data, r->shape, r->mine, r->peer, s);
   if (!wrong && s->type == PAD) wrong = parse(r->data, r->shape, s->end, r->peer, s);
@@ -427,6 +433,14 @@ int64_t mc_peek(mc_reader *r, const uint8_t **at) {
   return (int64_t)s.length;
 }
 
+int64_t mc_peek_newest(mc_reader *r, const uint8_t **at) {
+  if (r->state || look_at_tail(r)) return r->state;
+  uint64_t newest = r->peer; /* what comes meanwhile waits: a fast writer must not hold its reader here */
+  int64_t n;
+  while ((n = mc_peek(r, at)) >= 0 && (int64_t)(newest - r->peeked) > 0) mc_take(r);
+  return n;
+}
+
 void mc_take(mc_reader *r) {
   if (r->peeked) r->mine = r->peeked;
   r->peeked = 0;
@@ -458,7 +472,8 @@ static inline int64_t taken_of(mc_reader *r, uint64_t count, int rc) {
   return (int64_t)count;
 }
 
-int64_t mc_read_many(mc_reader *r, void *buffer, uint64_t room, uint32_t *lengths, uint64_t count, uint64_t *used) {
+int64_t mc_read_many(mc_reader *r, void *buffer, uint64_t room, uint32_t *lengths, uint64_t *ends, uint64_t count,
+                     uint64_t *used) {
   const uint8_t *at;
   span s;
   if (r->state) return r->state;
@@ -474,6 +489,7 @@ int64_t mc_read_many(mc_reader *r, void *buffer, uint64_t room, uint32_t *length
     memcpy((uint8_t *)buffer + *used, at, s.length);
     *used += s.length;
     lengths[i] = (uint32_t)s.length;
+    ends[i] = s.end;
     consume(r, &s);
   }
   return taken_of(r, i, rc);

@@ -157,11 +157,14 @@ uint64_t mc_writer_acknowledged(mc_writer *w);
 /* Each asks for the next message and thereby acknowledges those handed out before. They return a length or a count,
  * or MC_EMPTY, MC_NO_ROOM, MC_MISMATCH, MC_BROKEN, MC_CLOSED. */
 int64_t mc_read(mc_reader *r, void *buffer, uint64_t room);
-int64_t mc_read_many(mc_reader *r, void *buffer, uint64_t room, uint32_t *lengths, uint64_t count, uint64_t *used);
+int64_t mc_read_many(mc_reader *r, void *buffer, uint64_t room, uint32_t *lengths, uint64_t *ends, uint64_t count,
+                     uint64_t *used); /* ends: the reader's index after each message */
 int64_t mc_read_fixed(mc_reader *r, void *buffer, uint32_t length, uint64_t count);
 /* The next message where it lies. A peer that is not trusted can still change it. mc_release is done with it. */
 int64_t mc_peek(mc_reader *r, const uint8_t **at);
 void mc_release(mc_reader *r);
+/* The same with the newest of those that are there when it is called; those before it are acknowledged unseen. */
+int64_t mc_peek_newest(mc_reader *r, const uint8_t **at);
 /* Hand the peeked message out: it is taken, and acknowledged with the next call. */
 void mc_take(mc_reader *r);
 /* Acknowledge all that was handed out. */

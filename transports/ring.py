@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from mchannel._ring import ffi, lib
 from mchannel.errors import ChannelClosed, MessageTooBig, ProtocolError
-from mchannel.transports.region import Region
+from mchannel.transports.region import Lanes, Region
 
 __all__ = ["Region", "RingEnd", "Side"]
 
@@ -70,6 +70,7 @@ class RingEnd:
         "_bell",
         "_buffer",
         "_end",
+        "_ends",
         "_lengths",
         "_memory",
         "_peeked",
@@ -82,7 +83,7 @@ class RingEnd:
 
     def __init__(
         self,
-        region: Region,
+        region: Lanes,
         side: Side,
         *,
         bell: int | None = None,
@@ -104,6 +105,7 @@ class RingEnd:
         self._end = end = ffi.new("mcp_end *")
         end.scratch = self._buffer = ffi.from_buffer(self._scratch)
         end.lengths = self._lengths = ffi.new("uint32_t[]", _BATCH)
+        end.ends = self._ends = ffi.new("uint64_t[]", _BATCH)
         end.period = 0.0 if attention is None else _PERIOD
         self._read = lib.mcp_read
         self._write = lib.mcp_write
@@ -160,6 +162,19 @@ class RingEnd:
             if not self._goes_on(code):
                 return None
             left = self._end.left
+        return self._scratch[:code]
+
+    def read_newest(self) -> bytes | None:
+        """Acknowledge all but the newest message that is there, and return that one, or None.
+
+        Those that come meanwhile are left: a writer that is faster than this reader cannot hold it.
+        """
+        while (code := lib.mcp_read_newest(self._end)) < 0:
+            if code == _EMPTY:
+                return None
+            if code == _VIEW:
+                return self._memory[self._end.view : self._end.view_end]
+            self._goes_on(code)
         return self._scratch[:code]
 
     def read_many(self, limit: int = _BATCH) -> list[bytes]:
@@ -283,6 +298,12 @@ class RingEnd:
     def received(self) -> int:
         """How far this end has read."""
         return lib.mcp_received(self._end)
+
+    @property
+    def ends(self) -> list[int]:
+        """:attr:`received` after each of the messages that the last :meth:`read_many` returned."""
+        count = self._end.count
+        return ffi.unpack(self._ends, count) if count > 0 else [self.received]
 
     @property
     def settled(self) -> int:

@@ -89,12 +89,9 @@ class ShmLink(ABC):
         """Acknowledge the previous message and return the next, or None."""
         if self._end is None:
             raise self._ended()
-        payload = self._end.read()
+        payload = self._end.read_newest() if self._latest else self._end.read()
         if payload is None and self.state in OVER:
             raise self._ended()
-        if self._latest and payload is not None:
-            while (newer := self._end.read()) is not None:
-                payload = newer
         return payload
 
     def recv_many(self, limit: int) -> list[bytes]:
@@ -112,6 +109,13 @@ class ShmLink(ABC):
         """Acknowledge the message returned last."""
         if self._end is not None:
             self._end.done()
+
+    @property
+    def stamps(self) -> Sequence[tuple[int, bool]]:
+        """Index after each message of the last :meth:`recv_many`, and whether a predecessor may have seen it."""
+        if self._end is None:
+            return ()
+        return [(index, place < self._end.redelivered) for place, index in enumerate(self._end.ends)]
 
     @property
     def number(self) -> int:

@@ -83,6 +83,7 @@ static void victim_reads(mc_shape shape, mc_ways ways) {
   mc_reader *r = malloc(sizeof *r);
   uint8_t *buffer = malloc(ROOM);
   uint32_t *lengths = malloc(LENGTHS * sizeof *lengths);
+  uint64_t *ends = malloc(LENGTHS * sizeof *ends);
   const uint8_t *at = NULL;
   int dead = mc_reader_join(r, region, shape, 0, POOL, ways);
   while (left) {
@@ -98,14 +99,15 @@ static void victim_reads(mc_shape shape, mc_ways ways) {
       CHECK(n <= ROOM);
       break;
     case 5:
-      n = mc_read_many(r, buffer, ROOM, lengths, LENGTHS, &used);
+      n = mc_read_many(r, buffer, ROOM, lengths, ends, LENGTHS, &used);
       CHECK(n <= LENGTHS && used <= ROOM);
+      CHECK(n <= 0 || ends[n - 1] == r->mine);
       for (int64_t i = 0; i < n; i++) used -= lengths[i];
       CHECK(n < 0 || used == 0);
       break;
     case 6: n = mc_read_fixed(r, buffer, 8, ROOM / 8); break;
     case 7:
-      n = mc_peek(r, &at);
+      n = op & 16 ? mc_peek_newest(r, &at) : mc_peek(r, &at);
       for (int64_t i = 0; i < n; i++) ((volatile uint8_t *)buffer)[i] = at[i];
       if (op & 8) mc_take(r);
       else mc_release(r);
@@ -115,6 +117,7 @@ static void victim_reads(mc_shape shape, mc_ways ways) {
     if ((dead = r->state)) continue;
     CHECK(r->peer - r->published <= CAPACITY && r->mine - r->published <= r->peer - r->published);
   }
+  free(ends);
   free(lengths);
   free(buffer);
   free(r);

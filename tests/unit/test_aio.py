@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from mchannel import AsyncChannel, AsyncListener, listen_async, open_async
-from mchannel.codec import RawCodec
 from mchannel.errors import ChannelClosed, ChannelError, ChannelTimeout, CodecError
 from mchannel.transport import State
-
-RAW = RawCodec()
-
-
-class Numbers:
-    """A codec of numbers, of which not every payload is one."""
-
-    def encode(self, message: int) -> bytes:
-        return b"%d" % message
-
-    def decode(self, payload: bytes) -> int:
-        try:
-            return int(payload)
-        except ValueError as error:
-            raise CodecError(str(error)) from None
+from tests.unit.faces import RAW, WIRES, Numbers
 
 
-@pytest.fixture(autouse=True)
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(tmp_path))
-
-
-@pytest.fixture(params=["memory:///aio", "shm:///aio", "ipc:///aio", "tcp://127.0.0.1:0"])
+@pytest.fixture(params=WIRES)
 async def listener(request: pytest.FixtureRequest) -> AsyncIterator[AsyncListener[int]]:
     async with listen_async(request.param, Numbers(), insecure=True) as listener:
         yield listener
@@ -91,7 +70,7 @@ async def test_a_closed_listener_says_so(listener: AsyncListener[int]) -> None:
     waiting = asyncio.create_task(listener.accept())
     await asyncio.sleep(0.01)
     listener.close()
-    with pytest.raises(ChannelClosed, match="listen_async again"):
+    with pytest.raises(ChannelClosed, match="listen again"):
         await waiting
     with pytest.raises(ChannelClosed):
         await listener.accept(timeout=0)

@@ -6,39 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 import mchannel
 from mchannel import Channel, Listener
-from mchannel.codec import RawCodec
 from mchannel.errors import ChannelBroken, ChannelClosed, ChannelError, ChannelTimeout, CodecError
 from mchannel.patience import Opening
 from mchannel.transport import Link, State, find_scheme
-
-RAW = RawCodec()
-
-
-class Numbers:
-    """A codec of numbers, of which not every payload is one."""
-
-    def encode(self, message: int) -> bytes:
-        return b"%d" % message
-
-    def decode(self, payload: bytes) -> int:
-        try:
-            return int(payload)
-        except ValueError as error:
-            raise CodecError(str(error)) from None
+from tests.unit.faces import RAW, WIRES, Numbers
 
 
-@pytest.fixture(autouse=True)
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(tmp_path))
-
-
-@pytest.fixture(params=["memory:///channel", "shm:///channel", "ipc:///channel", "tcp://127.0.0.1:0"])
+@pytest.fixture(params=WIRES)
 def listener(request: pytest.FixtureRequest) -> Iterator[Listener[int]]:
     with mchannel.listen(request.param, Numbers(), insecure=True) as listener:
         yield listener
@@ -107,6 +86,40 @@ def test_what_is_left_of_a_batch_can_be_read_one_by_one_with_its_numbers(ends: E
     fourth = broker.receive(timeout=10)
     assert fourth.value == 4
     assert fourth.number > third.number
+
+
+@pytest.fixture
+def pairs(listener: Listener[int], threads: ThreadPoolExecutor) -> Iterator[list[Ends]]:
+    """Two pairs of ends with a small window."""
+    found: list[Ends] = []
+    for _ in range(2):
+        coming = threads.submit(mchannel.open, str(listener.address), RAW, insecure=True, window=1 << 16)
+        broker = listener.accept(10)
+        found.append((coming.result(10), broker))
+    yield found
+    for agent, broker in found:
+        for end in (agent, broker):
+            with suppress(ChannelError):
+                end.close(timeout=0)
+
+
+def test_a_message_of_a_batch_has_the_number_that_it_has_when_it_is_read_alone(pairs: list[Ends]) -> None:
+    """Lengths such that over shared memory the ring's end lies within the batch."""
+    before, batch = [b"%1000d" % 0] * 10, [b"0", b"bad", *(b"%1000d" % number for number in range(8)), b"bad", b"8"]
+    for agent, broker in pairs:
+        agent.write_many(before)
+        for _ in before:
+            broker.read(timeout=10)
+        agent.write_many(batch)
+        gather(broker)
+    (_, together), (_, alone) = pairs
+    assert together.read_many(timeout=10) == [0]
+    assert alone.read(timeout=10) == 0
+    for broker in (together, alone):
+        with pytest.raises(CodecError):
+            broker.read(timeout=10)
+    numbers = [together.receive(timeout=10).number for _ in range(8)]
+    assert numbers == [alone.receive(timeout=10).number for _ in range(8)]
 
 
 def test_nothing_of_a_batch_is_acknowledged_before_all_of_it_was_handed_out(

@@ -161,6 +161,21 @@ def test_the_thread_sanitizer_sees(tmp_path: Path, fault: Fault) -> None:
     assert "data race" in result.stderr
 
 
+# ---- a writer that is faster than its reader
+
+
+@needs_compiler
+def test_no_writer_holds_a_reader_of_the_newest(tmp_path: Path) -> None:
+    result = run(build(tmp_path, "newest", ("-O1",)))
+    assert result.returncode == 0, result.stdout
+
+
+@needs_compiler
+def test_a_reader_that_does_not_bound_itself_is_held(tmp_path: Path) -> None:
+    fault = Fault("what comes meanwhile is read too", "newest - r->peeked) > 0", "r->peer - r->peeked) >= 0")
+    assert "held for ever" in run(build(tmp_path, "newest", ("-O1",), fault)).stdout
+
+
 # ---- killed at every instruction
 
 
