@@ -105,8 +105,11 @@ class ShmGate:
         """Hear the strangers; show out those who say nothing."""
         surplus = len(self._strangers) - _MAX_STRANGERS
         for place, stranger in enumerate(list(self._strangers)):
-            if now > stranger.until or place < surplus or self._greet(stranger.line):
-                self._strangers.remove(stranger)
+            if now > stranger.until or place < surplus:
+                self._show_out(stranger.line)
+            elif not self._greet(stranger.line):
+                continue
+            self._strangers.remove(stranger)
         if self._ready and self.on_news is not None:
             self.on_news()
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import mchannel
+from mchannel.address import Address
 from mchannel.codec import RawCodec
+from mchannel.durable import DurableLink
 from mchannel.errors import ChannelTimeout, EndOfChannel, JournalError
 from mchannel.inbox import Inbox, Recorded
 from mchannel.journal import Journal
-from mchannel.transport import Peer
+from mchannel.transport import Gate, Link, Options, Peer
+from mchannel.transports.memory import MEMORY
 
 RAW = RawCodec()
 SESSION = b"s" * 16
@@ -102,6 +106,44 @@ def test_the_numbers_of_a_session_that_ended_are_forgotten(tmp_path: Path) -> No
     inbox.record(message(1))
     inbox.forget(SESSION)
     assert inbox.record(message(1))
+    inbox.close()
+
+
+def test_a_session_that_ended_is_forgotten(tmp_path: Path) -> None:
+    where, options = Address.parse("memory:///durable"), Options()
+    gate, inbox = MEMORY.bind(where, options), Inbox(tmp_path / "log")
+    agent = MEMORY.dial(where, options)
+    link = _accept(gate, agent)
+    broker = DurableLink(link, inbox)
+    agent.send(b"1")
+    agent.close()
+    assert broker.recv() == b"1"
+    with pytest.raises(EndOfChannel):
+        broker.recv()
+    assert inbox.record(Recorded(link.session, 1, PEER, b"1")), "the number is remembered"
+    broker.close()
+    inbox.close()
+    gate.close()
+
+
+def _accept(gate: Gate, agent: Link) -> Link:
+    late = time.monotonic() + 10
+    while time.monotonic() < late:
+        gate.port.pump()
+        agent.port.pump()
+        agent.tick(time.monotonic())
+        if (link := gate.accept()) is not None:
+            return link
+    raise AssertionError("nobody came")
+
+
+def test_what_is_marked_after_the_end_comes_again(tmp_path: Path) -> None:
+    inbox = Inbox(tmp_path / "log")
+    inbox.record(message(1))
+    inbox.close()
+    inbox.done(SESSION, 1)
+    inbox = Inbox(tmp_path / "log")
+    assert inbox.backlog == (message(1),)
     inbox.close()
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -17,31 +18,27 @@ import pytest
 import mchannel
 import mchannel.transports.shm
 from mchannel.channel import Channel
-from mchannel.codec import RawCodec
+from mchannel.codec import EventCodec, RawCodec
 from mchannel.errors import (
     AddressError,
     AuthenticationError,
     ChannelBroken,
     ChannelTimeout,
+    CodecError,
     EndOfChannel,
     NotListening,
+    ProtocolError,
 )
-from mchannel.frame import Frame, Hello, Kind, Terms
+from mchannel.event import Event
+from mchannel.frame import Frame, Hello, Kind, Terms, Welcome
 from mchannel.transport import Delivery, Link, Options, State, find_scheme
+from mchannel.transports.line import Line, close_all
 from mchannel.transports.ring import Region
 from mchannel.transports.shm import ShmGate
 from mchannel.transports.shmlink import AgentLink, BrokerLink
 
 RAW = RawCodec()
 TERMS = Terms(1 << 20, 4 << 20, Delivery.ALL)
-
-
-@pytest.fixture(autouse=True)
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give each test names of its own."""
-    folder = tmp_path / "run"
-    monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(folder))
-    return folder
 
 
 @pytest.fixture
@@ -56,7 +53,7 @@ class Ends:
     def __init__(self) -> None:
         self._stack = ExitStack()
 
-    def dial(self, listener: mchannel.Listener[bytes], options: Options) -> Link:
+    def dial(self, listener: mchannel.Listener[Any], options: Options) -> Link:
         link = find_scheme(listener.address).dial(listener.address, options)
         self._stack.callback(link.close)
         return link
@@ -461,3 +458,104 @@ def test_a_suspension_does_not_eat_what_was_not_read(ends: Ends, listener: mchan
     with suppress(ChannelBroken):
         broker.suspend(timeout=1)
     assert broker.read(timeout=2) == b"unread"
+
+
+def test_strangers_beyond_the_limit_and_those_that_say_nothing_are_shown_out(
+    listener: mchannel.Listener[bytes], runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[Line] = []
+    close = Line.close
+
+    def note(line: Line) -> None:
+        closed.append(line)
+        close(line)
+
+    monkeypatch.setattr(mchannel.transports.shm, "_MAX_STRANGERS", 2)
+    monkeypatch.setattr(mchannel.transports.shm, "_HANDSHAKE", 0.3)
+    monkeypatch.setattr(Line, "close", note)
+    with raw(runtime) as first, raw(runtime) as second, raw(runtime) as third:
+        with pytest.raises(ChannelTimeout):
+            listener.accept(timeout=0.05)
+        assert first.recv(1) == b""
+        assert len(closed) == 1
+        with pytest.raises(ChannelTimeout):
+            listener.accept(timeout=0.6)
+        assert second.recv(1) == third.recv(1) == b""
+        assert len(closed) == 3
+
+
+def knock(agent: Link) -> None:
+    """Let *agent* find out that its broker is gone, and say HELLO to the next one."""
+    late = time.monotonic() + 5
+    while agent.state is not State.OPENING and time.monotonic() < late:
+        agent.tick(time.monotonic())
+
+
+class Pretender:
+    """A broker by hand, at the address of the real one."""
+
+    def __init__(self, runtime: Path) -> None:
+        runtime.mkdir(mode=0o700, exist_ok=True)
+        self.door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.door.settimeout(5)
+        self.door.bind(str(runtime / "web1.shm"))
+        self.door.listen()
+
+    def welcome(self, agent: Link, terms: Terms) -> socket.socket:
+        """Answer the agent's next HELLO with *terms*."""
+        agent.tick(time.monotonic())
+        wire, _ = self.door.accept()
+        data, descriptors, _, _ = socket.recv_fds(wire, 4096, 1)
+        close_all(descriptors)
+        greeting = Frame.decode(data, 4096)
+        answer = Welcome(Hello.decode(greeting.body).session, terms, None, 1)
+        wire.send(Frame(Kind.WELCOME, greeting.epoch, body=answer.encode()).encode())
+        agent.tick(time.monotonic())
+        return wire
+
+
+@pytest.fixture
+def pretender(runtime: Path) -> Iterator[Pretender]:
+    found = Pretender(runtime)
+    yield found
+    found.door.close()
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [attrs.evolve(TERMS, max_message=TERMS.max_message + 1), attrs.evolve(TERMS, window=TERMS.window + 1)],
+    ids=["max_message", "window"],
+)
+def test_a_broker_cannot_widen_what_the_agent_offered(pretender: Pretender, terms: Terms) -> None:
+    agent = AgentLink(mchannel.Address.parse("shm:///web1"), Options())
+    with pretender.welcome(agent, terms), pytest.raises(ProtocolError, match="changed terms"):
+        agent.recv()
+    agent.close()
+
+
+def test_a_successor_of_the_broker_cannot_narrow_what_was_agreed(pretender: Pretender) -> None:
+    agent = AgentLink(mchannel.Address.parse("shm:///web1"), Options())
+    pretender.welcome(agent, TERMS).close()
+    assert agent.recv() is None
+    knock(agent)
+    narrower = attrs.evolve(TERMS, max_message=1)
+    with pretender.welcome(agent, narrower), pytest.raises(ProtocolError, match="changed terms"):
+        agent.recv()
+    agent.close()
+
+
+def test_the_rest_of_a_batch_says_for_each_message_whether_a_predecessor_saw_it(ends: Ends) -> None:
+    with mchannel.listen("shm:///web1") as first:
+        agent = ends.dial(first, Options())
+        broker = first.accept(timeout=5)
+        agent.tick(time.monotonic())
+        agent.send_many([b"seen but no event", EventCodec().encode(Event("never seen"))])
+        with pytest.raises(CodecError):
+            broker.read(timeout=5)
+    with mchannel.listen("shm:///web1") as second:
+        knock(agent)
+        broker = second.accept(timeout=5)
+        with pytest.raises(CodecError):
+            broker.read_many(timeout=5)
+        found = broker.receive(timeout=5)
+        assert (found.value, found.redelivered) == (Event("never seen"), False)
