@@ -7,16 +7,18 @@ A frame is a header of 24 bytes in little-endian order, and a body::
          2     1  kind
          3     1  flags
          4     4  epoch    which connection of the session this belongs to; others are ignored
-         8     8  number   of a DATA message; of the last one sent in ACK, SUSPENDED and BYE
+         8     8  number   of the (first) message in DATA; of the last one sent in ACK, SUSPENDED and BYE
         16     8  ack      every message up to this one was taken care of by its reader
-        24     -  body     the payload of DATA; a msgpack array in HELLO and WELCOME; text in REFUSE
+        24     -  body     the payload of DATA, or with MANY a msgpack array of payloads;
+                           a msgpack array in HELLO and WELCOME; text in REFUSE
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum, IntFlag
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard, cast
 
 import attrs
 
@@ -24,12 +26,14 @@ from mchannel.errors import ProtocolError
 from mchannel.packing import Limits, pack, unpack
 from mchannel.transport import MAX_MESSAGE, MAX_NAME, MAX_WINDOW, Delivery
 
-__all__ = ["HEADER", "OVERHEAD", "VERSION", "Flag", "Frame", "Hello", "Kind", "Terms", "Welcome"]
+__all__ = ["HEADER", "MOST_TOGETHER", "OVERHEAD", "VERSION", "Flag", "Frame", "Hello", "Kind", "Terms", "Welcome"]
 
 VERSION = 1
 HEADER = struct.Struct("<2sBBIQQ")
 OVERHEAD = HEADER.size
 """Bytes that a frame is longer than its body."""
+MOST_TOGETHER = 1 << 16
+"""Longest body of a frame with several messages: enough to share what a frame costs."""
 
 _MAGIC = b"mC"
 _MAX_REASON = 512
@@ -64,9 +68,12 @@ class Flag(IntFlag):
 
     PING = 1
     """This ACK wants an ACK in return."""
+    MANY = 2
+    """This DATA carries several messages, numbered from ``number`` on."""
 
 
 _KINDS = {kind.value: kind for kind in Kind}
+_MANY = Flag.MANY.value
 _DELIVERIES = {delivery.value for delivery in Delivery}
 
 
@@ -92,11 +99,24 @@ class Frame(NamedTuple):
             raise ProtocolError(f"a frame of {len(data)} bytes; the shortest has {OVERHEAD}")
         magic, kind, flags, epoch, number, ack = HEADER.unpack_from(data)
         known = _KINDS.get(kind)
-        if magic != _MAGIC or known is None or flags > 1 or number > _MAX_NUMBER or ack > _MAX_NUMBER:
+        if magic != _MAGIC or known is None or flags > _MANY or number > _MAX_NUMBER or ack > _MAX_NUMBER:
             raise ProtocolError("not a frame of this protocol; is something else connected here?")
         if size > (limit if known is Kind.DATA else _MAX_CONTROL):
             raise ProtocolError(f"the peer sent {known.name} with {size} bytes, more than was agreed")
         return cls(known, epoch, number, ack, flags, data[OVERHEAD:])
+
+    def messages(self) -> Sequence[bytes]:
+        """Return the messages of a DATA frame; raise :class:`ProtocolError` when there are none."""
+        if not self.flags & _MANY:
+            return (self.body,)
+        size = len(self.body)
+        try:
+            found = unpack(self.body, Limits(binary=size, items=size)) if size <= MOST_TOGETHER else ()
+        except ValueError:
+            found = ()
+        if set(map(type, found)) != {bytes}:
+            raise ProtocolError("malformed frame of several messages")
+        return cast("tuple[bytes, ...]", found)
 
 
 @attrs.frozen

@@ -14,9 +14,11 @@ import attrs
 from mchannel.address import Address
 from mchannel.errors import AddressError, AuthenticationError, ChannelBroken, ChannelError, MChannelError, ProtocolError
 from mchannel.frame import Frame, Hello, Kind, Terms
+from mchannel.handoff import Handoff
 from mchannel.packing import Limits, pack, unpack
 from mchannel.port import StandingPort
-from mchannel.session import Handoff, Received, Role, Session, Timing
+from mchannel.reader import Received
+from mchannel.session import Role, Session, Timing
 from mchannel.transport import Acceptor, Delivery, Gate, Link, Options, Peer, Port, State, Transport
 
 __all__ = ["Framed"]

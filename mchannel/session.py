@@ -16,8 +16,8 @@ Feed :meth:`Session.receive` with frames, take :attr:`Session.outgoing` away, an
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import NamedTuple, cast
 
 import attrs
 
@@ -30,11 +30,14 @@ from mchannel.errors import (
     MessageTooBig,
     ProtocolError,
 )
-from mchannel.frame import OVERHEAD, Flag, Frame, Hello, Kind, Terms, Welcome, is_number, reason
-from mchannel.packing import Limits, pack, unpack
+from mchannel.frame import OVERHEAD, Flag, Frame, Hello, Kind, Terms, Welcome, reason
+from mchannel.handoff import Handoff
+from mchannel.packing import pack
+from mchannel.reader import Reader, Received
 from mchannel.transport import Delivery, State
+from mchannel.writer import Writer, batches
 
-__all__ = ["Handoff", "Received", "Role", "Session", "Timing"]
+__all__ = ["Role", "Session", "Timing"]
 
 _OVER = (State.ENDED, State.CLOSED)
 
@@ -63,67 +66,6 @@ class Timing:
     """How long a lost peer is waited for; None: for ever."""
 
 
-class Received(NamedTuple):
-    """A message on its way to the reader."""
-
-    number: int
-    payload: bytes
-    redelivered: bool
-
-
-@attrs.frozen
-class Handoff:
-    """The broker side of a suspended session, to be taken up by another broker."""
-
-    session: bytes
-    name: str
-    epoch: int
-    terms: Terms
-    received: int
-    """Last number that the reader has marked as done."""
-    base: int
-    """Number of the first message in :attr:`unacknowledged`, or of the next one to be sent."""
-    unacknowledged: tuple[bytes, ...]
-    unsure: int
-    """Messages up to this number may have been seen by a broker that died earlier."""
-
-    def encode(self) -> bytes:
-        """Return the handoff as bytes."""
-        terms = self.terms.fields()
-        numbers = (self.epoch, self.received, self.base, self.unsure)
-        return pack((self.session, self.name, terms, numbers, self.unacknowledged))
-
-    @classmethod
-    def decode(cls, data: bytes) -> Handoff:
-        """Parse *data*; raise :class:`ProtocolError` when it is malformed."""
-        try:
-            session, name, terms, numbers, kept = unpack(data, Limits(text=255, binary=1 << 30, items=1 << 22))
-            epoch, received, base, unsure = _numbers(numbers)
-            if not (isinstance(session, bytes) and isinstance(name, str) and len(session) == 16):
-                raise ValueError("malformed")
-            if not (epoch < 1 << 32 and base > 0):
-                raise ValueError("numbers out of range")
-            return cls(session, name, epoch, Terms.parse(terms), received, base, _payloads(kept), unsure)
-        except ValueError as error:
-            raise ProtocolError(f"not a session that was handed over: {error}") from None
-
-
-def _numbers(value: object) -> tuple[int, ...]:
-    items = cast("tuple[object, ...]", value) if isinstance(value, tuple) else ()
-    found = tuple(each for each in items if is_number(each))
-    if len(found) != len(items):
-        raise ValueError("a number was expected")
-    return found
-
-
-def _payloads(value: object) -> tuple[bytes, ...]:
-    items = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
-    found = tuple(each for each in items if isinstance(each, bytes))
-    if len(found) != len(items):
-        raise ValueError("messages were expected")
-    return found
-
-
 class Session:
     """One side of a session. Not thread safe; never waits, never reads a clock."""
 
@@ -137,35 +79,15 @@ class Session:
         self.epoch = 0
         self.outgoing: deque[bytes] = deque()
         """Frames to be sent, in order; the owner takes them away."""
-        self.last: Received | None = None
-        """The message that :meth:`next` returned last, until it is marked."""
+        self.writer = Writer()
+        self.reader = Reader()
 
         self._agreed = False
         self._shaken = False
         """Whether the handshake of this epoch is over; before that only handshakes count."""
         self._failure: MChannelError | None = None
-        # writing
-        self._unacked: deque[bytes] = deque()
-        self._unacked_bytes = 0
-        """Bytes in ``_unacked`` as the window counts them: with their headers, so that empty messages count too."""
-        self._base = 1
-        """Number of the first in ``_unacked``."""
-        self._sent = 0
-        """Highest number that ever left for the peer."""
-        self._held = False
-        """Latest only: whether the last of ``_unacked`` has not left yet, so that a newer one may take its place."""
-        # reading
-        self._inbox: deque[Received] = deque()
-        self._inbox_bytes = 0
-        self._expected = 1
-        self._done = 0
-        self._done_bytes = 0
-        """Bytes that are marked as done and not yet acknowledged."""
-        self._acked = 0
         self._known = role is Role.AGENT
         """False while this side may have joined a session that another broker had before."""
-        self._unsure = 0
-        """Messages up to this number may have been seen by a predecessor."""
         self._asked = False
         """Latest only: whether the peer was asked for the newest since a message was handed out."""
         # when to act; None: not at all
@@ -185,70 +107,69 @@ class Session:
 
         Raises MessageTooBig, or what ended the session.
         """
-        size = len(payload)
-        if size > self.terms.max_message:
-            raise MessageTooBig(f"a message of {size} bytes; this channel carries at most {self.terms.max_message}")
+        self._refuse_longer(len(payload))
         if self.state in _OVER:
             raise self._ended()
         if not self._agreed:
             return False
-        size += OVERHEAD
-        if self._held:
-            self._unacked_bytes -= len(self._unacked.pop()) + OVERHEAD
-        elif self.terms.delivery is Delivery.ALL and self._unacked and self._unacked_bytes + size > self.terms.window:
-            return False
-        self._unacked.append(payload)
-        self._unacked_bytes += size
         if self.terms.delivery is Delivery.LATEST:
-            self._held = True
+            self.writer.put_newest(payload)
             self._let_newest_go()
-        elif self._shaken and self.state is not State.SUSPENDED:
-            self._data(self._last_number, payload)
+            return True
+        if not self.writer.put(payload, self.terms.window):
+            return False
+        if self._shaken and self.state is not State.SUSPENDED:
+            self._data(self.writer.last, payload)
         return True
+
+    def send_many(self, payloads: Sequence[bytes]) -> int:
+        """Do as :meth:`send` with as many of *payloads* as there is room for; return how many.
+
+        They share frames. MessageTooBig is raised before any is taken.
+        """
+        self._refuse_longer(max(map(len, payloads), default=0))
+        if not self._agreed or self.state in _OVER or self.terms.delivery is Delivery.LATEST:
+            return sum(self.send(payload) for payload in payloads)
+        first = self.writer.last + 1
+        taken = self.writer.put_many(payloads, self.terms.window)
+        if self._shaken and self.state is not State.SUSPENDED:
+            self._data_of_many(first, payloads[:taken])
+        return taken
+
+    def _refuse_longer(self, size: int) -> None:
+        if size > self.terms.max_message:
+            raise MessageTooBig(f"a message of {size} bytes; this channel carries at most {self.terms.max_message}")
 
     def next(self) -> Received | None:
         """Mark what was returned before as done and return the next message, or None. Raises what ended the session."""
-        if self.last is not None:
-            self.done()
-        if self._inbox and self._newest_until is None:
+        self.done()
+        if self.reader.inbox and self._newest_until is None:
             self._asked = False
-            self.last = message = self._inbox.popleft()
-            size = len(message.payload) + OVERHEAD
-            self._inbox_bytes -= size
-            self._done_bytes += size
-            return message
+            return self.reader.next()
         if self.state in _OVER:
             raise self._ended()
         return None
 
     def take(self, limit: int) -> list[Received]:
         """Mark what was returned before as done and return up to *limit* messages; they are marked together."""
-        if self.last is not None:
-            self.done()
-        if not self._inbox and self.state in _OVER:
+        self.done()
+        if not self.reader.inbox and self.state in _OVER:
             raise self._ended()
-        if self._newest_until is not None:
+        if self._newest_until is not None or not self.reader.inbox:
             return []
-        taken = [self._inbox.popleft() for _ in range(min(limit, len(self._inbox)))]
-        if taken:
-            self._asked = False
-            size = sum([len(message.payload) + OVERHEAD for message in taken])
-            self._inbox_bytes -= size
-            self._done_bytes += size
-            self.last = taken[-1]
-        return taken
+        self._asked = False
+        return self.reader.take(limit)
 
     def done(self) -> None:
-        """Mark the message that was returned last as taken care of; it will be acknowledged."""
-        if self.last is not None:
-            self._done = max(self._done, self.last.number)
-            self.last = None
-            if self._done_bytes * 4 > self.terms.window and self._shaken:
+        """Mark what was returned last as taken care of; it will be acknowledged."""
+        if self.reader.last is not None:
+            self.reader.mark()
+            if self.reader.done_size * 4 > self.terms.window and self._shaken:
                 self._ack()
 
     def acknowledge(self) -> None:
         """Tell the peer now what is marked, instead of within :attr:`Timing.ack_delay`."""
-        if self.state not in _OVER and self._shaken and self._done > self._acked:
+        if self.state not in _OVER and self._shaken and self.reader.owes:
             self._ack()
 
     @property
@@ -259,12 +180,12 @@ class Session:
     @property
     def newest(self) -> int:
         """Highest number that has arrived."""
-        return self._expected - 1
+        return self.reader.expected - 1
 
     @property
     def flushed(self) -> bool:
         """Whether the peer has acknowledged everything."""
-        return not self._unacked
+        return not self.writer.unacked
 
     def hello(self, now: float) -> None:
         """Agent: (re)connect. What was on its way is forgotten here, and replayed after WELCOME."""
@@ -276,7 +197,7 @@ class Session:
         self._suspend_until = self._ping_due = self._silent_since = None
         self._retry_due = now + self.timing.retry
         self._lost_since = self._lost_since or now
-        body = Hello(self.session, self.name, self.terms, self._base, self._sent, self._expected - 1)
+        body = Hello(self.session, self.name, self.terms, self.writer.base, self.writer.sent, self.newest)
         self._emit(Kind.HELLO, body=body.encode())
 
     def call(self, now: float) -> None:
@@ -309,8 +230,9 @@ class Session:
         What was received but not marked is not part of it: the agent replays that to the successor.
         """
         self.done()
-        kept = tuple(self._unacked)
-        found = Handoff(self.session, self.name, self.epoch, self.terms, self._done, self._base, kept, self._unsure)
+        kept, reader = tuple(self.writer.unacked), self.reader
+        terms, base = self.terms, self.writer.base
+        found = Handoff(self.session, self.name, self.epoch, terms, reader.done, base, kept, reader.unsure)
         self._let_go()
         return found
 
@@ -321,19 +243,15 @@ class Session:
         taken.epoch = found.epoch
         taken.state = State.SUSPENDED
         taken._agreed = taken._known = True
-        taken._done = taken._acked = found.received
-        taken._expected = found.received + 1
-        taken._unsure = found.unsure
-        taken._base = found.base
-        taken._unacked.extend(found.unacknowledged)
-        taken._unacked_bytes = sum(len(payload) + OVERHEAD for payload in found.unacknowledged)
+        taken.reader = Reader(found.received, found.unsure)
+        taken.writer = Writer(found.base, found.unacknowledged)
         return taken
 
     def close(self) -> None:
         """End the session in good order; idempotent. What is not :attr:`flushed` is given up."""
         if self.state not in _OVER:
             self.done()
-            self._emit(Kind.BYE, number=self._sent)
+            self._emit(Kind.BYE, number=self.writer.sent)
         self._let_go()
 
     def leave(self) -> None:
@@ -350,7 +268,7 @@ class Session:
 
     def deadline(self) -> float | None:
         """Return when :meth:`tick` is due, or None."""
-        if self._done > self._acked and self._ack_due is None and self._shaken:
+        if self._ack_due is None and self._shaken and self.reader.owes:
             return 0.0  # now: the next tick decides when to acknowledge
         due = self._ping_due
         for other in (
@@ -401,7 +319,7 @@ class Session:
             self._ack(Flag.PING)
 
     def _tick_ack(self, now: float) -> None:
-        if self._done > self._acked and self._shaken:
+        if self._shaken and self.reader.owes:
             if self._ack_due is None:
                 self._ack_due = now + self.timing.ack_delay
             elif now >= self._ack_due:
@@ -486,18 +404,16 @@ class Session:
         if self._agreed and terms != self.terms:
             raise ProtocolError("the peer wants other terms than it agreed to; open a new channel for that")
         self.terms, self._agreed = terms, True
-        received = self._expected - 1 if self._known else None
+        received = self.newest if self._known else None
         if not self._known:
             self._known = True
-            self._unsure = hello.sent
-            self._expected, self._done, self._acked = hello.base, hello.base - 1, hello.base - 1
-        elif hello.base > self._expected:
-            self._expected = hello.base  # another broker took care of what came before
-        if hello.received >= self._base + len(self._unacked):
-            self._base = hello.received + 1  # another broker used these numbers
+            self.reader.begin(hello.base, hello.sent)
+        else:
+            self.reader.skip_to(hello.base)  # another broker took care of what came before
+        self.writer.count_on(hello.received)
         self.epoch = frame.epoch
         self.outgoing.clear()
-        welcome = Welcome(self.session, self.terms, received, self._base)
+        welcome = Welcome(self.session, self.terms, received, self.writer.base)
         self._emit(Kind.WELCOME, body=welcome.encode())
         self._open(frame.ack, hello.received, now)
 
@@ -509,40 +425,35 @@ class Session:
         if terms != welcome.terms or (self._agreed and terms != self.terms):
             raise ProtocolError("the broker changed terms that were agreed")
         self.terms, self._agreed = terms, True
-        self._expected = max(self._expected, welcome.base)  # the broker side has nothing older any more
+        self.reader.skip_to(welcome.base)  # the broker side has nothing older any more
         self._ping_due = now + self.timing.heartbeat
-        self._open(frame.ack, self._base - 1 if welcome.received is None else welcome.received, now)
+        self._open(frame.ack, self.writer.base - 1 if welcome.received is None else welcome.received, now)
 
     def _open(self, done: int, received: int, now: float) -> None:
         """Both sides know what the other has: forget what it is done with, replay what it has not received."""
-        self._held, self._newest_until = False, None
+        writer = self.writer
+        writer.held, self._newest_until = False, None
         self._on_ack(done)
-        if received > self._last_number:
+        if received > writer.last:
             raise ProtocolError("the peer has received what was never sent")
         self.state, self._shaken = State.OPEN, True
         self._retry_due = self._suspend_until = None
         self._hear(now)
         if self.terms.delivery is Delivery.LATEST:
-            while len(self._unacked) > 1:
-                self._forget_first()
-        for number, payload in enumerate(self._unacked, self._base):
-            if number > received:
-                self._data(number, payload)
+            while len(writer.unacked) > 1:
+                writer.forget_first()
+        self._data_of_many(*writer.after(received))
 
     def _on_data(self, frame: Frame, now: float) -> None:
-        number, payload = frame.number, frame.body
-        if number < self._expected:
+        number, payloads, reader = frame.number, frame.messages(), self.reader
+        if number + len(payloads) <= reader.expected:
             self._ack_due = self._ack_due or now  # it missed that this came before
             return
         if self.terms.delivery is Delivery.ALL and not self._complete(number - 1, now):
             return
-        if self.terms.delivery is Delivery.LATEST and self._inbox:
+        if self.terms.delivery is Delivery.LATEST and reader.inbox:
             self._displace(number, now)
-        self._inbox_bytes += len(payload) + OVERHEAD
-        if self._inbox_bytes > self.terms.window + self.terms.max_message + OVERHEAD:
-            raise ProtocolError("the peer sends more than the window that it agreed to")
-        self._inbox.append(Received(number, payload, number <= self._unsure))
-        self._expected = number + 1
+        reader.put(number, payloads, self.terms.window + self.terms.max_message + OVERHEAD)
 
     def _displace(self, number: int, now: float) -> None:
         """*number* is newer than what was not read: that counts as taken care of, so that the peer goes on.
@@ -550,26 +461,20 @@ class Session:
         A reader that falls behind gets nothing before the peer has answered once: by then all that was
         on its way has come, and so has the newest that a full window held back.
         """
-        self._inbox.clear()
-        self._done_bytes += self._inbox_bytes
-        self._inbox_bytes = 0
-        self._done = number - 1
+        self.reader.displace(number)
         if not self._asked:
             self._asked, self._newest_until = True, now + self.timing.catch_up
             self._ack(Flag.PING)
-        elif self._done_bytes * 4 > self.terms.window:
+        elif self.reader.done_size * 4 > self.terms.window:
             self._ack()
 
     def _on_ack(self, number: int) -> None:
-        if number >= self._base + len(self._unacked):
-            raise ProtocolError("the peer acknowledges what was never sent")
-        while self._base <= number:
-            self._forget_first()
+        self.writer.acknowledge(number)
         self._let_newest_go()
 
     def _complete(self, number: int, now: float) -> bool:
         """Whether all up to *number* came; if not, something was lost: connect anew and have it replayed."""
-        if number < self._expected:
+        if number < self.reader.expected:
             return True
         if self._retry_due is None:
             self.hello(now) if self.role is Role.AGENT else self.call(now)
@@ -577,44 +482,44 @@ class Session:
 
     # --- small parts ------------------------------------------------------------------------
 
-    @property
-    def _last_number(self) -> int:
-        return self._base + len(self._unacked) - 1
-
     def _quiet(self) -> None:
-        self._emit(Kind.SUSPENDED, number=self._sent)
+        self._emit(Kind.SUSPENDED, number=self.writer.sent)
         self.state = State.SUSPENDED
         self._ping_due = self._silent_since = None
 
-    def _forget_first(self) -> None:
-        self._unacked_bytes -= len(self._unacked.popleft()) + OVERHEAD
-        self._base += 1
-
     def _let_newest_go(self) -> None:
         """Latest only: send what was held back, when there is room in the window."""
-        room = len(self._unacked) == 1 or self._unacked_bytes <= self.terms.window
-        if self._held and room and self._shaken and self.state is not State.SUSPENDED:
-            self._held = False
-            self._data(self._last_number, self._unacked[-1])
+        writer = self.writer
+        if writer.held and self._shaken and self.state is not State.SUSPENDED and writer.may_let_go(self.terms.window):
+            writer.held = False
+            self._data(writer.last, writer.unacked[-1])
 
     def _data(self, number: int, payload: bytes) -> None:
-        self._sent = max(self._sent, number)
+        self.writer.left(number)
         self._emit(Kind.DATA, number=number, body=payload)
 
+    def _data_of_many(self, number: int, payloads: Iterable[bytes]) -> None:
+        for first, batch in batches(number, payloads, self.terms.max_message):
+            if len(batch) == 1:
+                self._data(first, batch[0])
+            else:
+                self.writer.left(first + len(batch) - 1)
+                self._emit(Kind.DATA, number=first, flags=Flag.MANY, body=pack(batch))
+
     def _ack(self, flags: int = 0) -> None:
-        self._emit(Kind.ACK, number=self._sent, flags=flags)
+        self._emit(Kind.ACK, number=self.writer.sent, flags=flags)
 
     def _let_go(self) -> None:
         self.state = State.CLOSED
-        self._inbox.clear()  # what was not read is for whoever comes after
+        self.reader.inbox.clear()  # what was not read is for whoever comes after
 
     def _emit(self, kind: Kind, *, number: int = 0, flags: int = 0, body: bytes = b"") -> None:
-        self._acked, self._done_bytes, self._ack_due = self._done, 0, None
+        self._ack_due = None
         outgoing = self.outgoing
         if outgoing and outgoing[-1][2] == kind and (kind is not Kind.DATA or self.terms.delivery is Delivery.LATEST):
             # it waits still, and this one says all that it does: a full wire fills no memory
             flags |= outgoing.pop()[3]
-        outgoing.append(Frame(kind, self.epoch, number, self._done, flags, body).encode())
+        outgoing.append(Frame(kind, self.epoch, number, self.reader.acknowledged(), flags, body).encode())
 
     def _ended(self) -> MChannelError:
         if self._failure is not None:

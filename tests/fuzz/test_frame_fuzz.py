@@ -15,8 +15,9 @@ from mchannel.errors import CodecError, MChannelError, ProtocolError
 from mchannel.event import Event
 from mchannel.frame import HEADER, Flag, Frame, Hello, Kind, Terms, Welcome
 from mchannel.framed import FramedGate
+from mchannel.handoff import Handoff
 from mchannel.packing import pack
-from mchannel.session import Handoff, Role, Session, Timing
+from mchannel.session import Role, Session, Timing
 from mchannel.transport import Delivery, Options, State
 from mchannel.transports.memory import MEMORY
 from tests.crash.points import WHOLE
@@ -152,7 +153,7 @@ def test_a_flood_of_small_messages_ends_at_the_window(size: int) -> None:
     for number in range(1, 200):
         session.receive(Frame(Kind.DATA, 1, number, body=b"x" * size).encode(), 1.0)
     assert isinstance(session.failure, ProtocolError)
-    assert len(session._inbox)  # pyright: ignore[reportPrivateUsage] < 60
+    assert len(session.reader.inbox) < 60
 
 
 @EXAMPLES

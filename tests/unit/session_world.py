@@ -7,11 +7,13 @@ when the step is taken that would break it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import mchannel.session
 from mchannel.frame import OVERHEAD, Frame, Hello, Kind, Terms
+from mchannel.handoff import Handoff
 from mchannel.transport import Delivery, State
 
 __all__ = ["World"]
@@ -34,8 +36,9 @@ class _Written:
         self.name = name
         self.payloads: list[bytes] = []
 
-    def next(self, size: int) -> bytes:
-        return f"{self.name}:{len(self.payloads)}:".encode().ljust(size, b".")
+    def next(self, sizes: Sequence[int]) -> list[bytes]:
+        place = len(self.payloads)
+        return [f"{self.name}:{place + each}:".encode().ljust(size, b".") for each, size in enumerate(sizes)]
 
 
 class World:
@@ -86,7 +89,7 @@ class World:
         """Another broker process goes on with a suspended session."""
         if self.broker is not None and self.broker.state is State.SUSPENDED:
             old, data = self.broker, self.broker.handoff().encode()
-            self.broker = self.session.Session.take_up(self.session.Handoff.decode(data), self.session.Timing())
+            self.broker = self.session.Session.take_up(Handoff.decode(data), self.session.Timing())
             assert old.state is State.CLOSED
             self.reconnect()
 
@@ -159,7 +162,7 @@ class World:
     def _take(self, end: Any, data: bytes) -> None:
         end.receive(data, self.now)
         assert end.failure is None, f"an honest peer was thrown out: {end.failure}"
-        held = sum(len(message.payload) + OVERHEAD for message in end._inbox)
+        held = sum(len(message.payload) + OVERHEAD for message in end.reader.inbox)
         assert held <= WINDOW + MAX_MESSAGE + OVERHEAD, f"{held} bytes wait to be read"
 
     def tick(self, seconds: float) -> None:
@@ -176,20 +179,24 @@ class World:
 
     def write(self, *, agent: bool, size: int) -> None:
         """One end writes; it is taken, or the window is full."""
+        self.write_many(agent=agent, sizes=[size])
+
+    def write_many(self, *, agent: bool, sizes: Sequence[int]) -> None:
+        """One end writes several at once; those that the window has room for are taken."""
         if agent:
             end, written = self.agent, self.from_agent
         elif self.broker is not None:
             end, written = self.broker, self.from_brokers[-1]
         else:
             return
-        payload = written.next(size)
-        if end.send(payload):
-            written.payloads.append(payload)
-        else:
+        payloads = written.next(sizes)
+        taken: int = end.send(payloads[0]) if len(payloads) == 1 else end.send_many(payloads)
+        written.payloads += payloads[:taken]
+        if taken < len(payloads):
             assert self.delivery is Delivery.ALL or not end._agreed, "latest never waits"
-            assert not end._agreed or end._unacked_bytes + len(payload) + OVERHEAD > WINDOW, "there was room"
-        held = len(end._unacked[-1]) + OVERHEAD if end._held else 0
-        assert end._unacked_bytes - held <= WINDOW, "more is on its way than the window allows"
+            assert not end._agreed or end.writer.size + len(payloads[taken]) + OVERHEAD > WINDOW, "there was room"
+        held = len(end.writer.unacked[-1]) + OVERHEAD if end.writer.held else 0
+        assert end.writer.size - held <= WINDOW, "more is on its way than the window allows"
         self.flush()
 
     def read(self, *, agent: bool, limit: int = 1) -> None:
@@ -292,4 +299,4 @@ class World:
     def quiet(self) -> bool:
         """Whether both ends are open and neither waits for anything."""
         ends = (self.agent, self.broker)
-        return all(end is not None and end.state is State.OPEN and end.flushed and not end._inbox for end in ends)
+        return all(end is not None and end.state is State.OPEN and end.flushed and not end.reader.inbox for end in ends)

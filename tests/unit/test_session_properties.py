@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 from pathlib import Path
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 import mchannel.session
+from mchannel.reader import Reader
+from mchannel.session import Session
 from mchannel.transport import Delivery
+from mchannel.writer import Writer
 from tests.crash.points import WHOLE
 from tests.unit.session_world import MAX_MESSAGE, World
 
@@ -33,6 +37,10 @@ class Anything(RuleBasedStateMachine):
     def write(self, agent: bool, size: int, count: int) -> None:
         for _ in range(count):
             self.world.write(agent=agent, size=size)
+
+    @rule(agent=ends, sizes=st.lists(st.sampled_from([0, 1, 40, 120, MAX_MESSAGE]), max_size=6))
+    def write_many(self, agent: bool, sizes: list[int]) -> None:
+        self.world.write_many(agent=agent, sizes=sizes)
 
     @rule(agent=ends, limit=st.integers(1, 3))
     def read(self, agent: bool, limit: int) -> None:
@@ -154,52 +162,94 @@ def test_nothing_is_lost_invented_reordered_or_repeated_without_a_mark(machine: 
 
 MUTANTS = {
     "acknowledges what was received": (
-        "self._acked, self._done_bytes, self._ack_due = self._done,",
-        "self._done = self._expected - 1; self._acked, self._done_bytes, self._ack_due = self._done,",
+        Reader,
+        "self.acked, self.done_size = self.done, 0",
+        "self.done = self.expected - 1; self.acked, self.done_size = self.done, 0",
     ),
     "forgets what was received": (
+        Session,
         "self._open(frame.ack, hello.received, now)",
         "self._open(hello.received, hello.received, now)",
     ),
-    "hears every epoch": ("elif frame.epoch != self.epoch:", "elif False:"),
+    "hears every epoch": (Session, "elif frame.epoch != self.epoch:", "elif False:"),
     "takes a message twice": (
-        "if number < self._expected:\n            self._ack_due",
-        "if number < self._expected - 1:\n            self._ack_due",
+        Session,
+        "if number + len(payloads) <= reader.expected:",
+        "if number + len(payloads) < reader.expected:",
     ),
-    "replays nothing": ("if number > received:", "if False:"),
-    "replays one less": ("if number > received:", "if number > received + 1:"),
-    "marks nothing": ("self._unsure = hello.sent", "self._unsure = 0"),
-    "marks what is held only": ("self._unsure = hello.sent", "self._unsure = hello.base"),
-    "counts on from the wrong number": ("self._base = hello.received + 1", "self._base = hello.received"),
-    "does not count on": ("if hello.received >= self._base + len(self._unacked):", "if False:"),
+    "takes again what comes with something new": (
+        Reader,
+        "payloads = payloads[max(0, self.expected - number) :]",
+        "number = self.expected",
+    ),
+    "replays nothing": (Session, "self._data_of_many(*writer.after(received))", "pass"),
+    "replays one less": (Writer, "skip = max(0, number - self.base + 1)", "skip = max(0, number - self.base + 2)"),
+    "marks nothing": (Session, "self.reader.begin(hello.base, hello.sent)", "self.reader.begin(hello.base, 0)"),
+    "marks what is held only": (
+        Session,
+        "self.reader.begin(hello.base, hello.sent)",
+        "self.reader.begin(hello.base, hello.base)",
+    ),
+    "marks nothing of what comes together": (Reader, "if number > self.unsure:", "if True:"),
+    "counts on from the wrong number": (Writer, "self.base = received + 1", "self.base = received"),
+    "does not count on": (Session, "self.writer.count_on(hello.received)", "pass"),
+    "waits for what another broker took care of": (Session, "self.reader.skip_to(hello.base)", "pass"),
     "hands over what was received as done": (
-        "self.terms, self._done, self._base, kept",
-        "self.terms, self._expected - 1, self._base, kept",
+        Session,
+        "terms, reader.done, base, kept",
+        "terms, reader.expected - 1, base, kept",
     ),
-    "hands over nothing unacknowledged": ("kept = tuple(self._unacked)", "kept = ()"),
-    "forgets the doubts at a handoff": ("taken._unsure = found.unsure", "pass"),
-    "overlooks a gap": ("if self.terms.delivery is Delivery.ALL and not self._complete(number - 1, now):", "if False:"),
+    "hands over nothing unacknowledged": (
+        Session,
+        "kept, reader = tuple(self.writer.unacked), self.reader",
+        "kept, reader = (), self.reader",
+    ),
+    "forgets the doubts at a handoff": (Session, "Reader(found.received, found.unsure)", "Reader(found.received)"),
+    "overlooks a gap": (
+        Session,
+        "if self.terms.delivery is Delivery.ALL and not self._complete(number - 1, now):",
+        "if False:",
+    ),
     "overlooks that the last was lost": (
-        "        if number < self._expected:\n            return True",
+        Session,
+        "        if number < self.reader.expected:\n            return True",
         "        if True:\n            return True",
     ),
-    "ignores the window": (
-        "elif self.terms.delivery is Delivery.ALL and self._unacked and",
-        "elif False and",
+    "ignores the window": (Writer, "if size > window and self.unacked:", "if False:"),
+    "counts empty messages as nothing": (
+        Writer,
+        "size = self.size + len(payload) + OVERHEAD",
+        "size = self.size + len(payload)",
     ),
-    "counts empty messages as nothing": ("        size += OVERHEAD\n", "        size += 0\n"),
-    "tries a handshake once": ("if self._retry_due is not None and now >= self._retry_due:", "if False:"),
-    "never acknowledges by the clock": ("elif now >= self._ack_due:", "elif False:"),
-    "stays suspended for ever": ("self._suspend_until = now + timeout", "self._suspend_until = None"),
+    "counts a batch by its first": (Session, "self.writer.left(first + len(batch) - 1)", "self.writer.left(first)"),
+    "tries a handshake once": (Session, "if self._retry_due is not None and now >= self._retry_due:", "if False:"),
+    "never acknowledges by the clock": (Session, "elif now >= self._ack_due:", "elif False:"),
+    "stays suspended for ever": (
+        Session,
+        "self._suspend_until = now + timeout",
+        "self._suspend_until = None",
+    ),
 }
 
 
-def _mutant(old: str, new: str) -> types.ModuleType:
-    source = Path(mchannel.session.__file__).read_text(encoding="utf-8")
-    assert source.count(old) >= 1, f"the session has no {old!r} any more; plant this bug anew"
-    module = types.ModuleType("session_mutant")
+def _mutant(part: type, old: str, new: str) -> types.ModuleType:
+    """Return the session's module with *new* instead of *old* in the file that defines *part*."""
+    path = Path(inspect.getfile(part))
+    source = path.read_text(encoding="utf-8")
+    assert source.count(old) >= 1, f"{path.name} has no {old!r} any more; plant this bug anew"
+    module = _module(path, source.replace(old, new))
+    if part is Session:
+        return module
+    session = Path(inspect.getfile(Session))
+    whole = _module(session, session.read_text(encoding="utf-8"))
+    setattr(whole, part.__name__, getattr(module, part.__name__))
+    return whole
+
+
+def _module(path: Path, source: str) -> types.ModuleType:
+    module = types.ModuleType(f"{path.stem}_mutant")
     sys.modules[module.__name__] = module
-    exec(compile(source.replace(old, new), module.__name__, "exec"), module.__dict__)
+    exec(compile(source, module.__name__, "exec"), module.__dict__)
     return module
 
 

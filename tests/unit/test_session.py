@@ -1,0 +1,145 @@
+"""Rules of a session, one by one; what any interleaving of them does is tested beside."""
+
+from __future__ import annotations
+
+import pytest
+
+from mchannel.errors import MessageTooBig, ProtocolError
+from mchannel.frame import MOST_TOGETHER, OVERHEAD, Flag, Frame, Hello, Kind, Terms
+from mchannel.packing import pack
+from mchannel.session import Role, Session, Timing
+from mchannel.transport import Delivery
+
+NAME = b"s" * 16
+TERMS = Terms(1000, 1000, Delivery.ALL)
+ROOM = TERMS.window + TERMS.max_message + OVERHEAD
+NOW = 100.0
+
+
+def hello(epoch: int, base: int = 1, received: int = 0) -> bytes:
+    body = Hello(NAME, "", TERMS, base, base - 1, received).encode()
+    return Frame(Kind.HELLO, epoch, body=body).encode()
+
+
+def data(number: int, *payloads: bytes) -> bytes:
+    if len(payloads) == 1:
+        return Frame(Kind.DATA, 1, number, body=payloads[0]).encode()
+    return Frame(Kind.DATA, 1, number, flags=Flag.MANY, body=pack(payloads)).encode()
+
+
+@pytest.fixture
+def broker() -> Session:
+    """Return the broker side of a session that is open."""
+    session = Session(Role.BROKER, NAME, TERMS, Timing())
+    session.receive(hello(1), NOW)
+    session.outgoing.clear()
+    return session
+
+
+def sent(session: Session) -> list[Frame]:
+    frames = [Frame.decode(each, MOST_TOGETHER) for each in session.outgoing]
+    session.outgoing.clear()
+    return frames
+
+
+def test_what_another_broker_took_care_of_is_not_waited_for(broker: Session) -> None:
+    broker.receive(hello(2, base=6), NOW)
+    broker.receive(Frame(Kind.DATA, 2, 6, body=b"next").encode(), NOW)
+    message = broker.next()
+    assert message is not None
+    assert (message.number, message.payload) == (6, b"next")
+
+
+def test_an_older_base_repeats_nothing(broker: Session) -> None:
+    broker.receive(data(1, b"one", b"two", b"three"), NOW)
+    broker.receive(hello(2, base=2), NOW)
+    assert broker.newest == 3
+    assert [message.payload for message in broker.take(9)] == [b"one", b"two", b"three"]
+
+
+def fill(session: Session, size: int, *, together: bool) -> None:
+    """Let *size* bytes wait to be read, headers included."""
+    payloads, last = [bytes(76)] * 11, bytes(size - 11 * 100 - OVERHEAD)
+    for frame in [data(1, *payloads)] if together else [data(number, each) for number, each in enumerate(payloads, 1)]:
+        session.receive(frame, NOW)
+    session.receive(data(12, last), NOW)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_peer_may_fill_its_window_to_the_last_byte(together: bool, broker: Session) -> None:
+    fill(broker, ROOM, together=together)
+    assert broker.failure is None
+    assert broker.newest == 12
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_byte_beyond_the_window_ends_the_session(together: bool, broker: Session) -> None:
+    fill(broker, ROOM + 1, together=together)
+    assert isinstance(broker.failure, ProtocolError)
+    assert "window" in str(broker.failure)
+
+
+def test_messages_that_were_read_leave_the_window(broker: Session) -> None:
+    for number in range(1, 100):
+        broker.receive(data(number, bytes(76)), NOW)
+        assert broker.next() is not None
+    assert broker.failure is None
+
+
+def test_messages_written_together_share_a_frame(broker: Session) -> None:
+    assert broker.send_many([b"one", b"", b"three"]) == 3
+    (frame,) = sent(broker)
+    assert (frame.kind, frame.number, frame.messages()) == (Kind.DATA, 1, (b"one", b"", b"three"))
+
+
+def test_a_shared_frame_is_no_longer_than_the_longest_message(broker: Session) -> None:
+    payloads = [bytes(size) for size in (1000, 400, 400, 100, 3)]
+    writer = broker.writer
+    for each in payloads:
+        broker.send_many([each])
+        writer.acknowledge(writer.last)
+    sent(broker)
+    assert broker.send_many(payloads[1:]) == 4
+    frames = sent(broker)
+    assert all(len(frame.body) <= TERMS.max_message for frame in frames)
+    assert [each for frame in frames for each in frame.messages()] == payloads[1:]
+
+
+def test_a_message_alone_travels_as_it_is(broker: Session) -> None:
+    broker.send_many([b"alone"])
+    (frame,) = sent(broker)
+    assert (frame.flags, frame.body) == (0, b"alone")
+
+
+def test_writing_together_takes_what_the_window_has_room_for(broker: Session) -> None:
+    assert broker.send_many([bytes(300)] * 9) == 3
+    assert broker.send_many([bytes(300)]) == 0
+
+
+def test_writing_together_takes_nothing_when_one_is_too_long(broker: Session) -> None:
+    with pytest.raises(MessageTooBig):
+        broker.send_many([b"short", bytes(1001)])
+    assert broker.flushed
+
+
+def test_messages_that_came_before_are_left_out_of_a_shared_frame(broker: Session) -> None:
+    broker.receive(data(1, b"one", b"two"), NOW)
+    broker.receive(data(1, b"one", b"two", b"three"), NOW)
+    assert [(each.number, each.payload) for each in broker.take(9)] == [(1, b"one"), (2, b"two"), (3, b"three")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\x00", pack([]), pack([1]), pack([b"one", "two"]), pack([[b"one"]]), pack([b"one"]) + b"\x00"],
+    ids=["empty", "no array", "none", "number", "text", "nested", "trailing"],
+)
+def test_a_malformed_shared_frame_ends_the_session(body: bytes, broker: Session) -> None:
+    broker.receive(Frame(Kind.DATA, 1, 1, flags=Flag.MANY, body=body).encode(), NOW)
+    assert isinstance(broker.failure, ProtocolError)
+    assert not broker.reader.inbox
+
+
+def test_a_shared_frame_is_bounded_whatever_was_agreed_for_messages() -> None:
+    body = pack([b""] * (MOST_TOGETHER // 2 + 1))
+    with pytest.raises(ProtocolError):
+        Frame(Kind.DATA, 1, 1, flags=Flag.MANY, body=body).messages()
