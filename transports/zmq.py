@@ -5,8 +5,9 @@ vouches for the peer: the socket file is open to its owner alone. Over ``tcp`` b
 CURVE who they are, and :attr:`Peer.identity <mchannel.transport.Peer.identity>` is the name under
 which the peer's key is trusted here; see :mod:`mchannel.keys`.
 
-A ZeroMQ descriptor tells edges, and a send can swallow one. So each end waits on an epoll
-descriptor that a send marks as readable until the next ``pump()`` has looked.
+A ZeroMQ descriptor tells edges, and a send can swallow one. So each end has an epoll descriptor,
+which a send marks as readable until the next ``pump()`` has looked; from when somebody asked for it.
+Whoever just waits does so inside libzmq at first, which is quickest while two talk to each other.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from mchannel.errors import AddressError, AuthenticationError, ChannelBroken, MC
 from mchannel.framed import Framed
 from mchannel.transport import Options, Peer, Transport
 from mchannel.transports import local
-from mchannel.transports.curve import Complaints, Gatekeeper, server_key
+from mchannel.transports.complaints import Complaints
+from mchannel.transports.curve import Gatekeeper, server_key
 
 __all__ = ["IPC", "TCP"]
 
@@ -45,12 +47,14 @@ _SLACK = 4096  # bytes of a frame beyond its message
 _LINGER = 1000  # ms that a closed socket goes on sending
 _HANDSHAKE = 5000  # ms
 _DENIALS = 3  # handshakes that the server ended without a word, before it counts as an answer
+_BRIEF = 0.01  # seconds of a wait inside libzmq, which hears nothing but messages
 _FRAMES = 1000  # frames that libzmq queues for one peer
 _UNREAD = 256 << 20  # bytes that one peer can make libzmq hold, as it counts frames and not bytes
 _OLDEST = (4, 3, 3)
 _NOBLOCK = int(zmq.NOBLOCK)  # plain ints: an enum costs more than the call
 _ROUTE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
+_EVENTS = int(zmq.EVENTS)
 
 _Socket: TypeAlias = zmq.Socket[bytes]
 _Context: TypeAlias = zmq.Context[_Socket]
@@ -62,22 +66,48 @@ class _Port:
     def __init__(self, socket: _Socket, *others: _Socket) -> None:
         self._socket = socket
         self._again = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._nudged = self._unseen = False
+        self._nudged = self._unseen = self._watched = False
         self._epoll = select.epoll()
         self._epoll.register(self._again, select.EPOLLIN)
         for watched in (socket, *others):
             self._epoll.register(int(watched.get(zmq.FD)), select.EPOLLIN)
 
     def fileno(self) -> int:
+        if not self._watched:
+            self._watched = True
+            self.nudge()  # nobody has made up for edges so far
         return self._epoll.fileno()
+
+    def pump(self) -> None:
+        """Take in what is there, in bounded portions."""
+        raise NotImplementedError
+
+    def wait(self, timeout: float | None) -> bool:
+        """Sleep until something arrives, at most *timeout* seconds, and take it in; False when nothing came."""
+        if not self._nudged:
+            alone, self._unseen = self._unseen, False
+            if timeout is None or timeout >= _BRIEF:
+                if self._take_one():
+                    if not alone:  # who has sent waits for one answer; who only reads is sent more than one
+                        self.pump()
+                    return True
+                timeout = None if timeout is None else timeout - _BRIEF
+            if not self.has_input() and not self._epoll.poll(timeout):
+                return False
+        self.pump()
+        return True
+
+    def _take_one(self) -> bool:
+        """Wait a brief time for one message; False when none came."""
+        raise NotImplementedError
 
     def has_input(self) -> bool:
         """Whether there is something to take; the descriptor tells about everything after this look."""
-        return bool(int(self._socket.get(zmq.EVENTS)) & _POLLIN)
+        return bool(int(self._socket.get(_EVENTS)) & _POLLIN)
 
     def look_later(self) -> None:
         """Make up for the edge that a send may have swallowed: look now, or after a burst of sends."""
-        if self._unseen or self.has_input():
+        if self._watched and (self._unseen or self.has_input()):
             self.nudge()
         self._unseen = True
 
@@ -158,13 +188,23 @@ class _Dialled(_Port):
                 self.nudge()
         except zmq.Again:
             pass
-        news = len(inbox) > before or self._watch()
+        news = bool(inbox) or self._watch()
         if len(inbox) > _BATCH and sum(map(len, inbox)) > self._limit:
             inbox.clear()
             self._failure = ChannelBroken(f"{self.peer.address} sends more than was agreed")
         if (news or (self._stalled and self._connected)) and self.on_news is not None:
             self._stalled = False
             self.on_news()
+
+    def _take_one(self) -> bool:
+        if self._failure is None:
+            try:
+                self._inbox.append(self._socket.recv())
+            except zmq.Again:
+                return False
+        if self.on_news is not None:
+            self.on_news()
+        return True
 
     def _watch(self) -> bool:
         """Look at what the connection went through; return whether that is news."""
@@ -305,20 +345,11 @@ class _Listener(_Port):
         if self._closed:
             return
         self.settle()
-        heard: dict[_Accepted, None] = {}
+        heard: set[_Accepted] = set()
         take, size = self._socket.recv, 0
         try:
             for count in range(_BATCH):
-                route = take(_NOBLOCK)
-                frame = take(_NOBLOCK, False)
-                if frame.more:  # never sent by a channel; the rest must not pass for a route
-                    self._skip(route)
-                    continue
-                data = frame.bytes
-                if (transport := self._accepted.get(route) or self._meet(route, frame)) is not None:
-                    heard[transport] = None
-                    self._put(transport, data)
-                size += len(data)
+                size += self._take(take(_NOBLOCK), heard)
                 if count == 0 and not self.has_input():
                     break
                 if size > _BATCH_BYTES:
@@ -336,6 +367,31 @@ class _Listener(_Port):
         for transport in (*heard, *stalled):
             if transport.on_news is not None:
                 transport.on_news()
+
+    def _take_one(self) -> bool:
+        heard: set[_Accepted] = set()
+        try:
+            self._take(self._socket.recv(), heard)
+        except zmq.Again:
+            return False
+        for transport in heard:
+            if transport.on_news is not None:
+                transport.on_news()
+        if self._backlog:
+            self.nudge()
+        return True
+
+    def _take(self, route: bytes, heard: set[_Accepted]) -> int:
+        """Take the rest of a message that begins with *route*; add who is *heard*, and return how long it is."""
+        frame = self._socket.recv(_NOBLOCK, False)
+        if frame.more:  # never sent by a channel; the rest must not pass for a route
+            self._skip(route)
+            return 0
+        data = frame.bytes
+        if (transport := self._accepted.get(route) or self._meet(route, frame)) is not None:
+            heard.add(transport)
+            self._put(transport, data)
+        return len(data)
 
     def _put(self, transport: _Accepted, data: bytes) -> None:
         transport.inbox.append(data)
@@ -471,6 +527,7 @@ def _socket(context: _Context, kind: int, options: Options) -> _Socket:
         )
     socket = context.socket(kind)
     socket.set(zmq.LINGER, _LINGER)
+    socket.set(zmq.RCVTIMEO, int(_BRIEF * 1000))
     socket.set(zmq.MAXMSGSIZE, options.max_message + _SLACK)
     socket.set(zmq.SNDHWM, _FRAMES)
     socket.set(zmq.RCVHWM, max(64, min(_FRAMES, _UNREAD // options.max_message)))

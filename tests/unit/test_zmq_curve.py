@@ -7,7 +7,8 @@ import pytest
 import zmq
 
 from mchannel import keys
-from mchannel.transports.curve import Complaints, Gatekeeper
+from mchannel.transports.complaints import Complaints
+from mchannel.transports.curve import Gatekeeper
 
 
 def status(gatekeeper: Gatekeeper, key: keys.PublicKey) -> bytes:
