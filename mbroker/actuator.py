@@ -28,6 +28,10 @@ class Outcome:
 class Actuator(Protocol):
     """Carries out actions of the types in :attr:`handles`.
 
+    It is made from the options of its configuration, the picture of the ``host``, and ``state``, the
+    folder of its journal. That changes nothing but what a killed predecessor left in the journal, and
+    works beside another one at work whose ``state`` is another: so a new configuration is tried out.
+
     Originals are journalled with the boot id and fsynced before the first write, a live journal is
     never overwritten, and :meth:`restore` puts the originals back: on exit, on SIGTERM, and after a
     crash at the next start.

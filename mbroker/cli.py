@@ -7,23 +7,26 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import IO, Any, NoReturn, TypeVar, cast
 
 import attrs
 
 from mbroker import control
 from mbroker.action import Action
 from mbroker.broker import PolicyReport
-from mbroker.config import Config, ConfigError, Isolation, load
+from mbroker.config import ConfigError, load
+from mbroker.exits import Exit, Failure, Misuse, exit_of
 from mbroker.host import Host
-from mbroker.plugins import PluginError, check_actuator, find, installed, load_class, make_policy
+from mbroker.plugins import PluginError, find, installed, load_class, make_policy
 from mbroker.replay import read_trace, replay
+from mbroker.setup import faults
 from mbroker.values import plain
 from mchannel import keys
-from mchannel.errors import AddressError, KeyFileError, MChannelError
+from mchannel.errors import MChannelError
+from mchannel.event import Event
 
 try:
     import click
@@ -38,34 +41,6 @@ __all__ = ["main"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _WIDE = 200  # columns where there is no terminal to ask
-
-
-class Failure(click.ClickException):
-    """One line for the operator; the class says the exit code."""
-
-    exit_code = 1
-
-    def show(self, file: Any = None) -> None:
-        """Print the line."""
-        click.echo(f"mbroker: {self.message}", file=file or sys.stderr)
-
-
-class Misuse(Failure):
-    """The command line or the configuration is wrong."""
-
-    exit_code = 2
-
-
-class Unreachable(Failure):
-    """No daemon answers."""
-
-    exit_code = 3
-
-
-class NotFound(Failure):
-    """There is none of that name."""
-
-    exit_code = 4
 
 
 def _with_output(function: F) -> F:
@@ -95,19 +70,8 @@ def _with_folder(function: F) -> F:
     )(function)
 
 
-def _from_daemon(ask: Callable[[str], Any], address: str) -> Any:
-    try:
-        return ask(address)
-    except control.Unreachable as error:
-        raise Unreachable(str(error)) from None
-    except AddressError as error:
-        raise Misuse(f"--control: {error}") from None
-    except MChannelError as error:
-        raise Failure(str(error)) from None
-
-
 class _Commands(click.Group):
-    """Commands whose failures of the operating system are one line too."""
+    """Commands whose failures are one line each; :func:`~mbroker.exits.exit_of` says the exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and see that its output arrives."""
@@ -116,10 +80,17 @@ class _Commands(click.Group):
             sys.stdout.flush()
         except BrokenPipeError:
             raise  # the reader has enough: click ends quietly
+        except (Failure, MChannelError, PluginError) as error:
+            _fail(ctx, error, str(error))
         except OSError as error:
             _abandon_output()
-            raise Failure(f"{error.filename or 'standard output'}: {error.strerror or error}") from None
+            _fail(ctx, error, f"{error.filename or 'standard output'}: {error.strerror or error}")
         return result
+
+
+def _fail(ctx: click.Context, error: Exception, line: str) -> NoReturn:
+    click.echo(f"mbroker: {line}", err=True)
+    ctx.exit(exit_of(error))
 
 
 def _abandon_output() -> None:
@@ -154,7 +125,7 @@ def main() -> None:
 @_with_output
 def status(address: str, output: str) -> None:
     """Show how the daemon is doing: its domains, policies and counters."""
-    known: control.Status = _from_daemon(control.ask_status, address)
+    known: control.Status = control.ask_status(address)
     if output == "json":
         _print_json(plain(known))
         return
@@ -192,7 +163,7 @@ def status(address: str, output: str) -> None:
 @_with_output
 def list_(address: str, output: str) -> None:
     """List the agents that the daemon knows, their state, and when each was last heard."""
-    agents = _from_daemon(control.ask_agents, address)
+    agents = control.ask_agents(address)
     if output == "json":
         _print_json([{**plain(agent), "re_established": agent.re_established} for agent in agents])
         return
@@ -235,14 +206,7 @@ def policy_list(output: str) -> None:
 @_with_output
 def policy_show(name: str, output: str) -> None:
     """Show what a policy does, and its options."""
-    try:
-        point = find("policy", name)
-    except PluginError as error:
-        raise NotFound(str(error)) from None
-    try:
-        cls = load_class("policy", name)
-    except PluginError as error:
-        raise Failure(str(error)) from None
+    point, cls = find("policy", name), load_class("policy", name)
     text = inspect.getdoc(cls) or ""
     options = {
         each.name: "required" if each.default is each.empty else each.default
@@ -267,16 +231,15 @@ def policy_show(name: str, output: str) -> None:
 def check_config(file: Path, output: str) -> None:
     """Check a configuration, and what it merges, down to the last key; nothing is started."""
     try:
-        config = load(file)
-        faults = tuple(f"{file}: {fault}" for fault in _unknown_plugins(config))
+        lines, code = faults(load(file)), Exit.USAGE
     except ConfigError as error:
-        faults = error.lines
+        lines, code = error.lines, exit_of(error)
     if output == "json":
-        _print_json({"ok": not faults, "faults": list(faults)})
-    for fault in faults if output == "table" else ():
-        click.echo(fault, err=True)
-    if faults:
-        sys.exit(Misuse.exit_code)
+        _print_json({"ok": not lines, "faults": list(lines)})
+    for line in lines if output == "table" else ():
+        click.echo(line, err=True)
+    if lines:
+        sys.exit(code)
     if output == "table":
         click.echo(f"{file}: good")
 
@@ -287,34 +250,38 @@ def check_config(file: Path, output: str) -> None:
     "--set", "settings", multiple=True, metavar="OPTION=VALUE", help="An option of the policy; VALUE as in TOML."
 )
 @click.option("--p-states", default="1000,1800,2000,2200,2400", show_default=True, help="The host's p-states in MHz.")
-@click.argument("trace", type=click.File("r", encoding="utf-8", errors="replace"))
+@click.argument("trace", type=click.Path())
 @_with_output
-def replay_(name: str, settings: Sequence[str], p_states: str, trace: Iterable[str], output: str) -> None:
+def replay_(name: str, settings: Sequence[str], p_states: str, trace: str, output: str) -> None:
     """Run a policy over a recorded trace of events, and print what it would have done.
 
     With --output json each line is one event with its actions.
     """
     try:
         host = Host("replay", tuple(int(state) for state in p_states.split(",")))
-        made = make_policy(name, dict(map(_setting, settings)))
-    except PluginError as error:
-        known = name in {point.name for point in installed("policy")}
-        raise (Misuse if known else NotFound)(str(error)) from None
     except ValueError as error:
         raise Misuse(f"--p-states: {error}") from None
-    try:
-        for event, actions in replay(made, host, read_trace(trace)):
-            if output == "json":
-                record = {
-                    **attrs.asdict(event, recurse=False),
-                    "actions": [plain(action, Action) for action in actions],
-                }
-                click.echo(json.dumps(record))
-            else:
-                for action in actions:
-                    click.echo(f"{event.at:.3f} {_clean(event.topic)} {_clean(event.source)}: {_clean(str(action))}")
-    except ValueError as error:
-        raise Failure(str(error)) from None
+    made = make_policy(name, dict(map(_setting, settings)))
+    with _text(trace) as lines:
+        try:
+            for event, actions in replay(made, host, read_trace(lines)):
+                _print_decision(event, actions, output)
+        except ValueError as error:
+            raise Failure(str(error)) from None
+
+
+def _print_decision(event: Event, actions: Iterable[Action], output: str) -> None:
+    if output == "json":
+        decided = [plain(action, Action) for action in actions]
+        click.echo(json.dumps({**attrs.asdict(event, recurse=False), "actions": decided}))
+        return
+    for action in actions:
+        click.echo(f"{event.at:.3f} {_clean(event.topic)} {_clean(event.source)}: {_clean(str(action))}")
+
+
+def _text(file: str) -> IO[str]:
+    """Open *file*, or standard input for ``-``; raises OSError."""
+    return cast("IO[str]", click.open_file(file, "r", encoding="utf-8", errors="replace"))
 
 
 @main.group("keys")
@@ -328,8 +295,7 @@ def keys_() -> None:
 @_with_folder
 def keys_new(name: str, force: bool, folder: Path | None) -> None:
     """Make this end's key pair, called NAME, and print its fingerprint."""
-    with _key_errors():
-        click.echo(keys.new(folder or keys.default_folder(), name, force=force).public.fingerprint)
+    click.echo(keys.new(folder or keys.default_folder(), name, force=force).public.fingerprint)
 
 
 @keys_.command("show", epilog="\b\nExamples:\n  mbroker keys show > node1.pub\n  mbroker keys show --trusted")
@@ -339,12 +305,11 @@ def keys_new(name: str, force: bool, folder: Path | None) -> None:
 def keys_show(trusted: bool, folder: Path | None, output: str) -> None:
     """Print this end's public key, for `mbroker keys trust` on the other side."""
     where = folder or keys.default_folder()
-    with _key_errors():
-        if not trusted:
-            text = keys.show(where)
-            _print_json({"public": text}) if output == "json" else click.echo(text, nl=False)
-            return
-        known = keys.trusted(where)
+    if not trusted:
+        text = keys.show(where)
+        _print_json({"public": text}) if output == "json" else click.echo(text, nl=False)
+        return
+    known = keys.trusted(where)
     if output == "json":
         _print_json({name: {"fingerprint": key.fingerprint, "server": key.server} for name, key in known.items()})
         return
@@ -354,13 +319,13 @@ def keys_show(trusted: bool, folder: Path | None, output: str) -> None:
 
 @keys_.command("trust", epilog="\b\nExample:\n  ssh web1 mbroker keys show | mbroker keys trust web1")
 @click.argument("name")
-@click.argument("file", type=click.File("r", encoding="utf-8", errors="replace"), default="-")
+@click.argument("file", type=click.Path(), default="-")
 @click.option("--server", is_flag=True, help="It is the key of a broker that this end dials.")
 @_with_folder
-def keys_trust(name: str, file: Any, server: bool, folder: Path | None) -> None:
+def keys_trust(name: str, file: str, server: bool, folder: Path | None) -> None:
     """Let the holder of the public key in FILE (or standard input) connect, as the domain NAME."""
-    with _key_errors():
-        key = keys.trust(folder or keys.default_folder(), name, file.read(4096), server=server)
+    with _text(file) as text:
+        key = keys.trust(folder or keys.default_folder(), name, text.read(4096), server=server)
     click.echo(key.fingerprint)
 
 
@@ -369,37 +334,7 @@ def keys_trust(name: str, file: Any, server: bool, folder: Path | None) -> None:
 @_with_folder
 def keys_untrust(name: str, folder: Path | None) -> None:
     """Refuse the key called NAME from its next connection on."""
-    where = folder or keys.default_folder()
-    with _key_errors():
-        if name not in keys.trusted(where):
-            raise NotFound(f"{where} trusts no key called {name}; see: mbroker keys show --trusted")
-        keys.untrust(where, name)
-
-
-@contextmanager
-def _key_errors() -> Generator[None]:
-    """Turn what is wrong with a key into one line."""
-    try:
-        yield
-    except KeyFileError as error:
-        raise Failure(str(error)) from None
-
-
-def _unknown_plugins(config: Config) -> Iterable[str]:
-    """Yield what is wrong with the names and options of policies; what is isolated is not imported here."""
-    for name, section in config.policies.items():
-        try:
-            if section.isolation is Isolation.PROCESS:
-                find("policy", section.policy or name)
-            else:
-                make_policy(section.policy or name, section.options)
-        except PluginError as error:
-            yield f"policies.{name}: {error}"
-    for name, actuator in config.actuators.items():
-        try:
-            check_actuator(actuator.actuator or name, actuator.options, Host(config.broker.name))
-        except PluginError as error:
-            yield f"actuators.{name}.options: {error}" if actuator.options else f"actuators.{name}: {error}"
+    keys.untrust(folder or keys.default_folder(), name)
 
 
 def _setting(text: str) -> tuple[str, Any]:

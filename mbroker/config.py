@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import tomllib
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -16,7 +17,7 @@ from typing import Any, TypeAlias, cast
 import attrs
 
 from mbroker.broker import ISOLATED_SECONDS, Budget
-from mbroker.values import Fault, Invalid, build
+from mbroker.values import Fault, Invalid, Where, build
 from mchannel.address import Address
 from mchannel.errors import AddressError
 from mchannel.transport import find_scheme
@@ -30,6 +31,8 @@ __all__ = [
     "HostSection",
     "Isolation",
     "ListenSection",
+    "Loaded",
+    "NoSuchFile",
     "PolicySection",
     "load",
 ]
@@ -46,6 +49,10 @@ class ConfigError(ValueError):
     def __init__(self, lines: tuple[str, ...]) -> None:
         super().__init__("; ".join(lines))
         self.lines = lines
+
+
+class NoSuchFile(ConfigError):
+    """The configuration is not there."""
 
 
 class Isolation(Enum):
@@ -171,27 +178,57 @@ class Config:
     domains: dict[str, DomainSection] = attrs.field(factory=dict[str, DomainSection])
 
 
-class _Merged:
-    """The tables of all files as one, and which file each key came from."""
+@attrs.frozen
+class _Origins:
+    """Which file each key came from."""
 
-    def __init__(self) -> None:
+    main: Path
+    files: dict[Where, Path] = attrs.field(factory=dict[Where, Path])
+
+    def line(self, fault: Fault) -> str:
+        """Return the line for the operator: file, key, reason."""
+        path = fault.path
+        while path and path not in self.files:
+            path = path[:-1]
+        return f"{self.files.get(path, self.main)}: {fault}"
+
+    def lines(self, faults: Iterable[Fault]) -> tuple[str, ...]:
+        return tuple(map(self.line, faults))
+
+
+@attrs.frozen
+class Loaded:
+    """A configuration as it was read, to be put to work."""
+
+    config: Config
+    _origins: _Origins
+
+    @property
+    def path(self) -> Path:
+        """The file that was read first."""
+        return self._origins.main
+
+    def error(self, *key: str | int, reason: Exception | str) -> ConfigError:
+        """Return the error of what turned out to be wrong with *key*; it names the file that set the key."""
+        if isinstance(reason, OSError) and reason.filename:
+            reason = f"{reason.filename}: {reason.strerror}"
+        return ConfigError(self._origins.lines([Fault(key, str(reason))]))
+
+
+class _Merged:
+    """The tables of all files as one."""
+
+    def __init__(self, main: Path) -> None:
         self.data: Table = {}
-        self.origins: dict[tuple[str | int, ...], Path] = {}
+        self.origins = _Origins(main)
 
     def add(self, data: Table, file: Path) -> None:
         self._merge(self.data, data, (), file)
 
-    def describe(self, fault: Fault, default: Path) -> str:
-        """Return the line for the operator: file, key, reason."""
-        path = fault.path
-        while path and path not in self.origins:
-            path = path[:-1]
-        return f"{self.origins.get(path, default)}: {fault}"
-
-    def _merge(self, into: Table, data: Table, where: tuple[str | int, ...], file: Path) -> None:
+    def _merge(self, into: Table, data: Table, where: Where, file: Path) -> None:
         for key, value in data.items():
             path = (*where, key)
-            self.origins[path] = file
+            self.origins.files[path] = file
             present = into.get(key)
             if isinstance(value, dict):
                 if not isinstance(present, dict):
@@ -205,15 +242,18 @@ class _Merged:
             else:
                 into[key] = value
 
-    def _originate(self, entry: object, path: tuple[str | int, ...], file: Path) -> None:
-        self.origins[path] = file
+    def _originate(self, entry: object, path: Where, file: Path) -> None:
+        self.origins.files[path] = file
         for key in cast("Table", entry) if isinstance(entry, dict) else ():
-            self.origins[*path, key] = file
+            self.origins.files[*path, key] = file
 
 
-def load(path: Path) -> Config:
-    """Read the configuration; raise :exc:`ConfigError` with every fault that was found."""
-    merged, faults = _Merged(), list[str]()
+def load(path: Path) -> Loaded:
+    """Read the configuration; raise :exc:`ConfigError` with every fault that was found.
+
+    It is :exc:`NoSuchFile` when there is nothing at *path*.
+    """
+    merged, faults = _Merged(path), list[str]()
     if not path.name:
         raise ConfigError((f"{str(path)!r} is no file; name a configuration like /etc/mbroker/mbroker.toml",))
     folder = path.with_name(f"{path.stem}.d")
@@ -225,17 +265,19 @@ def load(path: Path) -> Config:
         except UnicodeDecodeError:
             faults.append(f"{file}: is not UTF-8 text")
         except OSError as error:
-            faults.append(f"{file}: cannot be read: {error.strerror}")
+            line = f"{file}: cannot be read: {error.strerror}"
+            if file == path and isinstance(error, FileNotFoundError):
+                raise NoSuchFile((line,)) from None
+            faults.append(line)
     if faults:
         raise ConfigError(tuple(faults))
     try:
         config: Config = build(Config, merged.data)
     except Invalid as invalid:
-        raise ConfigError(tuple(merged.describe(fault, path) for fault in invalid.faults)) from None
-    found = tuple(merged.describe(fault, path) for fault in _contradictions(config))
-    if found:
-        raise ConfigError(found)
-    return config
+        raise ConfigError(merged.origins.lines(invalid.faults)) from None
+    if found := _contradictions(config):
+        raise ConfigError(merged.origins.lines(found))
+    return Loaded(config, merged.origins)
 
 
 def _read(file: Path) -> Table:

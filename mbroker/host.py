@@ -49,6 +49,11 @@ class Host:
         known = self.domains.get(domain, Domain(domain, level))
         return attrs.evolve(self, domains={**self.domains, domain: attrs.evolve(known, level=level)})
 
+    def at_top(self) -> Host:
+        """Return the picture after everything was restored: every domain at its top."""
+        domains = {name: attrs.evolve(domain, level=self.top) for name, domain in self.domains.items()}
+        return attrs.evolve(self, domains=domains)
+
     def cpu_levels(self) -> dict[int, int]:
         """Return for each physical CPU the highest level among the domains mapped onto it."""
         levels: dict[int, int] = {}

@@ -14,8 +14,19 @@ import attrs
 from mbroker.actuator import Actuator
 from mbroker.host import Host
 from mbroker.policy import Policy
+from mbroker.values import blamed
 
-__all__ = ["PluginError", "check_actuator", "find", "installed", "load_class", "make_actuator", "make_policy"]
+__all__ = [
+    "BadOptions",
+    "PluginError",
+    "UnknownPlugin",
+    "check_actuator",
+    "find",
+    "installed",
+    "load_class",
+    "make_actuator",
+    "make_policy",
+]
 
 Kind = Literal["policy", "actuator"]
 
@@ -23,7 +34,22 @@ _GROUPS: dict[Kind, str] = {"policy": "mbroker.policies", "actuator": "mbroker.a
 
 
 class PluginError(ValueError):
-    """No such policy or actuator, or not with these options; one line says what to do."""
+    """A policy or an actuator cannot be made; one line says what to do."""
+
+    key: tuple[str, ...] = ()
+    """Where in its section of the configuration the reason stands."""
+
+
+class UnknownPlugin(PluginError):
+    """Nothing of that name is installed."""
+
+
+class BadOptions(PluginError):
+    """It does not take these options."""
+
+    def __init__(self, reason: str, option: str = "") -> None:
+        super().__init__(reason)
+        self.key = ("options", option) if option else ("options",)
 
 
 def installed(kind: Kind) -> tuple[EntryPoint, ...]:
@@ -32,13 +58,13 @@ def installed(kind: Kind) -> tuple[EntryPoint, ...]:
 
 
 def find(kind: Kind, name: str) -> EntryPoint:
-    """Return the entry point called *name*; raise :exc:`PluginError` when there is none."""
+    """Return the entry point called *name*; raise :exc:`UnknownPlugin` when there is none."""
     points = {point.name: point for point in installed(kind)}
     if name in points:
         return points[name]
     near = difflib.get_close_matches(name, points, 1)
     hint = f"did you mean {near[0]}?" if near else f"installed are {', '.join(points) or 'none'}"
-    raise PluginError(f"no {kind} is called {name!r}; {hint}")
+    raise UnknownPlugin(f"no {kind} is called {name!r}; {hint}")
 
 
 def load_class(kind: Kind, name: str) -> type[Any]:
@@ -94,14 +120,14 @@ def _judge(cls: type[Any]) -> type[Any]:
 
 
 def _check_names(kind: Kind, name: str, cls: type[Any], options: Mapping[str, Any]) -> None:
-    """Raise :exc:`PluginError` for an option that *cls* does not know."""
+    """Raise :exc:`BadOptions` for an option that *cls* does not know."""
     signature = inspect.signature(cls)
     unknown = [option for option in options if option not in signature.parameters]
     if unknown and not any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
         known = [each for each in signature.parameters if each not in {"host", "state"}]
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known) or 'none'}"
-        raise PluginError(f"{kind} {name} has no option {unknown[0]!r}; {hint}")
+        raise BadOptions(f"{kind} {name} has no option {unknown[0]!r}; {hint}", unknown[0])
 
 
 def _make(kind: Kind, name: str, cls: type[Any], options: Mapping[str, Any]) -> Any:
@@ -111,7 +137,9 @@ def _make(kind: Kind, name: str, cls: type[Any], options: Mapping[str, Any]) -> 
     except Exception as error:  # its own code judges its options
         if kind == "actuator" and isinstance(error, OSError):
             raise  # the machine, or a journal
-        raise PluginError(f"{kind} {name} refuses its options: {_reason(error, options)}") from error
+        reason = _reason(error, options)
+        option, _ = blamed(reason)
+        raise BadOptions(f"{kind} {name} refuses its options: {reason}", option) from error
 
 
 def _reason(error: Exception, options: Mapping[str, Any]) -> str:

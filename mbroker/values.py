@@ -21,7 +21,7 @@ from cattrs.strategies import configure_tagged_union
 
 from mbroker.action import Action
 
-__all__ = ["Fault", "Invalid", "build", "plain"]
+__all__ = ["Fault", "Invalid", "Where", "blamed", "build", "plain"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,7 @@ T = TypeVar("T")
 _OF_VALIDATOR = re.compile(r"'(?P<name>\w+)' (?P<reason>must .*)", re.DOTALL)
 
 Where: TypeAlias = "tuple[str | int, ...]"
+"""Keys and indices that lead to a value."""
 
 
 @attrs.frozen
@@ -36,7 +37,6 @@ class Fault:
     """One thing that is wrong, and where."""
 
     path: Where
-    """Keys and indices that lead to it."""
     reason: str
 
     def __str__(self) -> str:
@@ -115,6 +115,12 @@ def build(kind: type[T] | Any, data: object) -> T:
     return made
 
 
+def blamed(complaint: str) -> tuple[str, str]:
+    """Return the attribute that a validator of attrs complains about, and why; "" and all of it from others."""
+    of_attrs = _OF_VALIDATOR.fullmatch(complaint)
+    return (of_attrs["name"], of_attrs["reason"]) if of_attrs else ("", complaint)
+
+
 def _faults(error: BaseException, path: Where) -> Iterator[Fault]:
     """Walk cattrs' groups; each member comes with a note of the attribute or index that it is about."""
     if isinstance(error, cattrs.ClassValidationError | cattrs.IterableValidationError):
@@ -132,8 +138,8 @@ def _faults(error: BaseException, path: Where) -> Iterator[Fault]:
             yield Fault((*path, key), f"unknown key; {hint}")
     elif isinstance(error, KeyError):
         yield Fault(path, "is missing") if path else Fault((), f"{error} is missing or not known")
-    elif of_attrs := _OF_VALIDATOR.fullmatch(str(error)):
-        yield Fault((*path, of_attrs["name"]), of_attrs["reason"])
+    elif (of_attrs := blamed(str(error)))[0]:
+        yield Fault((*path, of_attrs[0]), of_attrs[1])
     elif isinstance(error, TypeError | AttributeError) and not str(error).startswith("must "):
         yield Fault(path, "is not of the kind that belongs here: a table, a list or a single value")
     else:

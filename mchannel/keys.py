@@ -14,8 +14,8 @@
 
 A folder (mode 0700) holds ``identity.key`` (secret, mode 0600), ``identity.pub`` (its public half,
 to be copied to others) and ``trusted/NAME.pub``. Each file is a header line and a CURVE key in
-Z85. Every function raises :exc:`~mchannel.errors.KeyFileError` when a file is missing, malformed,
-owned by someone else or open to others, and leaves the folder as it was.
+Z85. Every function raises :exc:`~mchannel.errors.KeyFileError` when a file is missing
+(:exc:`NoSuchKey`), malformed, owned by someone else or open to others, and leaves the folder as it was.
 """
 
 from __future__ import annotations
@@ -35,13 +35,34 @@ import attrs
 
 from mchannel.errors import KeyFileError
 
-__all__ = ["KeyPair", "PublicKey", "default_folder", "fingerprint", "new", "own", "show", "trust", "trusted", "untrust"]
+__all__ = [
+    "KeyNameError",
+    "KeyPair",
+    "NoSuchKey",
+    "PublicKey",
+    "default_folder",
+    "fingerprint",
+    "new",
+    "own",
+    "show",
+    "trust",
+    "trusted",
+    "untrust",
+]
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _Z85 = r"[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}"
 _FILE = re.compile(rf"\s*(?:# mchannel (public|server|secret) key of ({_NAME})\r?\n)?({_Z85})\s*", re.ASCII)
 _LIMIT = 512  # bytes of a key file; a real one has about 100
 _log = logging.getLogger(__name__)
+
+
+class NoSuchKey(KeyFileError):
+    """There is no key of that name, or this end has none of its own yet."""
+
+
+class KeyNameError(KeyFileError):
+    """A key cannot be called that."""
 
 
 def _raw(text: str) -> bytes:
@@ -177,7 +198,7 @@ def untrust(folder: Path, name: str) -> None:
         try:
             os.unlink(f"{name}.pub", dir_fd=at)
         except FileNotFoundError:
-            raise KeyFileError(f"{folder} trusts no key called {name}; see: mbroker keys show") from None
+            raise NoSuchKey(f"{folder} trusts no key called {name}; see: mbroker keys show --trusted") from None
         os.fsync(at)
 
 
@@ -204,7 +225,7 @@ def trusted(folder: Path) -> Mapping[str, PublicKey]:
 
 def _check_name(name: str) -> None:
     if not re.fullmatch(_NAME, name):
-        raise KeyFileError(
+        raise KeyNameError(
             f"{name[:80]!r} is no name for a key; use 1 to 64 letters, digits, dots, dashes, underscores"
         )
 
@@ -226,7 +247,7 @@ def _explained(folder: Path) -> Generator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise KeyFileError(f"{folder} has no key; make one with: mbroker keys new NAME") from None
+        raise NoSuchKey(f"{folder} has no key; make one with: mbroker keys new NAME") from None
     except OSError as error:
         raise KeyFileError(f"cannot use keys in {folder}: {error.strerror}") from None
 

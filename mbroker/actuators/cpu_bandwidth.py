@@ -17,7 +17,7 @@ from mbroker.cgroup import Cgroup, Hierarchy
 from mbroker.host import Host
 from mchannel.errors import JournalError
 
-from .originals import Originals, boot_id, outcomes, read_value, settle
+from .originals import Originals, boot_id, is_root, outcomes, read_value, settle
 
 __all__ = ["CpuBandwidth"]
 
@@ -41,7 +41,7 @@ class CpuBandwidth:
     cpus: Mapping[str, float] = attrs.field(factory=dict[str, float])
     """CPUs that a domain may fill at top speed; by default as many as the host maps it onto."""
     period_us: int = attrs.field(default=10_000, validator=[attrs.validators.ge(1000), attrs.validators.le(1_000_000)])
-    root: Path = attrs.field(default=Path("/"), converter=Path)
+    root: Path = attrs.field(default=Path("/"), converter=Path, validator=is_root)
     """Where /proc and /sys are found."""
     handles: tuple[type[Action], ...] = attrs.field(default=(SetFrequency,), init=False)
     _hierarchy: Hierarchy = attrs.field(init=False)

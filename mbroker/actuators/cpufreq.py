@@ -18,7 +18,7 @@ from mbroker.action import Action, SetPState
 from mbroker.actuator import Outcome
 from mbroker.host import Host
 
-from .originals import Originals, boot_id, outcomes, read_value, settle
+from .originals import Originals, boot_id, is_root, outcomes, read_value, settle
 
 __all__ = ["CpuFreq", "Method", "available_p_states"]
 
@@ -123,7 +123,7 @@ class CpuFreq:
     state: Path = attrs.field(converter=Path)
     """Directory of the journal of originals."""
     method: Method = attrs.field(default="cap", validator=attrs.validators.in_(("cap", "userspace")))
-    root: Path = attrs.field(default=Path("/"), converter=Path)
+    root: Path = attrs.field(default=Path("/"), converter=Path, validator=is_root)
     """Where /proc and /sys are found."""
     handles: tuple[type[Action], ...] = attrs.field(default=(SetPState,), init=False)
     _levels: dict[int, int] = attrs.field(factory=dict[int, int], init=False)

@@ -18,7 +18,7 @@ from mbroker.actuator import Outcome
 from mchannel.errors import JournalError
 from mchannel.journal import Journal
 
-__all__ = ["Original", "Originals", "Restored", "boot_id", "outcomes", "read_value", "settle", "write_value"]
+__all__ = ["Original", "Originals", "Restored", "boot_id", "is_root", "outcomes", "read_value", "settle", "write_value"]
 
 _log = logging.getLogger(__name__)
 _CONTROL_FILE = 4096  # bytes: sysfs and cgroupfs show one page at most
@@ -27,6 +27,12 @@ _CONTROL_FILE = 4096  # bytes: sysfs and cgroupfs show one page at most
 def boot_id(root: Path = Path("/")) -> str:
     """Return the kernel's name for this boot: after another boot the machine holds its defaults again."""
     return read_value(root / "proc/sys/kernel/random/boot_id")
+
+
+def is_root(_: object, attribute: attrs.Attribute[Path], value: Path) -> None:
+    """Raise ValueError unless a machine's files are found below *value*; a validator of attrs."""
+    if not (value / "proc").is_dir():
+        raise ValueError(f"'{attribute.name}' must be the folder in which /proc and /sys are found, not {value}")
 
 
 def read_value(file: Path) -> str:

@@ -114,18 +114,22 @@ def test_the_example_of_a_configuration_is_good() -> None:
         ("[policies.x]\npolicy = 'basik'\nisolation = 'process'", "policies.x: no policy is called 'basik'"),
         (
             "[policies.adaptive.options]\npatiense = 1",
-            "policies.adaptive: policy adaptive has no option 'patiense'; did you",
+            "policies.adaptive.options.patiense: policy adaptive has no option 'patiense'; did you",
         ),
         ("[actuators.cpufrek]", "actuators.cpufrek: no actuator is called 'cpufrek'; did you mean cpufreq?"),
-        ("[actuators.cpufreq.options]\nmetod = 1", "actuators.cpufreq.options: actuator cpufreq has no option 'metod'"),
-        ("[actuators.cpufreq.options]\nmethod = 'x'", "actuators.cpufreq.options: actuator cpufreq refuses"),
+        ("[actuators.cpufreq.options]\nmetod = 1", "actuators.cpufreq.options.metod: actuator cpufreq"),
+        ("[actuators.cpufreq.options]\nmethod = 'x'", "actuators.cpufreq.options.method: actuator cpufreq refuses"),
+        (
+            "[actuators.cpufreq.options]\nroot = '/nowhere'",
+            "actuators.cpufreq.options.root: actuator cpufreq refuses its options: 'root' must be the folder",
+        ),
         (
             "[actuators.cpu_bandwidth.options]\nperiod_us = 'x'",
             "actuators.cpu_bandwidth.options: actuator cpu_bandwidth refuses its options: a number is needed instead",
         ),
         (
             "[policies.adaptive.options]\npatience = 'x'",
-            "policies.adaptive: policy adaptive refuses its options: a number",
+            "policies.adaptive.options: policy adaptive refuses its options: a number",
         ),
     ],
 )
@@ -138,6 +142,47 @@ def test_a_bad_configuration_is_exit_code_2_with_one_line_for_each_fault(tmp_pat
     assert result.stderr.count("\n") == 1
     said = json.loads(run("check-config", file, "--output", "json").stdout)
     assert (said["ok"], len(said["faults"])) == (False, 1)
+
+
+def test_a_fault_is_found_in_the_file_that_set_the_key(tmp_path: Path) -> None:
+    (tmp_path / "mbroker.toml").write_text("[policies.none]")
+    (tmp_path / "mbroker.d").mkdir()
+    more = tmp_path / "mbroker.d" / "more.toml"
+    more.write_text("[policies.basik]")
+    assert run("check-config", tmp_path / "mbroker.toml").stderr.startswith(f"{more}: policies.basik: no policy")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check-config", "missing"),
+        ("policy", "show", "missing"),
+        ("replay", "--policy", "basic", "missing"),
+        ("replay", "--policy", "missing", HOUSE / "examples" / "web1.trace.jsonl"),
+        ("keys", "trust", "web1", "missing"),
+        ("keys", "untrust", "web1", "--folder", "missing"),
+        ("keys", "show", "--folder", "missing"),
+    ],
+)
+def test_what_is_not_there_is_exit_code_4(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str | Path, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (4, 1)
+    assert "missing" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["new", "trust", "untrust"])
+def test_a_name_that_no_key_can_have_is_exit_code_2(tmp_path: Path, command: str) -> None:
+    result = run("keys", command, "../x", "--folder", tmp_path, text="anything")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "'../x' is no name for a key" in result.stderr
+
+
+def test_a_file_that_cannot_be_read_is_exit_code_1(tmp_path: Path) -> None:
+    result = run("replay", "--policy", "basic", tmp_path)
+    assert (result.exit_code, result.stderr) == (1, f"mbroker: {tmp_path}: Is a directory\n")
 
 
 TRACE = '{"topic": "cpu.usage", "source": "web1", "value": 0.1, "at": 0.5, "detail": {"epoch": 0}}\n'

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mbroker.broker import Budget
-from mbroker.config import Config, ConfigError, Isolation, load
+from mbroker.config import Config, ConfigError, Isolation, NoSuchFile, load
 
 
 def write(folder: Path, text: str, **more: str) -> Path:
@@ -43,7 +43,7 @@ cgroup = "machine/web1"
 
 
 def test_every_section_is_read(tmp_path: Path) -> None:
-    config = load(write(tmp_path, WHOLE))
+    config = load(write(tmp_path, WHOLE)).config
     assert config.broker.name == "node1"
     assert config.broker.budget == Budget(rate=2.0)
     assert config.host.p_states == (1000, 2400)
@@ -56,7 +56,7 @@ def test_every_section_is_read(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
-    assert load(write(tmp_path, "")) == Config()
+    assert load(write(tmp_path, "")).config == Config()
 
 
 def test_more_files_are_merged_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_more_files_are_merged_in_the_order_of_their_names(tmp_path: Path) -> No
             z='[broker]\nname = "z"',
             b='[broker]\nname = "b"\n[[listen]]\naddress = "shm:///two"',
         )
-    )
+    ).config
     assert (config.broker.name, config.broker.control) == ("z", "ipc:///c")
     assert [section.address for section in config.listen] == ["shm:///one", "shm:///two"]
 
@@ -136,8 +136,25 @@ def test_an_error_names_the_file_that_set_the_key(tmp_path: Path) -> None:
     ]
 
 
+def test_what_turns_out_later_names_the_file_that_set_the_key_too(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path, "[policies.none]", more="[policies.basic]\n[policies.basic.options]\npatience = 1"))
+    main, more = tmp_path / "mbroker.toml", tmp_path / "mbroker.d" / "more.toml"
+    for key, line in {
+        ("policies", "none"): f"{main}: policies.none: why",
+        ("policies", "basic", "options", "patience"): f"{more}: policies.basic.options.patience: why",
+        ("policies", "basic", "options", "unset"): f"{more}: policies.basic.options.unset: why",
+        ("domains",): f"{main}: domains: why",
+    }.items():
+        assert loaded.error(*key, reason="why").lines == (line,)
+
+
+def test_what_the_system_refuses_is_said_with_the_file_first(tmp_path: Path) -> None:
+    loaded, refusal = load(write(tmp_path, "")), PermissionError(13, "Permission denied", "/sys/x")
+    assert loaded.error("host", reason=refusal).lines[0].endswith("host: /sys/x: Permission denied")
+
+
 def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file or directory"):
+    with pytest.raises(NoSuchFile, match=r"none\.toml: cannot be read: No such file or directory"):
         load(tmp_path / "none.toml")
 
 

@@ -59,9 +59,13 @@ class Daemon:
         return self.folder / "mbroker.toml"
 
     @property
+    def limit_file(self) -> Path:
+        return self.folder / "sys/devices/system/cpu/cpufreq/policy0/scaling_max_freq"
+
+    @property
     def limit(self) -> str:
         """What the machine's clock is limited to, in kHz."""
-        return (self.folder / "sys/devices/system/cpu/cpufreq/policy0/scaling_max_freq").read_text().strip()
+        return self.limit_file.read_text().strip()
 
     def start(self, *, ready: bool = True, **environment: str) -> None:
         self.process = subprocess.Popen(
@@ -72,6 +76,13 @@ class Daemon:
         )
         if ready:
             self.expect("READY=1")
+
+    def fail(self) -> tuple[int, str]:
+        """Start in vain; return the exit code and the log."""
+        self.start(ready=False)
+        assert self.process
+        _, log = self.process.communicate(timeout=30)
+        return self.process.returncode, log
 
     def expect(self, word: str) -> None:
         """Wait until the service manager is told *word*."""
@@ -288,6 +299,39 @@ def test_a_failed_reload_closes_the_addresses_and_ends_the_policies_that_it_bega
     assert children.read_text() == before
 
 
+def test_a_reload_with_a_bad_actuator_never_touches_the_clock(daemon: Daemon) -> None:
+    daemon.start()
+    with mchannel.open("shm:///web1", name="sla") as agent:
+        agent.write(BUSY)
+        agent.flush(timeout=20)
+        until(lambda: daemon.limit == "1000000")
+        written = daemon.limit_file.stat().st_mtime_ns
+        daemon.reload(("[actuators.cpufreq.options]", "[actuators.dryrun.options]\nx = 1\n[actuators.cpufreq.options]"))
+        status = ask_status("shm:///mbroker")
+        assert f"{daemon.config}: actuators.dryrun.options.x: actuator dryrun has no option" in status.problem
+        assert (status.actuators, status.domains[0].level) == (("cpufreq",), 0)
+        assert daemon.limit_file.stat().st_mtime_ns == written
+
+
+def test_a_reload_that_a_journal_refuses_brings_back_what_was_with_the_clock_at_its_top(daemon: Daemon) -> None:
+    (daemon.folder / "proc/self").mkdir()
+    (daemon.folder / "proc/self/mountinfo").write_text("41 31 0:38 / /cg rw - cgroup cgroup rw,cpu,cpuacct\n")
+    daemon.start()
+    (daemon.folder / "state/cpu_bandwidth.originals").write_text("damaged")
+    with mchannel.open("shm:///web1", name="sla") as agent:
+        agent.write(BUSY)
+        agent.flush(timeout=20)
+        until(lambda: daemon.limit == "1000000")
+        more = f"[actuators.cpu_bandwidth.options]\nroot = '{daemon.folder}'\n[actuators.cpufreq.options]"
+        daemon.reload(("[actuators.cpufreq.options]", more))
+        status = ask_status("shm:///mbroker")
+        assert f"{daemon.config}: actuators.cpu_bandwidth: " in status.problem
+        assert (status.actuators, status.domains[0].level, daemon.limit) == (("cpufreq",), 2, "2400000")
+        agent.write(BUSY)
+        agent.flush(timeout=20)
+        until(lambda: daemon.limit == "1000000")
+
+
 def test_a_reload_that_cannot_let_go_of_its_actuators_keeps_them(daemon: Daemon) -> None:
     daemon.start()
     with mchannel.open("shm:///web1", name="sla") as agent:
@@ -309,13 +353,29 @@ def test_a_reload_that_cannot_let_go_of_its_actuators_keeps_them(daemon: Daemon)
     assert "Traceback" not in log
 
 
-def test_a_bad_configuration_at_the_start_is_one_line_and_exit_code_2(daemon: Daemon) -> None:
-    daemon.config.write_text("[brokr]")
-    daemon.start(ready=False)
-    assert daemon.process
-    _, log = daemon.process.communicate(timeout=30)
-    assert daemon.process.returncode == 2
-    assert log == f"mbrokerd: {daemon.config}: brokr: unknown key; did you mean broker?\n"
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("[broker]", "[brokr]", "brokr: unknown key; did you mean broker?"),
+        ("[domains.web1]", "[actuators.cpufrek]\n[domains.web1]", "actuators.cpufrek: no actuator is called 'cpufrek'"),
+        ('root = "', 'root = "/nowhere', "actuators.cpufreq.options.root: actuator cpufreq refuses its options: "),
+        ('state = "', 'state = "/proc/none', "broker.state: /proc/none"),
+        ("shm:///web1", "shm:///no/such/folder/web1", "listen.0.address: "),
+    ],
+)
+def test_a_bad_configuration_at_the_start_is_one_line_with_file_and_key(
+    daemon: Daemon, old: str, new: str, line: str
+) -> None:
+    daemon.config.write_text(daemon.config.read_text().replace(old, new))
+    code, log = daemon.fail()
+    assert code == 2
+    assert log.startswith(f"mbrokerd: {daemon.config}: {line}")
+    assert log.count("\n") == 1
+
+
+def test_a_missing_configuration_is_exit_code_4(daemon: Daemon) -> None:
+    daemon.config.unlink()
+    assert daemon.fail() == (4, f"mbrokerd: {daemon.config}: cannot be read: No such file or directory\n")
 
 
 def test_a_second_daemon_on_the_same_state_does_not_start(daemon: Daemon) -> None:

@@ -123,4 +123,4 @@ def test_the_hello_policy_climbs_and_then_tells() -> None:
 
 
 def test_the_configuration_that_the_guide_shows_is_accepted() -> None:
-    assert load(HOUSE / "examples/mbroker.toml").listen[0].fixed_domain == "web1"
+    assert load(HOUSE / "examples/mbroker.toml").config.listen[0].fixed_domain == "web1"

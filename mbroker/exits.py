@@ -1,0 +1,45 @@
+"""How ``mbroker`` and ``mbrokerd`` end: what an error means to the shell that called them."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from mbroker.config import ConfigError, NoSuchFile
+from mbroker.control import Unreachable
+from mbroker.plugins import BadOptions, UnknownPlugin
+from mchannel.errors import AddressError
+from mchannel.keys import KeyNameError, NoSuchKey
+
+__all__ = ["Exit", "Failure", "Misuse", "exit_of"]
+
+
+class Failure(Exception):
+    """A command cannot do what it was asked for; one line says why."""
+
+
+class Misuse(Failure):
+    """The command line is wrong; one line says how to write it."""
+
+
+class Exit(IntEnum):
+    """Exit codes, the same for all commands."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    """The command line or the configuration is wrong."""
+    UNREACHABLE = 3
+    NOT_FOUND = 4
+
+
+def exit_of(error: Exception) -> Exit:
+    """Return the code that tells a caller what kind of failure *error* is."""
+    match error:
+        case NoSuchFile() | FileNotFoundError() | UnknownPlugin() | NoSuchKey():
+            return Exit.NOT_FOUND
+        case Misuse() | ConfigError() | BadOptions() | AddressError() | KeyNameError():
+            return Exit.USAGE
+        case Unreachable():
+            return Exit.UNREACHABLE
+        case _:
+            return Exit.FAILED
