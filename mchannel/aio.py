@@ -214,6 +214,11 @@ class AsyncListener(ListenerFace[T]):
         while True:
             yield await self.accept()
 
+    def hand_over(self) -> tuple[bytes, ...]:
+        """Stop listening and return every channel, as :meth:`mchannel.channel.Listener.hand_over`."""
+        self._waker.close()
+        return super().hand_over()
+
     def close(self) -> None:
         """Stop listening. Agents are not told goodbye: they look for a successor."""
         self._waker.close()

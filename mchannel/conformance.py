@@ -586,6 +586,52 @@ class Conformance:
         agent.write(b"to the successor")
         assert successor.read(timeout=SOON) == b"to the successor"
 
+    def test_a_listener_hands_over_the_channels_of_an_agent_that_is_paused(self) -> None:
+        listener = self.listen()
+        agent, broker = self.pair(listener)
+        agent.write_many(_numbered(10))
+        assert [broker.read(timeout=SOON) for _ in range(4)] == _numbered(4)
+        broker.write(b"not yet read")
+        address = str(listener.address)
+        handed = listener.hand_over()
+        with _raises(ChannelClosed):
+            broker.read(timeout=0)
+        next_listener = self.listen(address)
+        for each in handed:
+            next_listener.adopt(each)
+        reading = self.meanwhile(_read_until, agent, b"last")  # it goes on, and looks for the successor
+        successor = self._keep(next_listener.accept(timeout=SOON))
+        found = [successor.receive(timeout=SOON) for _ in range(6)]
+        assert [message.value for message in found] == _numbered(6, 4)
+        assert not any(message.redelivered for message in found)
+        successor.write(b"last")
+        assert reading.result(SOON) == [b"not yet read", b"last"]
+
+    def test_a_session_is_handed_on_by_a_listener_that_its_agent_never_came_to(self) -> None:
+        listener = self.listen()
+        agent, broker = self.pair(listener)
+        agent.write_many(_numbered(3))
+        assert [broker.read(timeout=SOON) for _ in range(2)] == _numbered(2)
+        address = str(listener.address)
+        handed = listener.hand_over()
+        for _ in range(2):
+            next_listener = self.listen(address)
+            for each in handed:
+                next_listener.adopt(each)
+            before, handed = handed, next_listener.hand_over()
+        if not handed:
+            return  # over shared memory the agent holds all there is to know
+        assert handed == before
+        last = self.listen(address)
+        for each in handed:
+            last.adopt(each)
+        flushing = self.meanwhile(agent.flush, timeout=SOON)
+        successor = self._keep(last.accept(timeout=SOON))
+        message = successor.receive(timeout=SOON)
+        assert (message.value, message.redelivered) == (_numbered(1, 2)[0], False)
+        successor.done()
+        flushing.result(SOON)
+
     def test_only_a_suspended_channel_can_be_handed_over(self) -> None:
         _, broker = self.pair()
         with _raises(ChannelError):

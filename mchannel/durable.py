@@ -267,6 +267,12 @@ class DurableGate:
         """Expect the agent of a link that another broker handed over."""
         self._gate.adopt(snapshot)
 
+    def hand_over(self) -> tuple[bytes, ...]:
+        """Close, and return every session; what was read and not marked stays in the journal of this one."""
+        found = self._gate.hand_over()
+        self._inbox.close()
+        return found
+
     def deadline(self) -> float | None:
         """Return when :meth:`tick` is due next."""
         return self._gate.deadline()

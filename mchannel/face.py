@@ -149,6 +149,16 @@ class ListenerFace(Generic[T]):
         """Expect the agent of a channel that another broker handed over; accept() returns it when it comes."""
         self._open_gate.adopt(handoff)
 
+    def hand_over(self) -> tuple[bytes, ...]:
+        """Stop listening and return every channel for another listener to adopt, without a word to the agents.
+
+        For a domain that is paused, as at the end of its migration: an agent that can speak meanwhile is to be
+        suspended first, and its channel handed over by :meth:`Channel.handoff`. Readers of these channels see
+        ChannelClosed; a message that was read counts as done.
+        """
+        self._closed = True
+        return self._gate.hand_over()
+
     def close(self) -> None:
         """Stop listening. Agents are not told goodbye: they look for a successor."""
         self._closed = True

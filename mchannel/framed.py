@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 import uuid
 from collections import OrderedDict
@@ -16,7 +15,7 @@ from mchannel.errors import AddressError, AuthenticationError, ChannelBroken, Ch
 from mchannel.frame import Frame, Hello, Kind, Terms
 from mchannel.handoff import Handoff
 from mchannel.packing import Limits, pack, unpack
-from mchannel.port import StandingPort
+from mchannel.port import StandingPort, Wait, waiter
 from mchannel.reader import Received
 from mchannel.session import Role, Session, Timing
 from mchannel.transport import Acceptor, Delivery, Gate, Link, Options, Peer, Port, State, Transport
@@ -27,8 +26,8 @@ _BURST = 256
 """Frames taken in at once from one peer, so that a flood cannot starve the others."""
 _BLOCKED_RETRY = 0.005
 """Seconds until a transport that could not take a frame is tried again."""
-_TURN = 0.1
-"""Seconds between two looks at what came in, on a link that is only written to."""
+_TURN = 0.01
+"""Seconds between two looks at what is due; and so long the first wait for a message is, which is a quick one."""
 _LATEST_TURN = 0.001
 """The same for ``latest``: a reader that fell behind waits for an answer."""
 _PORTIONS = 64
@@ -47,6 +46,10 @@ def _timing(options: Options) -> Timing:
     return Timing(heartbeat=options.heartbeat, retry=options.heartbeat / 2, patience=options.patience)
 
 
+def _snapshot(identity: str, handoff: Handoff) -> bytes:
+    return pack((identity, handoff.encode()))
+
+
 class FramedLink:
     """A session, and the transport that it has at present."""
 
@@ -63,7 +66,7 @@ class FramedLink:
         self._taken: Sequence[Received] = ()
         self._blocked = False
         self._turn = 0.0
-        self._poll: select.poll | None = None
+        self._wait: Wait | None = None
         if transport is not None:
             self.attach(transport)
 
@@ -97,9 +100,7 @@ class FramedLink:
         if session.outgoing:
             self._flush()
         if (now := time.monotonic()) >= self._turn:  # who only writes must see too that the peer went away
-            self._turn = now + (_TURN if session.terms.delivery is Delivery.ALL else _LATEST_TURN)
-            self.port.pump()
-            self.tick(now)
+            self._look_around(now)
         if not taken:
             self._pull()  # there may be an acknowledgement
             taken = session.send(payload)
@@ -124,10 +125,15 @@ class FramedLink:
 
     def send_many(self, payloads: Sequence[bytes]) -> int:
         """Take as many messages as there is room for; return how many."""
-        for count, payload in enumerate(payloads):
-            if not self.send(payload):
-                return count
-        return len(payloads)
+        session = self._session
+        taken = session.send_many(payloads)
+        self._flush()
+        if (now := time.monotonic()) >= self._turn or taken < len(payloads):
+            self._look_around(now)
+        if taken < len(payloads):
+            taken += session.send_many(payloads[taken:])
+            self._flush()
+        return taken
 
     def recv_many(self, limit: int) -> list[bytes]:
         """Acknowledge the messages before and return up to *limit*; they are acknowledged together."""
@@ -156,18 +162,20 @@ class FramedLink:
 
     def wait_readable(self, timeout: float | None) -> None:
         """Sleep until there may be news."""
+        wait = self._wait
+        if wait is None:
+            wait = self._wait = waiter(self.port)
         now = time.monotonic()
+        if now < self._turn and (timeout is None or timeout > _TURN):  # what is due can wait for so long
+            if wait(_TURN):
+                return
+            self._session.acknowledge()  # nothing is said soon that could carry it along
+            now += _TURN
+        self._look_around(now)
         due = self.deadline()
-        if due is not None and due <= now:
-            self.tick(now)
-            due = self.deadline()
         if due is not None and (timeout is None or due - now < timeout):
             timeout = max(due - now, 0)
-        if self._poll is None:
-            self._poll = select.poll()
-            self._poll.register(self.port, select.POLLIN)
-        self._poll.poll(None if timeout is None else timeout * 1000 + 0.5)
-        self.port.pump()
+        wait(timeout)
 
     wait_writable = wait_readable  # room comes with an acknowledgement, which is news too
 
@@ -194,10 +202,16 @@ class FramedLink:
         """Return the suspended session for another broker to adopt."""
         if self._session.state is not State.SUSPENDED or self._session.role is not Role.BROKER:
             raise ChannelError("only the broker side of a suspended channel can be handed over; call suspend() first")
+        return self.hand_over()
+
+    def hand_over(self) -> bytes:
+        """Return the session for another broker to adopt, when the agent cannot speak meanwhile."""
         self.moved = True
         handoff = self._session.handoff()
         self._drop()
-        return pack((self.peer.identity, handoff.encode()))
+        if self.on_news is not None:
+            self.on_news()  # whoever waits for a message waits in vain
+        return _snapshot(self.peer.identity, handoff)
 
     def resume(self) -> None:
         """Take up a suspended link again."""
@@ -230,6 +244,11 @@ class FramedLink:
         self._pull()
         if self.on_news is not None:
             self.on_news()
+
+    def _look_around(self, now: float) -> None:
+        self._turn = now + (_TURN if self._session.terms.delivery is Delivery.ALL else _LATEST_TURN)
+        self.port.pump()
+        self.tick(now)
 
     def _catch_up(self) -> None:
         """Take in what has arrived, so that the newest of it is read."""
@@ -364,6 +383,13 @@ class FramedGate:
                     raise ValueError("malformed")
         except ValueError as error:
             raise ProtocolError(f"not a channel that was handed over: {error}") from None
+
+    def hand_over(self) -> tuple[bytes, ...]:
+        """Close, and return every session: those that agents have, and those that they did not come for yet."""
+        here = [link.hand_over() for link in self._links.values() if link.state not in (State.ENDED, State.CLOSED)]
+        away = [_snapshot(identity, handoff) for (identity, _), handoff in self._adopted.items()]
+        self.close()
+        return (*here, *away)
 
     def deadline(self) -> float | None:
         """Return None: a gate has nothing to do by the clock."""

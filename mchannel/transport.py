@@ -355,6 +355,10 @@ class Gate(Protocol):
         """Expect the agent of a link that another broker handed over; raises ProtocolError when it is malformed."""
         ...
 
+    def hand_over(self) -> tuple[bytes, ...]:
+        """Close, and return each link as :meth:`Link.snapshot` does. Only while no agent can speak: its domain is paused."""
+        ...
+
     def deadline(self) -> float | None:
         """Return when :meth:`tick` is due next, on the monotonic clock, or None."""
         ...

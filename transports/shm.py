@@ -113,6 +113,12 @@ class ShmGate:
         if self._ready and self.on_news is not None:
             self.on_news()
 
+    def hand_over(self) -> tuple[bytes, ...]:
+        """Close, and return the names of the sessions: all else is in the rings."""
+        found = tuple(link.hand_over() for link in self._links.values() if link.state not in OVER)
+        self.close()
+        return found
+
     def close(self) -> None:
         """Stop listening. Agents are not told goodbye: they look for a successor."""
         self._epoll.close()

@@ -443,6 +443,10 @@ class BrokerLink(ShmLink):
         """Return the name of the session: all else is in the ring, which the agent holds."""
         if self.state is not State.SUSPENDED:
             return super().snapshot()
+        return self.hand_over()
+
+    def hand_over(self) -> bytes:
+        """Let go for another broker, and return the name of the session."""
         self.done()
         self.moved = True
         self.leave()
