@@ -350,7 +350,7 @@ class Session:
         if kind is Kind.HELLO:
             self._on_hello(frame, now)
         elif kind is Kind.CALL:
-            if self.role is Role.AGENT and self._shaken:
+            if self.role is Role.AGENT and (self._shaken or not frame.epoch):  # 0: it answers nobody, it has just come
                 self.hello(now)
         elif frame.epoch != self.epoch:
             pass  # a leftover of an earlier connection
