@@ -1,4 +1,4 @@
-"""Build the C ring; everything else stands in pyproject.toml.
+"""Build the C ring and the binding of Xen's libraries; everything else stands in pyproject.toml.
 
 ``MCHANNEL_RING=no`` leaves it out, for machines without a compiler: no shm://, all else works.
 """
@@ -7,7 +7,9 @@ import os
 
 from setuptools import setup
 
+ring = [] if os.environ.get("MCHANNEL_RING") == "no" else ["native/build_ring.py:ffi"]
+
 setup(
-    cffi_modules=[] if os.environ.get("MCHANNEL_RING") == "no" else ["native/build_ring.py:ffi"],
+    cffi_modules=[*ring, "native/build_xen.py:ffi"],  # the second is plain Python, and needs no compiler
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one abi3 wheel for every CPython
 )

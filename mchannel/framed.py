@@ -273,7 +273,7 @@ class FramedLink:
                 receive(frame, now)
         except ChannelBroken:
             self._drop()
-        except AuthenticationError as error:
+        except (AuthenticationError, ProtocolError) as error:
             self._session.fail(error)
             self._drop()
         if self._session.outgoing:
@@ -294,7 +294,7 @@ class FramedLink:
         except ChannelBroken:
             self._take_leftovers(transport)
             self._drop()
-        except AuthenticationError as error:
+        except (AuthenticationError, ProtocolError) as error:
             self._session.fail(error)
             self._drop()
 
