@@ -356,7 +356,7 @@ class Gate(Protocol):
         ...
 
     def hand_over(self) -> tuple[bytes, ...]:
-        """Close, and return each link as :meth:`Link.snapshot` does. Only while no agent can speak: its domain is paused."""
+        """Close, and return each link as :meth:`Link.snapshot` does; only while no agent can speak."""
         ...
 
     def deadline(self) -> float | None:

@@ -1,0 +1,140 @@
+"""What the brokers of a fleet say to each other, and how it travels.
+
+Every message is a value; a question is answered by the value that its docstring names. On the wire it
+is a msgpack array: the name of the class, the number of the question (0 for what wants no answer),
+and the fields. A member is trusted to speak for its host (its key says who it is), not to be free of
+bugs: what it sends is checked to the last field.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import attrs
+
+from mbroker.values import Invalid, build, plain
+from mchannel.errors import CodecError
+from mchannel.packing import Limits, pack, unpack
+
+__all__ = [
+    "MAX_MESSAGE",
+    "Claim",
+    "Claimed",
+    "Expect",
+    "Expected",
+    "Message",
+    "MessageCodec",
+    "Numbered",
+    "Offer",
+    "Taken",
+    "Whereabouts",
+    "Wherever",
+]
+
+MAX_MESSAGE = 64 << 20
+"""Bytes of the longest message: a domain's sessions with full windows."""
+_LIMITS = Limits(text=4096, binary=MAX_MESSAGE, items=4096)
+
+
+@attrs.frozen
+class Offer:
+    """The domain paused here; these sessions are for whoever runs it next."""
+
+    domain: str
+    """UUID."""
+    generation: int
+    """How often the domain's sessions have changed hands; the highest counts."""
+    snapshots: tuple[bytes, ...]
+
+
+@attrs.frozen
+class Taken:
+    """The domain runs here, with its sessions of this generation; whoever keeps them may forget them."""
+
+    domain: str
+    generation: int
+
+
+@attrs.frozen
+class Claim:
+    """The domain appeared here: does anybody have its sessions? Answered by :class:`Claimed`."""
+
+    domain: str
+
+
+@attrs.frozen
+class Claimed:
+    """What this host keeps of a domain; generation 0 when that is nothing."""
+
+    domain: str
+    generation: int = 0
+    snapshots: tuple[bytes, ...] = ()
+
+
+@attrs.frozen
+class Expect:
+    """The domain is to come from here: may it? Answered by :class:`Expected`."""
+
+    domain: str
+    name: str
+
+
+@attrs.frozen
+class Expected:
+    """Whether the domain may come, and why not."""
+
+    willing: bool
+    reason: str = ""
+
+
+@attrs.frozen
+class Wherever:
+    """Is the domain with you? Answered by :class:`Whereabouts`."""
+
+    domain: str
+
+
+@attrs.frozen
+class Whereabouts:
+    """What the hypervisor of this host says of a domain now."""
+
+    domain: str
+    here: bool
+    running: bool
+    attended: bool = False
+    """Whether the broker listens to it."""
+
+
+Message: TypeAlias = Offer | Taken | Claim | Claimed | Expect | Expected | Wherever | Whereabouts
+
+_KINDS: dict[str, type[Message]] = {
+    kind.__name__: kind for kind in (Offer, Taken, Claim, Claimed, Expect, Expected, Wherever, Whereabouts)
+}
+
+
+@attrs.frozen
+class Numbered:
+    """A message, and the question that it asks or answers."""
+
+    message: Message
+    question: int = 0
+
+
+class MessageCodec:
+    """:class:`Numbered` messages as msgpack."""
+
+    def encode(self, message: Numbered) -> bytes:
+        """Return *message* as bytes."""
+        return pack((type(message.message).__name__, message.question, plain(message.message)))
+
+    def decode(self, payload: bytes) -> Numbered:
+        """Return the message in *payload*; raise CodecError for anything else."""
+        try:
+            match unpack(payload, _LIMITS):
+                case (str() as name, int() as question, dict() as fields) if name in _KINDS and question >= 0:
+                    message: Message = build(_KINDS[name], fields)
+                    return Numbered(message, question)
+                case _:
+                    raise ValueError("of no kind that this version knows")
+        except (Invalid, ValueError) as error:
+            raise CodecError(f"not a message of a fleet: {error}") from None

@@ -1,0 +1,105 @@
+"""The migrations that this broker was asked for: one at a time of each domain, with what is known of each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import attrs
+
+from mbroker.fleet.fleet import Fleet
+from mbroker.fleet.message import Expect, Expected, Whereabouts, Wherever
+from mbroker.fleet.migration import MigrationError, Order, Progress, Result, migrate
+from mbroker.fleet.residents import Residents
+from mbroker.hypervisor import Hypervisor, MigrationOptions
+from mbroker.hypervisor import Progress as Copied
+
+__all__ = ["Migration", "Mover"]
+
+_ANSWER = 5.0
+"""Seconds that a member of the fleet has to answer."""
+_REMEMBERED = 64
+"""Migrations that ended and can still be asked about."""
+
+
+@attrs.define(eq=False)
+class Migration:
+    """One migration, under way or ended."""
+
+    order: Order
+    progress: Progress
+    result: Result | None = None
+
+
+class Mover:
+    """Moves domains of this host to others of its fleet."""
+
+    def __init__(self, hypervisor: Hypervisor, fleet: Fleet, residents: Residents, tasks: asyncio.TaskGroup) -> None:
+        """Use *hypervisor*; *tasks* outlives every migration."""
+        self._hypervisor = hypervisor
+        self._fleet = fleet
+        self._residents = residents
+        self._tasks = tasks
+        self._migrations: dict[int, Migration] = {}
+        self._last = 0
+
+    async def start(self, domain: str, host: str, *, live: bool, timeout: float) -> int:
+        """Begin to move *domain*, a UUID or name, to *host*; return the number of the migration.
+
+        Raises MigrationError, or HypervisorError when there is no such domain.
+        """
+        if host != self._fleet.name and host not in self._fleet.members:
+            known = ", ".join(sorted(self._fleet.members)) or "none"
+            raise MigrationError(f"{host} is no host of this fleet; known are {known}")
+        info = await self._hypervisor.info(domain)
+        if any(each.order.domain == info.uuid and each.result is None for each in self._migrations.values()):
+            raise MigrationError(f"{info.name} is being moved already; see: mbroker migrations")
+        order = Order(info.uuid, info.name, self._fleet.name, host, live, timeout)
+        self._last += 1
+        migration = self._migrations[self._last] = Migration(order, Progress("check", 0))
+        while len(self._migrations) > _REMEMBERED:
+            del self._migrations[next(iter(self._migrations))]
+        self._tasks.create_task(self._run(migration))
+        return self._last
+
+    def migration(self, number: int) -> Migration:
+        """Return the migration of that number; raises MigrationError."""
+        try:
+            return self._migrations[number]
+        except KeyError:
+            raise MigrationError(f"no migration has the number {number}, or it ended long ago") from None
+
+    async def _run(self, migration: Migration) -> None:
+        def advance(progress: Progress) -> None:
+            migration.progress = progress
+
+        migration.result = await migrate(self, migration.order, advance)
+
+    # --- what the steps stand on -----------------------------------------------------------
+
+    async def here(self, domain: str) -> Whereabouts:
+        """Return what this host's hypervisor says."""
+        return await self._residents.whereabouts(domain)
+
+    async def there(self, host: str, domain: str) -> Whereabouts:
+        """Return what the destination says."""
+        return await self._fleet.ask(host, Wherever(domain), Whereabouts, _ANSWER)
+
+    async def expect(self, order: Order) -> Expected:
+        """Ask the destination."""
+        return await self._fleet.ask(order.destination, Expect(order.domain, order.name), Expected, _ANSWER)
+
+    async def unplug(self, domain: str) -> None:
+        """Nothing yet is plugged in that cannot travel."""
+
+    async def plug(self, domain: str) -> None:
+        """Nothing was taken out."""
+
+    async def move(self, order: Order, on_copied: Callable[[float], None]) -> None:
+        """Let the hypervisors move the domain."""
+
+        def copied(progress: Copied) -> None:
+            on_copied(progress.fraction)
+
+        options = MigrationOptions(live=order.live, timeout=order.timeout)
+        await self._hypervisor.migrate(order.domain, self._fleet.members[order.destination].hypervisor, options, copied)

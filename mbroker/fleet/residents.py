@@ -1,0 +1,179 @@
+"""The domains of this host and their channels: carries out what :mod:`mbroker.fleet.custody` orders."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+import attrs
+
+from mbroker.fleet.custody import Attend, Custody, Part, Tell
+from mbroker.fleet.fleet import Fleet
+from mbroker.fleet.message import Claim, Claimed, Expect, Expected, Message, Offer, Taken, Whereabouts, Wherever
+from mbroker.fleet.parked import ParkedFile
+from mbroker.hypervisor import Hypervisor, HypervisorError, NoSuchPort, State
+from mbroker.serve import Node
+from mchannel.aio import AsyncListener, listen_async
+from mchannel.errors import MChannelError
+from mchannel.event import Event
+
+__all__ = ["PORT", "Residents"]
+
+PORT = "org.mchannel.0"
+"""The virtio port that domains are given for their channels."""
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class _Door:
+    """Where a domain's agents come in."""
+
+    name: str
+    listener: AsyncListener[Event]
+    task: asyncio.Task[None]
+
+
+class Residents:
+    """Attends to every domain that runs here, and passes its sessions on when it goes elsewhere."""
+
+    def __init__(
+        self,
+        node: Node,
+        hypervisor: Hypervisor,
+        parked: ParkedFile,
+        fleet: Fleet | None = None,
+        *,
+        port: str = PORT,
+        unix: Callable[[], float] = time.time,
+    ) -> None:
+        """Attend in *node* to the domains of *hypervisor* that have a port called *port*."""
+        self._node = node
+        self._hypervisor = hypervisor
+        self._fleet = fleet
+        self._port = port
+        self._unix = unix
+        self._file = parked
+        self._custody = Custody(parked.kept)
+        self._doors: dict[str, _Door] = {}
+        self._wake = asyncio.Event()
+
+    @property
+    def attended(self) -> frozenset[str]:
+        """UUIDs of the domains whose channels end here."""
+        return frozenset(self._doors)
+
+    async def run(self) -> None:
+        """Attend until cancelled. Agents are not told goodbye: they look for the successor of this broker."""
+        if self._fleet is not None:
+            self._fleet.on_change = self._members_changed
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                if self._fleet is not None:
+                    tasks.create_task(self._fleet.serve(self.hear))
+                tasks.create_task(self._listen())
+                await self._carry_out(tasks)
+        finally:
+            for door in self._doors.values():
+                door.listener.close()
+            self._doors.clear()
+
+    async def hear(self, host: str, message: Message) -> Message | None:
+        """Take in what the member *host* says; return the answer to a question."""
+        now = time.monotonic()
+        match message:
+            case Offer():
+                self._custody.on_offer(message, now)
+            case Taken():
+                self._custody.on_taken(message)
+            case Claim():
+                self._custody.on_claim(host, message)
+            case Claimed():
+                self._custody.on_claimed(host, message, now)
+            case Wherever():
+                return await self.whereabouts(message.domain)
+            case Expect():
+                return await self._expect(message)
+            case _:
+                _log.warning("fleet member %s answered what nobody asked", host)
+        self._wake.set()
+        return None
+
+    async def whereabouts(self, domain: str) -> Whereabouts:
+        """Return what is known here of *domain*; raises HypervisorUnreachable."""
+        state = await self._hypervisor.state(domain)
+        here = state is not None and state.active
+        return Whereabouts(domain, here, running=state is State.RUNNING, attended=domain in self._doors)
+
+    async def _expect(self, expect: Expect) -> Expected:
+        try:
+            state = await self._hypervisor.state(expect.domain)
+        except HypervisorError as error:
+            return Expected(willing=False, reason=f"its hypervisor does not answer: {error}")
+        if state is not None and state.active:
+            return Expected(willing=False, reason=f"a domain of this UUID is {state.value} there already")
+        return Expected(willing=True)
+
+    async def _listen(self) -> None:
+        """Take in the hypervisor's events."""
+        async with self._hypervisor.events() as events:
+            async for event in events:
+                self._custody.happened(event, time.monotonic())
+                self._wake.set()
+
+    def _members_changed(self) -> None:
+        if self._fleet is not None:
+            self._custody.members = self._fleet.present
+
+    async def _carry_out(self, tasks: asyncio.TaskGroup) -> None:
+        custody = self._custody
+        while True:
+            self._wake.clear()
+            custody.tick(time.monotonic())
+            while custody.orders:
+                match custody.orders.popleft():
+                    case Attend(domain, snapshots):
+                        await self._attend(domain, snapshots, tasks)
+                    case Part(domain):
+                        self._part(domain)
+                    case Tell(message, host) if self._fleet is not None:
+                        await self._fleet.tell(message, host)
+                    case _:
+                        pass  # there is nobody to tell
+            self._file.keep(custody.parked)
+            due = custody.deadline()
+            try:
+                async with asyncio.timeout(None if due is None else max(due - time.monotonic(), 0)):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _attend(self, domain: str, snapshots: tuple[bytes, ...], tasks: asyncio.TaskGroup) -> None:
+        try:
+            info = await self._hypervisor.info(domain)
+            where = info.port(self._port).path
+        except NoSuchPort as error:
+            _log.info("%s", error)
+            return
+        except HypervisorError as error:
+            _log.warning("cannot attend to domain %s: %s", domain, error)
+            return
+        self._part(domain)  # what an earlier life of it left
+        listener = listen_async(f"virtio://{where}?domain={domain}", name="mbrokerd")
+        for snapshot in snapshots:
+            try:
+                listener.adopt(snapshot)
+            except MChannelError as error:
+                _log.warning("%s: a session that was handed over cannot be read: %s", info.name, error)
+        _log.info("attending to %s, with %d sessions handed over", info.name, len(snapshots))
+        self._doors[domain] = _Door(info.name, listener, tasks.create_task(self._node.welcome(listener, info.name)))
+
+    def _part(self, domain: str) -> None:
+        door = self._doors.pop(domain, None)
+        snapshots = door.listener.hand_over() if door is not None else ()
+        if door is not None:
+            _log.info("parted from %s, with %d sessions", door.name, len(snapshots))
+            door.task.cancel()
+        self._custody.parted(domain, snapshots, self._unix())
