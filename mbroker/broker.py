@@ -69,6 +69,8 @@ class Hosted:
     """Runs inside the broker's process: it can be blamed afterwards, not interrupted."""
     deadline: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
     """Seconds that one decision may take; ``math.inf`` for a replay, where time is not real."""
+    entry: str = ""
+    """The entry point that it was made from; empty when it was made by hand."""
 
 
 @attrs.frozen
@@ -76,8 +78,11 @@ class PolicyReport:
     """How a policy has been doing since the broker started."""
 
     name: str
+    entry: str
+    """The entry point that it was made from, as :attr:`Hosted.entry`."""
     topics: tuple[str, ...]
     trusted: bool
+    """Whether it runs inside the broker's process, as :attr:`Hosted.trusted`."""
     events: int
     """Events that it decided about."""
     skipped: int
@@ -268,6 +273,7 @@ class Broker:
         return tuple(
             PolicyReport(
                 name,
+                seat.hosted.entry,
                 seat.topics,
                 seat.hosted.trusted,
                 seat.events,

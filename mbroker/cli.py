@@ -4,43 +4,41 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar, cast
+from typing import IO, Any, NoReturn, TypeAlias, TypeVar, cast
 
 import attrs
+
+try:
+    import click
+
+    from mbroker.terminal import abandon_output, clean, numbers, print_json, print_line, print_table, span
+    from mbroker.values import plain
+except ModuleNotFoundError as missing:
+    sys.exit(f"mbroker needs {missing.name} and other packages of a host; install them: pip install 'mchannel[host]'")
 
 from mbroker import control
 from mbroker.action import Action
 from mbroker.broker import PolicyReport
-from mbroker.config import ConfigError, load
+from mbroker.config import Config, ConfigError, Isolation, load
 from mbroker.exits import Exit, Failure, Misuse, exit_of
 from mbroker.host import Host
 from mbroker.plugins import PluginError, find, installed, load_class, make_policy
 from mbroker.replay import read_trace, replay
 from mbroker.setup import faults
-from mbroker.values import plain
 from mchannel import keys
 from mchannel.errors import MChannelError
 from mchannel.event import Event
-
-try:
-    import click
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-except ModuleNotFoundError:
-    sys.exit("mbroker needs the packages of a host; install them: pip install 'mchannel[host]'")
 
 __all__ = ["main"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_WIDE = 200  # columns where there is no terminal to ask
+Hosted: TypeAlias = dict[str, dict[str, str]]
+"""For each policy the sections that host it, and how it runs there."""
 
 
 def _with_output(function: F) -> F:
@@ -83,7 +81,7 @@ class _Commands(click.Group):
         except (Failure, MChannelError, PluginError) as error:
             _fail(ctx, error, str(error))
         except OSError as error:
-            _abandon_output()
+            abandon_output()
             _fail(ctx, error, f"{error.filename or 'standard output'}: {error.strerror or error}")
         return result
 
@@ -91,14 +89,6 @@ class _Commands(click.Group):
 def _fail(ctx: click.Context, error: Exception, line: str) -> NoReturn:
     click.echo(f"mbroker: {line}", err=True)
     ctx.exit(exit_of(error))
-
-
-def _abandon_output() -> None:
-    """Let what could not be printed go, or the interpreter would complain again at its end."""
-    with suppress(OSError):
-        sink = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(sink, sys.stdout.fileno())
-        os.close(sink)
 
 
 @click.group(
@@ -127,32 +117,29 @@ def status(address: str, output: str) -> None:
     """Show how the daemon is doing: its domains, policies and counters."""
     known: control.Status = control.ask_status(address)
     if output == "json":
-        _print_json(plain(known))
+        print_json(plain(known))
         return
-    console = _console()
-    console.print(
+    print_line(
         f"{known.broker} ({known.host_id}), mbrokerd {known.version}, pid {known.pid}, "
-        f"up {_span(time.time() - known.since)}, {known.config}"
+        f"up {span(time.time() - known.since)}, {known.config}"
     )
     if known.problem:
-        console.print(Text(f"problem: {_clean(known.problem)}", style="bold red"))
-    console.print(
+        print_line(f"problem: {clean(known.problem)}", "bold red")
+    print_line(
         f"{known.events} events, {known.actions} actions; {known.over_budget} over budget, {known.failed} failed, "
         f"{known.malformed} malformed, {known.refused} refused; {known.agents} agents (see: mbroker list)"
     )
-    console.print(
+    print_line(
         f"listening at {', '.join(known.listening) or 'nothing'}; acting by {', '.join(known.actuators) or 'nothing'}"
     )
-    _table(
-        console,
+    print_table(
         ("DOMAIN", "LEVEL", "SPEED", "CPUS"),
         (
-            (each.name, f"{each.level}/{len(known.p_states) - 1}", f"{each.mhz} MHz", _numbers(each.cpus))
+            (each.name, f"{each.level}/{len(known.p_states) - 1}", f"{each.mhz} MHz", numbers(each.cpus))
             for each in known.domains
         ),
     )
-    _table(
-        console,
+    print_table(
         ("POLICY", "RUNS", "EVENTS", "ACTIONS", "FAILURES", "SLOWEST", "LAST FAILURE"),
         map(_policy_row, known.policies),
     )
@@ -165,18 +152,17 @@ def list_(address: str, output: str) -> None:
     """List the agents that the daemon knows, their state, and when each was last heard."""
     agents = control.ask_agents(address)
     if output == "json":
-        _print_json([{**plain(agent), "re_established": agent.re_established} for agent in agents])
+        print_json([{**plain(agent), "re_established": agent.re_established} for agent in agents])
         return
     now = time.time()
-    _table(
-        _console(),
+    print_table(
         ("AGENT", "STATE", "SINCE", "LAST HEARD", "ESTABLISHED", "TERMINATED"),
         (
             (
                 agent.identity,
                 agent.state.value,
-                _span(now - agent.since),
-                f"{_span(now - agent.last_heard)} ago" if agent.last_heard else "never",
+                span(now - agent.since),
+                f"{span(now - agent.last_heard)} ago" if agent.last_heard else "never",
                 str(agent.established),
                 str(agent.terminated),
             )
@@ -190,15 +176,44 @@ def policy() -> None:
     """Policies that are installed."""
 
 
-@policy.command("list", epilog="\b\nExample:\n  mbroker policy list")
+@policy.command(
+    "list",
+    epilog="""\b
+Examples:
+  mbroker policy list
+  mbroker policy list --config /etc/mbroker/mbroker.toml
+  mbroker policy list --control shm:///mbroker""",
+)
+@click.option("--config", type=click.Path(path_type=Path), help="Show which sections of this configuration host each.")
+@click.option("--control", "address", help="Show how the daemon that answers here hosts each.")
 @_with_output
-def policy_list(output: str) -> None:
-    """List the installed policies."""
-    rows = [(point.name, point.value, _summary(point.name)) for point in installed("policy")]
+def policy_list(config: Path | None, address: str | None, output: str) -> None:
+    """List the installed policies; if asked, how each is hosted: trusted in the broker's process, or isolated."""
+    if config and address:
+        raise Misuse("--config and --control say the same; give one of them")
+    hosted: Hosted | None = None
+    if config:
+        hosted = _configured(load(config).config)
+    elif address:
+        hosted = _running(control.ask_status(address))
+    policies = [(each.name, each.value, _summary(each.name)) for each in installed("policy")]
     if output == "json":
-        _print_json([dict(zip(("name", "target", "summary"), row, strict=True)) for row in rows])
-        return
-    _table(_console(), ("POLICY", "TARGET", "WHAT IT DOES"), rows)
+        print_json(
+            [
+                {"name": name, "target": target, "summary": summary, "hosted": hosted and hosted.get(name, {})}
+                for name, target, summary in policies
+            ]
+        )
+    elif hosted is None:
+        print_table(("POLICY", "TARGET", "WHAT IT DOES"), policies)
+    else:
+        sections = {
+            name: ", ".join(f"{section} {runs}" for section, runs in found.items()) for name, found in hosted.items()
+        }
+        print_table(
+            ("POLICY", "HOSTED", "TARGET", "WHAT IT DOES"),
+            ((name, sections.get(name, ""), target, summary) for name, target, summary in policies),
+        )
 
 
 @policy.command("show", epilog="\b\nExample:\n  mbroker policy show adaptive")
@@ -216,11 +231,10 @@ def policy_show(name: str, output: str) -> None:
         shown = {
             option: value if isinstance(value, int | float | str) else repr(value) for option, value in options.items()
         }
-        _print_json({"name": name, "target": point.value, "text": text, "options": shown})
+        print_json({"name": name, "target": point.value, "text": text, "options": shown})
         return
-    console = _console()
-    console.print(f"{name}  {point.value}\n\n{text}\n", markup=False, highlight=False)
-    _table(console, ("OPTION", "DEFAULT"), ((option, str(value)) for option, value in options.items()))
+    print_line(f"{name}  {point.value}\n\n{text}\n")
+    print_table(("OPTION", "DEFAULT"), ((option, str(value)) for option, value in options.items()))
 
 
 @main.command(
@@ -235,7 +249,7 @@ def check_config(file: Path, output: str) -> None:
     except ConfigError as error:
         lines, code = error.lines, exit_of(error)
     if output == "json":
-        _print_json({"ok": not lines, "faults": list(lines)})
+        print_json({"ok": not lines, "faults": list(lines)})
     for line in lines if output == "table" else ():
         click.echo(line, err=True)
     if lines:
@@ -276,7 +290,7 @@ def _print_decision(event: Event, actions: Iterable[Action], output: str) -> Non
         click.echo(json.dumps({**attrs.asdict(event, recurse=False), "actions": decided}))
         return
     for action in actions:
-        click.echo(f"{event.at:.3f} {_clean(event.topic)} {_clean(event.source)}: {_clean(str(action))}")
+        click.echo(f"{event.at:.3f} {clean(event.topic)} {clean(event.source)}: {clean(str(action))}")
 
 
 def _text(file: str) -> IO[str]:
@@ -307,14 +321,14 @@ def keys_show(trusted: bool, folder: Path | None, output: str) -> None:
     where = folder or keys.default_folder()
     if not trusted:
         text = keys.show(where)
-        _print_json({"public": text}) if output == "json" else click.echo(text, nl=False)
+        print_json({"public": text}) if output == "json" else click.echo(text, nl=False)
         return
     known = keys.trusted(where)
     if output == "json":
-        _print_json({name: {"fingerprint": key.fingerprint, "server": key.server} for name, key in known.items()})
+        print_json({name: {"fingerprint": key.fingerprint, "server": key.server} for name, key in known.items()})
         return
     rows = ((name, "broker" if key.server else "agent", key.fingerprint) for name, key in known.items())
-    _table(_console(), ("NAME", "ROLE", "FINGERPRINT"), rows)
+    print_table(("NAME", "ROLE", "FINGERPRINT"), rows)
 
 
 @keys_.command("trust", epilog="\b\nExample:\n  ssh web1 mbroker keys show | mbroker keys trust web1")
@@ -349,6 +363,24 @@ def _setting(text: str) -> tuple[str, Any]:
         raise Misuse(f'--set {text}: write OPTION=VALUE, VALUE as in TOML: 3, 0.5, true, "text"') from None
 
 
+def _configured(config: Config) -> Hosted:
+    found: Hosted = {}
+    for name, section in config.policies.items():
+        found.setdefault(section.policy or name, {})[name] = _runs(trusted=section.isolation is Isolation.NONE)
+    return found
+
+
+def _running(status: control.Status) -> Hosted:
+    found: Hosted = {}
+    for report in status.policies:
+        found.setdefault(report.entry, {})[report.name] = _runs(trusted=report.trusted)
+    return found
+
+
+def _runs(*, trusted: bool) -> str:
+    return "trusted" if trusted else "isolated"
+
+
 def _summary(name: str) -> str:
     try:
         return (inspect.getdoc(load_class("policy", name)) or "").partition("\n")[0]
@@ -357,49 +389,16 @@ def _summary(name: str) -> str:
 
 
 def _policy_row(report: PolicyReport) -> tuple[str, ...]:
-    benched = f"; benched for {_span(report.benched_for)}" if report.benched_for else ""
+    benched = f"; benched for {span(report.benched_for)}" if report.benched_for else ""
     return (
         report.name,
-        "trusted" if report.trusted else "isolated",
+        _runs(trusted=report.trusted),
         f"{report.events}" + (f" (+{report.skipped} skipped)" if report.skipped else ""),
         str(report.actions),
         f"{report.failures}{benched}",
         f"{report.slowest * 1000:.2f} ms",
-        _clean(report.error),
+        clean(report.error),
     )
-
-
-def _console() -> Console:
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
-
-
-def _table(console: Console, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for head in heads:
-        table.add_column(head)
-    for row in rows:
-        table.add_row(*(Text(_clean(cell)) for cell in row))
-    console.print(table)
-
-
-def _clean(text: str) -> str:
-    """Return *text* without what could steer a terminal."""
-    return "".join(each if each.isprintable() else "?" for each in text)
-
-
-def _span(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0):.1f} s"
-
-
-def _numbers(numbers: Iterable[int]) -> str:
-    return ",".join(map(str, numbers))
-
-
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(cast("Any", value), indent=2))
 
 
 if __name__ == "__main__":

@@ -13,22 +13,23 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+try:
+    import click
+
+    from mbroker.values import plain
+except ModuleNotFoundError as missing:
+    sys.exit(f"mbrokerd needs {missing.name} and other packages of a host; install them: pip install 'mchannel[host]'")
+
 from mbroker import control, logs, notify
 from mbroker.config import ConfigError, Loaded, load
 from mbroker.exits import exit_of
 from mbroker.registry import Registry, host_identity
 from mbroker.serve import Node
 from mbroker.setup import Setup, close_actuators, prepared
-from mbroker.values import plain
 from mchannel.aio import AsyncListener
 from mchannel.errors import MChannelError
 from mchannel.event import Event
 from mchannel.journal import Journal
-
-try:
-    import click
-except ModuleNotFoundError:
-    sys.exit("mbrokerd needs the packages of a host; install them: pip install 'mchannel[host]'")
 
 __all__ = ["Daemon", "main"]
 

@@ -208,7 +208,7 @@ async def _host_policy(loaded: Loaded, name: str, section: PolicySection) -> Hos
     entry = section.policy or name
     try:
         if section.isolation is Isolation.NONE:
-            return Hosted(make_policy(entry, section.options), name, section.host_wide)
+            return Hosted(make_policy(entry, section.options), name, section.host_wide, entry=entry)
         policy = IsolatedPolicy(
             find("policy", entry).value,
             section.options,
@@ -220,7 +220,7 @@ async def _host_policy(loaded: Loaded, name: str, section: PolicySection) -> Hos
     except (PluginError, IsolationError) as error:
         key = error.key if isinstance(error, PluginError) else ()
         raise loaded.error("policies", name, *key, reason=error) from None
-    return Hosted(policy, name, section.host_wide, trusted=False)
+    return Hosted(policy, name, section.host_wide, trusted=False, entry=entry)
 
 
 def _close_policy(hosted: Hosted) -> None:

@@ -22,8 +22,8 @@ def run(*arguments: str | Path, text: str | None = None) -> Result:
 def test_a_daemon_that_is_not_there_is_exit_code_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr("mbroker.control._PATIENCE", 0.1)
-    for command in ("status", "list"):
-        result = run(command)
+    for command in (("status",), ("list",), ("policy", "list", "--control", "shm:///mbroker")):
+        result = run(*command)
         assert result.exit_code == 3
         assert result.stderr.startswith("mbroker: no daemon answers at shm:///mbroker: ")
         assert result.stderr.count(":") == 3, "one hint"
@@ -45,6 +45,16 @@ def test_a_daemon_that_is_not_there_is_exit_code_3(tmp_path: Path, monkeypatch: 
 )
 def test_wrong_usage_is_exit_code_2(arguments: tuple[str, ...]) -> None:
     assert run(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("module", ["mbroker.cli", "mbroker.daemon"])
+@pytest.mark.parametrize("missing", ["click", "cattrs"])
+def test_without_the_packages_of_a_host_one_line_says_how_to_get_them(module: str, missing: str) -> None:
+    script = f"import sys; sys.modules[{missing!r}] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert f"needs {missing} and other packages of a host; install them: pip install" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_what_cannot_be_printed_is_one_line_and_exit_code_1() -> None:
@@ -88,6 +98,23 @@ def test_policies_are_listed_with_what_they_do() -> None:
         "adaptive",
     }
     assert "mbroker.policies.sla_dvfs:Basic" in run("policy", "list").stdout
+
+
+SECTIONS = "[policies.basic]\n[policies.mine]\npolicy = 'basic'\nisolation = 'process'\n"
+
+
+def test_policies_are_listed_with_the_sections_that_host_them(tmp_path: Path) -> None:
+    (tmp_path / "mbroker.toml").write_text(SECTIONS)
+    asked = ("policy", "list", "--config", tmp_path / "mbroker.toml")
+    known = {each["name"]: each["hosted"] for each in json.loads(run(*asked, "--output", "json").stdout)}
+    assert (known["basic"], known["none"]) == ({"basic": "trusted", "mine": "isolated"}, {})
+    assert "basic trusted, mine isolated" in run(*asked).stdout
+
+
+def test_how_policies_run_is_not_guessed() -> None:
+    assert json.loads(run("policy", "list", "--output", "json").stdout)[0]["hosted"] is None
+    assert "HOSTED" not in run("policy", "list").stdout
+    assert run("policy", "list", "--config", "a", "--control", "b").exit_code == 2
 
 
 def test_a_policy_is_shown_with_its_options() -> None:

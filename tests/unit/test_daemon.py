@@ -192,6 +192,8 @@ def test_the_command_shows_status_and_agents(daemon: Daemon) -> None:
         status, agents = daemon.cli("status"), daemon.cli("list")
     assert (status["broker"], status["listening"], status["problem"]) == ("node1", ["shm:///web1"], "")
     assert {policy["name"]: policy["trusted"] for policy in status["policies"]} == {"none": True, "utilization": False}
+    policies = {each["name"]: each["hosted"] for each in daemon.cli("policy", "list", "--control", "shm:///mbroker")}
+    assert (policies["none"], policies["utilization"]) == ({"none": "trusted"}, {"utilization": "isolated"})
     assert [(each["name"], each["domain"], each["state"]) for each in agents] == [("sla", "web1", "live")]
     assert agents[0]["identity"] == f"{status['host_id']}/web1/sla"
 
