@@ -51,24 +51,20 @@ def plainly(uri: str) -> Generator[None]:
         raise plain_error(error, uri) from error
 
 
-def open_connection(uri: str) -> libvirt.virConnect:
-    """Return a connection that notices when the other side is gone. Raises HypervisorError."""
+def open_connection(uri: str, lost: Callable[[], None] | None = None) -> libvirt.virConnect:
+    """Return a connection that notices when the other side is gone, and then calls *lost*. Raises HypervisorError."""
     _listen()
     with plainly(uri):
         connection = libvirt.open(uri)
-        with _if_supported():
+        try:
             connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_MISSES)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+                raise
+            return connection  # to a driver inside this process, which cannot be lost
+        if lost is not None:
+            connection.registerCloseCallback(lambda _connection, _reason, _opaque: lost(), None)
     return connection
-
-
-@contextmanager
-def _if_supported() -> Generator[None]:
-    """Go on where a driver inside this process has no use for what was asked."""
-    try:
-        yield
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
-            raise
 
 
 @attrs.frozen
@@ -92,7 +88,7 @@ class Link:
     @classmethod
     def open(cls, uri: str, ear: Ear) -> Link:
         """Connect to *uri*, and register for each kind of event once. Raises HypervisorError."""
-        made = cls(open_connection(uri))
+        made = cls(open_connection(uri, ear.lost))
         with plainly(uri):
             made._hear(ear)
         return made
@@ -119,8 +115,6 @@ class Link:
         }
         for kind, callback in callbacks.items():
             self._registered.append(self.connection.domainEventRegisterAny(None, kind, callback, None))
-        with _if_supported():
-            self.connection.registerCloseCallback(lambda _connection, _reason, _opaque: ear.lost(), None)
 
     def let_go(self) -> None:
         """Hear nothing more; the connection closes when the last call on it has ended."""

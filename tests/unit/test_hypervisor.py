@@ -1,0 +1,90 @@
+"""The fake and libvirt's own test driver keep the same rules."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachable, connect
+from mbroker.hypervisor.fake import Fault, Step, Trouble, World
+from tests.unit.hypervisor_cases import LifecycleCases, MigrationCases, Pair, Stage
+
+NODE = """
+<node>
+  <domain type='test'>
+    <name>test</name>
+    <uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid>
+    <memory unit='KiB'>2097152</memory>
+    <vcpu>2</vcpu>
+    <os><type>hvm</type></os>
+  </domain>
+</node>
+"""
+
+
+class TestFake(LifecycleCases):
+    @pytest.fixture
+    def stage(self, tmp_path: Path) -> Stage:
+        world = World()
+        host = world.host("a")
+        return Stage(host, world.boot(host, "web1"), tmp_path)
+
+
+class TestLibvirt(LifecycleCases):
+    """The driver inside this process, which knows neither migration nor channels nor quotas."""
+
+    @pytest.fixture
+    async def stage(self, tmp_path: Path) -> AsyncIterator[Stage]:
+        pytest.importorskip("libvirt", reason="needs pip install 'mchannel[libvirt]'")
+        node = tmp_path / "node.xml"  # a file of its own is a world of its own
+        node.write_text(NODE)
+        async with await connect(f"test://{node}") as host:
+            yield Stage(host, (await host.info("test")).uuid, tmp_path)
+
+
+class TestFakeMigration(MigrationCases):
+    @pytest.fixture
+    def world(self) -> World:
+        return World()
+
+    @pytest.fixture
+    def pair(self, world: World) -> Pair:
+        source, target = world.host("a"), world.host("b")
+        return Pair(source, target, world.boot(source, "web1"))
+
+    @pytest.fixture
+    def nowhere(self) -> str:
+        return "fake://nowhere"
+
+    @pytest.fixture
+    def slowly(self, world: World) -> None:
+        world.plan(Fault(Step.COPY, Trouble.HANG))
+
+    @pytest.fixture(autouse=True)
+    def once(self, world: World) -> object:
+        yield
+        world.check()
+
+
+def test_both_are_hypervisors() -> None:
+    host: Hypervisor = World().host("a")
+    assert host.uri == "fake://a"
+
+
+async def test_a_uri_where_nobody_answers_is_one_line() -> None:
+    pytest.importorskip("libvirt")
+    with pytest.raises(HypervisorUnreachable, match="does not answer") as caught:
+        await connect("qemu+unix:///system?socket=/nonexistent")
+    assert "\n" not in str(caught.value)
+
+
+async def test_without_the_binding_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("mbroker.hypervisor.libvirt_")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "mbroker.hypervisor.passage", raising=False)
+    monkeypatch.setitem(sys.modules, "libvirt", None)
+    with pytest.raises(HypervisorError, match=r"pip install 'mchannel\[libvirt\]'"):
+        await connect("qemu:///system")
