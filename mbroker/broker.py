@@ -143,9 +143,25 @@ class _Seat:
 class _Bucket:
     """What is left of one domain's budget."""
 
-    tokens: float
+    budget: Budget
     at: float
+    tokens: float = attrs.field(init=False)
     told: bool = False
+    """Whether the operator knows that it ran dry; forgotten once it is half full again."""
+
+    def __attrs_post_init__(self) -> None:
+        self.tokens = float(self.budget.burst)
+
+    def take(self, now: float) -> bool:
+        """Take one token, if there is one."""
+        burst = float(self.budget.burst)
+        self.tokens = min(burst, self.tokens + max(0.0, now - self.at) * self.budget.rate)
+        self.at = max(self.at, now)
+        if self.tokens < 1.0:
+            return False
+        self.tokens -= 1.0
+        self.told = self.told and self.tokens < burst / 2
+        return True
 
 
 class _BadDecision(Exception):
@@ -246,14 +262,12 @@ class Broker:
                 effective = self._effective(action)
                 if effective is None:
                     continue
-                allowed, told = self._charge(_domain_of(effective, event), now)
-                if allowed:
+                if self._charge(_domain_of(effective, event), now, actions):
                     self._note(effective)
                     seat.actions += 1
                     actions.append(effective)
                 else:
                     over_budget += 1
-                    actions.extend(told)
         actions.extend(self._cpu_changes(actions))
         self._stats = Stats(
             self._stats.events + 1,
@@ -340,23 +354,16 @@ class Broker:
             self._before.setdefault(action.domain, self._host.level(action.domain))
             self._host = self._host.with_level(action.domain, action.level)
 
-    def _charge(self, domain: str, now: float) -> tuple[bool, list[Action]]:
-        """Take one token of *domain*; when there is none, say so to the operator once."""
-        burst = float(self._budget.burst)
-        bucket = self._buckets.get(domain)
-        if bucket is None:
-            bucket = self._buckets[domain] = _Bucket(burst, now)
-        bucket.tokens = min(burst, bucket.tokens + max(0.0, now - bucket.at) * self._budget.rate)
-        bucket.at = max(bucket.at, now)
-        if bucket.tokens >= 1.0:
-            bucket.tokens -= 1.0
-            bucket.told = bucket.told and bucket.tokens < burst / 2
-            return True, []
-        told, bucket.told = bucket.told, True
-        if told:
-            return False, []
-        text = f"{domain}: more than {self._budget.rate:g} actions a second; what exceeds is dropped"
-        return False, [Notify(domain, text)]
+    def _charge(self, domain: str, now: float, aside: list[Action]) -> bool:
+        """Charge one action to *domain*; when its budget is spent, say so once to the operator in *aside*."""
+        bucket = self._buckets.get(domain) or self._buckets.setdefault(domain, _Bucket(self._budget, now))
+        if bucket.take(now):
+            return True
+        if not bucket.told:
+            bucket.told = True
+            text = f"{domain}: more than {self._budget.rate:g} actions a second; what exceeds is dropped"
+            aside.append(Notify(domain, text))
+        return False
 
     def _cpu_changes(self, actions: list[Action]) -> Iterator[SetPState]:
         """Yield the p-states of physical CPUs whose maximum over their virtual CPUs changed."""

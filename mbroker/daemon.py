@@ -40,7 +40,7 @@ class Daemon:
     """A node made from a configuration, and made over when that changes."""
 
     def __init__(self, loaded: Loaded) -> None:
-        """Open the registry; nothing else of *loaded* is in force yet.
+        """Open the registry; the rest of *loaded* waits for :meth:`run`.
 
         Raises :exc:`~mbroker.config.ConfigError` when the folder of journals cannot be used.
         """
@@ -52,13 +52,14 @@ class Daemon:
         except (OSError, MChannelError) as error:
             raise loaded.error("broker", "state", reason=error) from None
         self._path = loaded.path
+        self._first = loaded
         self._since = time.time()
         self._problem = ""
         self._setup = Setup.nothing(loaded)
         self._node = Node(self._setup.broker, Registry(self._host_id, journal))
 
-    async def run(self, loaded: Loaded) -> None:
-        """Serve as *loaded* says until SIGTERM or SIGINT, reload at SIGHUP; then put back what was changed.
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, reload at SIGHUP; then put back what was changed.
 
         Raises :exc:`~mbroker.config.ConfigError` when the configuration cannot be put to work.
         """
@@ -67,8 +68,8 @@ class Daemon:
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, reload.set)
         try:
-            await self._adopt(loaded)
-            with _listening(loaded) as questions:
+            await self._adopt(self._first)
+            with _listening(self._first) as questions:
                 async with asyncio.TaskGroup() as tasks:
                     background = [
                         tasks.create_task(self._node.beat()),
@@ -78,7 +79,7 @@ class Daemon:
                     ]
                     self._welcome(tasks)
                     notify.sd_notify("READY=1")
-                    _log.info("serving %s at %d addresses", loaded.config.broker.name, len(self._setup.doors))
+                    _log.info("serving %s at %d addresses", self._node.broker.host.name, len(self._setup.doors))
                     await stop.wait()
                     notify.sd_notify("STOPPING=1")
                     for door in self._setup.doors.values():
@@ -249,8 +250,7 @@ def main(config: Path, log_level: str) -> None:
     """
     logs.set_up(log_level)
     try:
-        loaded = load(config)
-        asyncio.run(Daemon(loaded).run(loaded))
+        asyncio.run(Daemon(load(config)).run())
     except ConfigError as error:
         for line in error.lines:
             click.echo(f"mbrokerd: {line}", err=True)
