@@ -5,11 +5,31 @@
 
 import os
 
-from setuptools import setup
+from setuptools import Extension, setup
 
-ring = [] if os.environ.get("MCHANNEL_RING") == "no" else ["native/build_ring.py:ffi"]
+RING = os.environ.get("MCHANNEL_RING") != "no"
+QUICK = Extension(
+    "mchannel._quick",
+    sources=["native/quick.c", "native/end.c", "native/ring.c"],
+    depends=["native/end.h", "native/ring.h"],
+    include_dirs=["native"],
+    define_macros=[("Py_LIMITED_API", "0x030b0000")],
+    py_limited_api=True,
+    extra_compile_args=[
+        "-std=c11",
+        "-O3",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Wno-missing-field-initializers",
+    ],
+)
 
 setup(
-    cffi_modules=[*ring, "native/build_xen.py:ffi"],  # the second is plain Python, and needs no compiler
+    cffi_modules=[
+        *(["native/build_ring.py:ffi"] if RING else []),
+        "native/build_xen.py:ffi",  # plain Python, and needs no compiler
+    ],
+    ext_modules=[QUICK] if RING else [],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one abi3 wheel for every CPython
 )

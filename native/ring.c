@@ -31,14 +31,6 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "indices must be lock-free between p
 #define load(p, order) atomic_load_explicit((p), (order))
 #define store(p, value, order) atomic_store_explicit((p), (value), (order))
 
-static inline void pause_cpu(void) {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  __asm__ volatile("yield");
-#endif
-}
-
 static inline uint64_t record_size(uint64_t length) { return (WORD + length + 7u) & ~UINT64_C(7); }
 
 static inline _Atomic uint64_t *word_at(const uint8_t *at) { return (_Atomic uint64_t *)(uintptr_t)at; }
@@ -121,7 +113,7 @@ static int wait_for(ready_fn *ready, void *half, const mc_ways *ways, uint64_t s
   do {
     for (int i = 0; i < 32; i++) {
       if (ready(half)) return MC_OK;
-      pause_cpu();
+      mc_pause();
     }
     now = now_ns();
   } while (now - start < spin_ns);

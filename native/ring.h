@@ -170,6 +170,14 @@ void mc_take(mc_reader *r);
 /* Acknowledge all that was handed out. */
 void mc_done(mc_reader *r);
 
+static inline void mc_pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
 /* Is there something to do (a message, room again, or an error to report)? */
 bool mc_readable(mc_reader *r);
 bool mc_writable(mc_writer *w);

@@ -14,6 +14,7 @@ from struct import iter_unpack
 from types import TracebackType
 from typing import Final, Self
 
+from mchannel._quick import Quick
 from mchannel._ring import ffi, lib
 from mchannel.errors import ChannelClosed, MessageTooBig, ProtocolError
 from mchannel.transports.region import Lanes, Region
@@ -22,12 +23,10 @@ __all__ = ["Region", "RingEnd", "Side"]
 
 _BATCH: Final = 4096
 _PERIOD: Final = 0.05
-_FULL: Final = lib.MC_FULL
 _EMPTY: Final = lib.MC_EMPTY
 _TIMEOUT: Final = lib.MC_TIMEOUT
 _INTERRUPTED: Final = lib.MC_INTERRUPTED
 _ATTENTION: Final = lib.MCP_ATTENTION
-_VIEW: Final = lib.MCP_VIEW
 _VIOLATIONS: Final = (
     "nothing",
     "the header of the shared memory is not one of ours",
@@ -46,7 +45,7 @@ class Side(IntEnum):
     B = 1
 
 
-class RingEnd:
+class RingEnd(Quick):
     """The writer of one direction of a region and the reader of the other.
 
     It starts where its predecessor, if there was one, stopped: messages that the predecessor may have seen come
@@ -74,11 +73,9 @@ class RingEnd:
         "_lengths",
         "_memory",
         "_peeked",
-        "_read",
         "_region",
         "_room",
         "_scratch",
-        "_write",
     )
 
     def __init__(
@@ -103,26 +100,17 @@ class RingEnd:
         self._room = max(region.capacity // 4, 1 << 14)
         self._scratch = mmap(-1, self._room, flags=MAP_PRIVATE)
         self._end = end = ffi.new("mcp_end *")
+        self._join(int(ffi.cast("uintptr_t", end)))
         end.scratch = self._buffer = ffi.from_buffer(self._scratch)
         end.lengths = self._lengths = ffi.new("uint32_t[]", _BATCH)
         end.ends = self._ends = ffi.new("uint64_t[]", _BATCH)
         end.period = 0.0 if attention is None else _PERIOD
-        self._read = lib.mcp_read
-        self._write = lib.mcp_write
         peer = -1 if peer_bell is None else peer_bell
         most = region.pool if limit is None else limit
         if lib.mcp_join(end, region.base, region.capacity, region.pool, side, most, self._bell, peer, futex, spin):
             raise self._error(lib.MC_BROKEN)
 
     # ---- writing
-
-    def write(self, message: bytes) -> bool:
-        """Publish *message*; False when there is no room until the peer reads on. Raise MessageTooBig."""
-        while code := self._write(self._end, message, len(message)):
-            if code == _FULL:
-                return False
-            self._goes_on(code)
-        return True
 
     def write_many(self, messages: Sequence[bytes]) -> int:
         """Publish as many *messages* as there is room for, at once, and return how many.
@@ -147,35 +135,6 @@ class RingEnd:
         return code
 
     # ---- reading
-
-    def read(self, timeout: float | None = 0.0) -> bytes | None:
-        """Acknowledge what was handed out before, and return the next message, or None after *timeout* seconds.
-
-        A timeout of 0 never waits, None waits for ever.
-        """
-        left = -1.0 if timeout is None else timeout
-        while (code := self._read(self._end, left)) < 0:
-            if code == _EMPTY:
-                return None
-            if code == _VIEW:
-                return self._memory[self._end.view : self._end.view_end]
-            if not self._goes_on(code):
-                return None
-            left = self._end.left
-        return self._scratch[:code]
-
-    def read_newest(self) -> bytes | None:
-        """Acknowledge all but the newest message that is there, and return that one, or None.
-
-        Those that come meanwhile are left: a writer that is faster than this reader cannot hold it.
-        """
-        while (code := lib.mcp_read_newest(self._end)) < 0:
-            if code == _EMPTY:
-                return None
-            if code == _VIEW:
-                return self._memory[self._end.view : self._end.view_end]
-            self._goes_on(code)
-        return self._scratch[:code]
 
     def read_many(self, limit: int = _BATCH) -> list[bytes]:
         """Acknowledge what was handed out before, and return the messages that are there, at most *limit*."""
