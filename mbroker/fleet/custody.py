@@ -42,6 +42,8 @@ class Attend:
 
     domain: str
     snapshots: tuple[bytes, ...] = ()
+    overtaken: bool = False
+    """Whether another host may have gone on with them since, so that what is replayed may have been seen."""
 
 
 @attrs.frozen
@@ -101,12 +103,13 @@ class _Domain:
 class Custody:
     """The domains of one host."""
 
-    def __init__(self, parked: tuple[Kept, ...] = ()) -> None:
-        """Begin with what was parked before a restart."""
+    def __init__(self, parked: tuple[Kept, ...] = (), fleet: frozenset[str] = frozenset()) -> None:
+        """Begin with what was *parked* before a restart; *fleet* names the other hosts."""
         self.orders: deque[Order] = deque()
         """What is to be done, in order; the owner takes it away."""
         self.members: frozenset[str] = frozenset()
         """Members of the fleet that can be reached now; the owner keeps it up to date."""
+        self._fleet = fleet
         self._domains: dict[str, _Domain] = {}
         self._generations = OrderedDict((kept.domain, kept.generation) for kept in parked)
         """The newest generation that was heard of."""
@@ -177,7 +180,8 @@ class Custody:
     def on_offer(self, offer: Offer, now: float) -> None:
         """Keep another host's sessions until their domain comes, or go on with them if it has come."""
         kept = Kept(offer.domain, offer.generation, offer.snapshots)
-        if self._is_news(kept, now) and offer.domain in self._domains:
+        if self._is_news(kept, now) and (found := self._domains.get(offer.domain)):
+            found.asked = frozenset()
             self._attend(offer.domain, kept)
 
     def on_taken(self, taken: Taken) -> None:
@@ -199,7 +203,7 @@ class Custody:
         found = self._domains.get(answer.domain)
         if found is not None and found.until is not None:
             found.asked -= {host}
-            if not found.asked:
+            if not found.asked & self.members:
                 self._attend(answer.domain, self._kept(answer.domain))
 
     # --- time ---------------------------------------------------------------------------------
@@ -233,12 +237,14 @@ class Custody:
         if found is not None and (found.stage is _Stage.HERE or found.until is not None):
             found.ran = True
             return
-        kept = self._certain(domain, now)
-        if kept or not self.members:
-            self._attend(domain, kept or self._kept(domain))
+        if kept := self._certain(domain, now):
+            self._attend(domain, kept)
             return
-        self._domains[domain] = _Domain(_Stage.EXPECTED, until=now + GRACE, asked=self.members)
-        self.orders.append(Tell(Claim(domain)))
+        self._domains[domain] = _Domain(_Stage.EXPECTED, until=now + GRACE, asked=self._fleet)
+        if self.members:
+            self.orders.append(Tell(Claim(domain)))
+        else:
+            self._attend(domain, self._kept(domain))
 
     def _certain(self, domain: str, now: float) -> Kept | None:
         """Return sessions of *domain* that no other host can have overtaken."""
@@ -260,11 +266,15 @@ class Custody:
         return True
 
     def _attend(self, domain: str, kept: Kept | None) -> None:
-        """Listen to *domain*, and say that what others keep of it is of no use any more."""
+        """Listen to *domain*, and say that what others keep of it is of no use any more.
+
+        Members that were asked and have not answered may know better.
+        """
         found = self._domains.get(domain)
+        overtaken = found is not None and bool(found.asked)
         self._domains[domain] = _Domain(_Stage.HERE, ran=found is None or found.ran)
         self._forget(domain)
-        self.orders.append(Attend(domain, kept.snapshots if kept else ()))
+        self.orders.append(Attend(domain, kept.snapshots, overtaken) if kept else Attend(domain))
         if kept:
             self.orders.append(Tell(Taken(domain, kept.generation)))
 

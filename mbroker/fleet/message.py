@@ -130,11 +130,12 @@ class MessageCodec:
     def decode(self, payload: bytes) -> Numbered:
         """Return the message in *payload*; raise CodecError for anything else."""
         try:
-            match unpack(payload, _LIMITS):
-                case (str() as name, int() as question, dict() as fields) if name in _KINDS and question >= 0:
-                    message: Message = build(_KINDS[name], fields)
-                    return Numbered(message, question)
-                case _:
-                    raise ValueError("of no kind that this version knows")
+            name, question, fields = unpack(payload, _LIMITS)
+            if not isinstance(name, str) or name not in _KINDS:
+                raise ValueError("of no kind that this version knows")
+            if type(question) is not int or question < 0:
+                raise ValueError("without the number of a question")
+            message: Message = build(_KINDS[name], fields)
+            return Numbered(message, question)
         except (Invalid, ValueError) as error:
             raise CodecError(f"not a message of a fleet: {error}") from None

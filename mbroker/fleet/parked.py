@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from mbroker.fleet.custody import Kept
+from mbroker.values import build
 from mchannel.errors import JournalError
 from mchannel.journal import Journal
 from mchannel.packing import Limits, pack, unpack
@@ -43,14 +44,9 @@ class ParkedFile:
 
 def _parsed(record: bytes) -> Kept | None:
     try:
-        match unpack(record, _LIMITS):
-            case (str() as domain, int() as generation, tuple() as snapshots) if all(
-                isinstance(each, bytes) for each in snapshots
-            ):
-                return Kept(domain, generation, snapshots)
-            case _:
-                pass
+        domain, generation, snapshots = unpack(record, _LIMITS)
+        kept: Kept = build(Kept, {"domain": domain, "generation": generation, "snapshots": snapshots})
     except ValueError:
-        pass
-    _log.warning("a record of parked sessions was not understood and left out")
-    return None
+        _log.warning("a record of parked sessions was not understood and left out")
+        return None
+    return kept

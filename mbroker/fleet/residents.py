@@ -134,8 +134,8 @@ class Residents:
             custody.tick(time.monotonic())
             while custody.orders:
                 match custody.orders.popleft():
-                    case Attend(domain, snapshots):
-                        await self._attend(domain, snapshots, tasks)
+                    case Attend() as attend:
+                        await self._attend(attend, tasks)
                     case Part(domain):
                         self._part(domain)
                     case Tell(message, host) if self._fleet is not None:
@@ -150,7 +150,8 @@ class Residents:
             except TimeoutError:
                 pass
 
-    async def _attend(self, domain: str, snapshots: tuple[bytes, ...], tasks: asyncio.TaskGroup) -> None:
+    async def _attend(self, order: Attend, tasks: asyncio.TaskGroup) -> None:
+        domain = order.domain
         try:
             info = await self._hypervisor.info(domain)
             where = info.port(self._port).path
@@ -162,12 +163,12 @@ class Residents:
             return
         self._part(domain)  # what an earlier life of it left
         listener = listen_async(f"virtio://{where}?domain={domain}", name="mbrokerd")
-        for snapshot in snapshots:
+        for snapshot in order.snapshots:
             try:
-                listener.adopt(snapshot)
+                listener.adopt(snapshot, overtaken=order.overtaken)
             except MChannelError as error:
                 _log.warning("%s: a session that was handed over cannot be read: %s", info.name, error)
-        _log.info("attending to %s, with %d sessions handed over", info.name, len(snapshots))
+        _log.info("attending to %s, with %d sessions handed over", info.name, len(order.snapshots))
         self._doors[domain] = _Door(info.name, listener, tasks.create_task(self._node.welcome(listener, info.name)))
 
     def _part(self, domain: str) -> None:

@@ -38,7 +38,7 @@ def source() -> Custody:
 
 
 def test_a_domain_that_boots_is_attended_at_once() -> None:
-    custody = Custody()
+    custody = Custody(fleet=frozenset({"b"}))
     custody.members = frozenset({"b"})
     custody.happened(event(Kind.STARTED), 0)
     assert orders(custody) == [Attend(D)]
@@ -68,7 +68,7 @@ def test_a_domain_that_arrives_first_waits_for_its_offer() -> None:
 
 
 def test_a_domain_without_an_offer_is_claimed_and_attended_after_the_grace() -> None:
-    custody = Custody()
+    custody = Custody(fleet=frozenset({"b", "c"}))
     custody.members = frozenset({"b", "c"})
     custody.happened(event(Kind.ARRIVED), 10)
     assert orders(custody) == [Tell(Claim(D))]
@@ -78,7 +78,7 @@ def test_a_domain_without_an_offer_is_claimed_and_attended_after_the_grace() -> 
 
 
 def test_a_domain_is_attended_when_all_have_answered_that_they_keep_nothing() -> None:
-    custody = Custody()
+    custody = Custody(fleet=frozenset({"b", "c"}))
     custody.members = frozenset({"b", "c"})
     custody.happened(event(Kind.PRESENT, state=State.RUNNING), 0)
     orders(custody)
@@ -127,7 +127,7 @@ def test_a_domain_that_ended_leaves_nothing(source: Custody) -> None:
 
 
 def test_a_domain_that_runs_here_in_post_copy_is_claimed_like_one_that_arrived() -> None:
-    custody = Custody()
+    custody = Custody(fleet=frozenset({"b"}))
     custody.members = frozenset({"b"})
     custody.happened(event(Kind.POSTCOPY, state=State.RUNNING), 0)
     assert orders(custody) == [Tell(Claim(D))]
@@ -168,8 +168,23 @@ def test_what_was_parked_before_a_restart_is_taken_up() -> None:
     assert orders(custody) == [Attend(D, (b"s",)), Tell(Taken(D, 7))]
 
 
+def test_what_is_parked_may_have_been_overtaken_at_a_member_that_is_away() -> None:
+    custody = Custody((Kept(D, 7, (b"s",)),), frozenset({"b"}))
+    custody.happened(event(Kind.PRESENT, state=State.RUNNING), 0)
+    assert orders(custody) == [Attend(D, (b"s",), overtaken=True), Tell(Taken(D, 7))]
+
+
+def test_what_is_parked_may_have_been_overtaken_when_a_member_does_not_answer() -> None:
+    custody = Custody((Kept(D, 7, (b"s",)),), frozenset({"b"}))
+    custody.members = frozenset({"b"})
+    custody.happened(event(Kind.PRESENT, state=State.RUNNING), 0)
+    orders(custody)
+    custody.tick(GRACE)
+    assert orders(custody) == [Attend(D, (b"s",), overtaken=True), Tell(Taken(D, 7))]
+
+
 def test_the_newest_sessions_count_whoever_kept_them() -> None:
-    custody = Custody((Kept(D, 7, (b"mine",)),))
+    custody = Custody((Kept(D, 7, (b"mine",)),), frozenset({"b", "c"}))
     custody.members = frozenset({"b", "c"})
     custody.happened(event(Kind.PRESENT, state=State.RUNNING), 0)
     assert orders(custody) == [Tell(Claim(D))]
@@ -179,7 +194,7 @@ def test_the_newest_sessions_count_whoever_kept_them() -> None:
 
 
 def test_an_offer_that_waited_long_is_checked_with_the_others() -> None:
-    custody = Custody()
+    custody = Custody(fleet=frozenset({"b"}))
     custody.members = frozenset({"b"})
     custody.on_offer(Offer(D, 7, (b"s",)), 0)
     custody.happened(event(Kind.ARRIVING), 30)
@@ -222,10 +237,18 @@ class Host:
     """One broker: what it has received of the agent, when it attends."""
 
     custody: Custody
-    mail: deque[tuple[str, object]] = attrs.field(factory=deque)
+    mail: deque[tuple[str, Offer | Taken | Claim | Claimed]] = attrs.field(
+        factory=deque[tuple[str, Offer | Taken | Claim | Claimed]]
+    )
     attended: bool = False
     done: int | None = None
+    sure_from: int = 0
+    """Messages before this one may have been seen by another broker."""
     up: bool = True
+
+
+def others(name: str) -> frozenset[str]:
+    return frozenset("abc") - {name}
 
 
 class Fleet(RuleBasedStateMachine):
@@ -237,7 +260,7 @@ class Fleet(RuleBasedStateMachine):
     def boot(self) -> None:
         self.now = 0.0
         self.agent = Agent()
-        self.all = {name: Host(Custody()) for name in "abc"}
+        self.all = {name: Host(Custody(fleet=others(name))) for name in "abc"}
         self.at: str | None = "a"
         self.saved_by: str | None = None
         self.script: list[tuple[str, Kind]] = []
@@ -261,9 +284,10 @@ class Fleet(RuleBasedStateMachine):
         host = self.all[name]
         while host.custody.orders:
             match host.custody.orders.popleft():
-                case Attend(_, snapshots):
+                case Attend(_, snapshots, overtaken):
                     host.attended = True
                     host.done = int(snapshots[0]) if snapshots else None
+                    host.sure_from = self.agent.sent + 1 if overtaken or not snapshots else 0
                 case Part():
                     kept = () if host.done is None else (str(host.done).encode(),)
                     host.attended, host.done = False, None
@@ -282,12 +306,9 @@ class Fleet(RuleBasedStateMachine):
         host = self.all.get(self.at or "")
         if host is None or not host.up or not host.attended:
             return
-        known = host.done is not None
-        if not known:
-            host.done = self.agent.acknowledged
-        assert host.done is not None
-        for number in range(max(host.done, self.agent.acknowledged) + 1, self.agent.sent + 1):
-            self.delivered.append((number, not known))
+        done = host.done or 0
+        for number in range(max(done, self.agent.acknowledged) + 1, self.agent.sent + 1):
+            self.delivered.append((number, number < host.sure_from))
         host.done = self.agent.sent
         if acknowledge:
             self.agent.acknowledged = host.done
@@ -356,7 +377,7 @@ class Fleet(RuleBasedStateMachine):
         host = self.all[name]
         if host.up:
             self.lossy = True
-            self.all[name] = Host(Custody(host.custody.parked), up=False)
+            self.all[name] = Host(Custody(host.custody.parked, others(name)), up=False)
             self.know_members()
 
     @rule(name=st.sampled_from("abc"))
