@@ -16,8 +16,11 @@ segments, and each segment can be found and checked by itself::
 
 ``END`` (0xC1) never occurs inside, as ``END`` is written ``ESC 1`` and ``ESC`` (0xF6) ``ESC 0``: so
 whatever a message holds, it cannot pass for a segment after a tear. Both bytes are rare in msgpack
-and never occur in text. An empty frame ends its stream; on the key :data:`EVERYBODY` it ends them
-all: whoever says it begins anew.
+and never occur in text. An empty frame ends its stream.
+
+On the key :data:`EVERYBODY` the ends speak about the wire. An end that has just opened or reached
+it says :data:`BEGIN`: streams of before are over, introduce yourself. The other end answers
+:data:`READY`. Nothing else is sent before one of these was heard.
 """
 
 from __future__ import annotations
@@ -31,10 +34,11 @@ from typing import NamedTuple
 
 import attrs
 
-__all__ = ["CAPACITY", "EVERYBODY", "LONGEST", "QUANTUM", "Demultiplexer", "Key", "Multiplexer"]
+__all__ = ["BEGIN", "CAPACITY", "EVERYBODY", "LONGEST", "QUANTUM", "READY", "Demultiplexer", "Key", "Multiplexer"]
 
 END = b"\xc1"
 ESC = b"\xf6"
+BEGIN, READY = b"begin", b"ready"
 PIECE = 4000
 """Bytes of a frame in one segment: what a small frame may have to wait for, of each other stream."""
 QUANTUM = 4096
@@ -79,7 +83,7 @@ class Key(NamedTuple):
 
 
 EVERYBODY = Key(bytes(_NUMBER))
-"""The key on which an end speaks about all its streams."""
+"""The key on which the ends speak about the wire."""
 
 
 @attrs.define(eq=False)
@@ -87,7 +91,7 @@ class _Queue:
     """Frames of one stream that wait to be sent."""
 
     key: bytes
-    frames: deque[bytes] = attrs.field(factory=deque)
+    frames: deque[bytes] = attrs.field(factory=deque[bytes])
     size: int = 0
     offset: int = 0
     """Bytes of the first frame that have left."""
@@ -174,10 +178,9 @@ class Multiplexer:
         """Forget a stream; what waits in it still leaves."""
         self._queues.pop(key, None)
 
-    def begin(self) -> None:
-        """Give up all that waits, and tell the peer that this end begins anew."""
-        self.clear()
-        self._append(_Queue(EVERYBODY.encode()), b"")
+    def say(self, word: bytes) -> None:
+        """Say BEGIN or READY to everybody."""
+        self._append(_Queue(EVERYBODY.encode()), word)
 
     def clear(self) -> None:
         """Give up all that waits."""
