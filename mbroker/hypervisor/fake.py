@@ -75,7 +75,7 @@ class World:
         self, host: FakeHypervisor, name: str, *, ports: Sequence[str] = ("org.mchannel.0",), persistent: bool = True
     ) -> str:
         """Start a new domain on *host* and return its UUID."""
-        uuid = str(UUID(int=0xAAAA_0000_4000_8000_0000_0000_0000 + next(self._numbers)))
+        uuid = str(UUID(int=0xAAAAAAAA_0000_4000_8000_000000000000 + next(self._numbers)))
         info = DomainInfo(uuid, name, State.OFF, vcpus=1, memory=1 << 28, persistent=persistent)
         sockets = tuple(Port(port, f"/run/fake/{uuid}/{port}", connected=True) for port in ports)
         host.halves[uuid] = Half(attrs.evolve(info, ports=sockets), started=self.now())
