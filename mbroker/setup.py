@@ -209,18 +209,24 @@ async def _host_policy(loaded: Loaded, name: str, section: PolicySection) -> Hos
     try:
         if section.isolation is Isolation.NONE:
             return Hosted(make_policy(entry, section.options), name, section.host_wide, entry=entry)
-        policy = IsolatedPolicy(
-            find("policy", entry).value,
-            section.options,
-            deadline=section.deadline,
-            memory=section.memory_mib << 20,
-            wait=None,
-        )
-        await asyncio.to_thread(policy.wait, _START_POLICY)
-    except (PluginError, IsolationError) as error:
-        key = error.key if isinstance(error, PluginError) else ()
-        raise loaded.error("policies", name, *key, reason=error) from None
+        policy = await _isolated(find("policy", entry).value, section)
+    except PluginError as error:
+        raise loaded.error("policies", name, *error.key, reason=error) from None
+    except IsolationError as error:
+        raise loaded.error("policies", name, reason=error) from None
     return Hosted(policy, name, section.host_wide, trusted=False, entry=entry)
+
+
+async def _isolated(target: str, section: PolicySection) -> IsolatedPolicy:
+    """Return the policy in its process, ready to decide; after a cancellation there is no process."""
+    memory = section.memory_mib << 20
+    policy = IsolatedPolicy(target, section.options, deadline=section.deadline, memory=memory, wait=None)
+    try:
+        await asyncio.to_thread(policy.wait, _START_POLICY)
+    except BaseException:
+        policy.close()
+        raise
+    return policy
 
 
 def _close_policy(hosted: Hosted) -> None:
