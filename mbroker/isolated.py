@@ -2,7 +2,8 @@
 
 Its standard input is a socket to the broker; it has no other file, no environment and, when started
 by root, no privileges. The order matters: limits, credentials and the first filter before the
-policy's module is imported, the second filter before the policy sees an event.
+policy's module is imported, unless it is one of this package; the second filter before the policy
+sees an event.
 """
 
 from __future__ import annotations
@@ -55,19 +56,23 @@ def main() -> None:
         number, event, picture = unpack(packet, FROM_BROKER)
         if picture is not None:
             host = build(Host, picture)
+        answer, failure = b"", ""
         try:
             actions = islice(policy.decide(codec.decode(cast("bytes", event)), host), MAX_ACTIONS + 1)
             answer = pack(("done", number, [plain(action, Action) for action in actions]))
         except BaseException as error:  # the policy's failure, sys.exit() too, is the broker's to judge
-            answer = pack(("failed", number, one_line(error)))
-        pipe.send(answer)
+            failure = one_line(error)
+        pipe.send(answer or pack(("failed", number, failure)))  # here, where the error no longer holds what it ate
 
 
 def _prepare(broker: int, target: str, options: dict[str, Any], path: tuple[str, ...], memory: int) -> Policy:
     """Give up all that a policy does not need, then import and make it."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    sys.path[:] = path
+    sys.path[:] = [entry for entry in path if os.access(entry, os.F_OK)]
+    module, _, name = target.partition(":")
+    if module.startswith("mbroker."):  # ours, as this module is: it needs no folder that every user may read
+        importlib.import_module(module)
     nobody = pwd.getpwnam("nobody")
     if os.geteuid() == 0:
         os.setgroups([])
@@ -85,9 +90,14 @@ def _prepare(broker: int, target: str, options: dict[str, Any], path: tuple[str,
     ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # after the change of user: that clears it
     if os.getppid() != broker:
         raise SystemExit
+    hidden = [entry for entry in sys.path if not os.access(entry, os.R_OK)]
     confine_to_imports()
-    module, _, name = target.partition(":")
-    policy: Policy = getattr(importlib.import_module(module), name)(**options)
+    try:
+        policy: Policy = getattr(importlib.import_module(module), name)(**options)
+    except ModuleNotFoundError as error:
+        if not hidden:
+            raise
+        raise ModuleNotFoundError(f"{error}, unless in {', '.join(hidden)}, where user nobody may not read") from None
     confine_to_computing()
     return policy
 

@@ -186,6 +186,17 @@ def test_a_policy_that_does_not_exist_is_refused_with_the_reason() -> None:
         IsolatedPolicy("no_such_module:Policy")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+def test_a_policy_that_nobody_may_read_says_where_it_must_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hidden.py").write_text("class Policy: topics = ()")
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    with pytest.raises(IsolationError, match=f"unless in .*{tmp_path}, where user nobody may not read"):
+        IsolatedPolicy("hidden:Policy")
+
+
 def test_a_loop_is_cut_at_the_deadline_and_the_child_replaced(start: Start) -> None:
     policy = start("while event.value == 0.5: pass\nyield SetFrequency('web1', step=1)", deadline=0.2)
     first = policy.pid
@@ -207,7 +218,7 @@ def test_a_replaced_child_decides_again(start: Start) -> None:
 
 
 def test_a_memory_eater_meets_its_limit(start: Start) -> None:
-    policy = start("eaten = []\nwhile True: eaten.append(bytearray(1 << 24))\nyield")
+    policy = start("eaten = []\nwhile True: eaten.append(bytearray(1 << 16))\nyield")
     with pytest.raises(IsolationError, match="MemoryError"):
         policy.decide(EVENT, HOST)
 

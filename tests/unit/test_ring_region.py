@@ -55,8 +55,8 @@ def test_memory_that_is_not_sealed_is_refused() -> None:
         os.close(fd)
 
 
-def test_a_file_is_refused(tmp_path: Path) -> None:
-    with (tmp_path / "file").open("w+b") as file, pytest.raises(ProtocolError, match="memfd"):
+def test_a_file_is_refused(tmp_path: Path) -> None:  # on a tmpfs it could have seals, and has none
+    with (tmp_path / "file").open("w+b") as file, pytest.raises(ProtocolError, match=r"not a memfd|not sealed"):
         Region.attach(file.fileno())
 
 
