@@ -83,8 +83,7 @@ def cpio(entries: Mapping[str, Entry]) -> bytes:
 
 def image(folder: Path, packages: Sequence[str] = PYTHON, cache: Path = CACHE) -> Image:
     """Return the kernel and, written below *folder*, the initramfs of a guest; raises NoPackages."""
-    kernel = _run("apt-cache", "depends", "--important", KERNEL).split("Depends: ")[1].split()[0]
-    debian, vmlinuz = _debian([*packages, kernel], cache)
+    debian, vmlinuz = _debian([*packages, newest(KERNEL)], cache)
     ours = {"init": Entry(Path(__file__).with_name("guest_init.sh").read_bytes(), stat.S_IFREG | 0o755)}
     ours["control.py"] = Entry(Path(__file__).with_name("guest_control.py").read_bytes())
     with TemporaryDirectory() as built:
@@ -116,36 +115,58 @@ def _run(*command: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def newest(kernel: str) -> str:
+    """Return the package of the kernel that the package *kernel* names; raises NoPackages."""
+    return _run("apt-cache", "depends", "--important", kernel).split("Depends: ")[1].split()[0]
+
+
+def uris(packages: Sequence[str]) -> list[str]:
+    """Return a line for each of *packages*: where it is, its file, its size and hash; raises NoPackages."""
+    return sorted(_run("apt-get", "download", "--print-uris", *packages).splitlines())
+
+
+def unpack(packages: Sequence[str], root: Path, cache: Path) -> None:
+    """Unpack *packages* below *root*, from the cache if they are there; raises NoPackages."""
+    files = {name.partition("_")[0]: name for name in (line.split()[1] for line in uris(packages))}
+    debs = cache / "debs"
+    debs.mkdir(parents=True, exist_ok=True)
+    if missing := [package for package in packages if not (debs / files[package]).exists()]:
+        with TemporaryDirectory(dir=cache) as fetched:
+            _run("apt-get", "download", "-q", *missing, cwd=Path(fetched))
+            for deb in Path(fetched).iterdir():
+                deb.replace(debs / deb.name)
+    for package in packages:
+        _run("dpkg-deb", "-x", str(debs / files[package]), str(root))
+
+
 def _debian(packages: Sequence[str], cache: Path) -> tuple[Path, Path]:
     """Return the archive of what the guest needs of *packages*, and its kernel, both from the cache if there."""
-    uris = sorted(_run("apt-get", "download", "--print-uris", *packages).splitlines())
-    listed = [line.split() for line in uris]  # 'uri' name size SHA256:...
-    key = hashlib.sha256("\n".join([*uris, Path(__file__).read_text()]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join([*uris(packages), Path(__file__).read_text()]).encode()).hexdigest()[:16]
     archive, kernel = cache / f"{key}.cpio.gz", cache / f"{key}.vmlinuz"
     if not archive.exists() or not kernel.exists():
-        debs = cache / "debs"
-        debs.mkdir(parents=True, exist_ok=True)
-        if missing := [name for name, line in _named(packages, listed) if not (debs / line[1]).exists()]:
-            with TemporaryDirectory(dir=cache) as fetched:
-                _run("apt-get", "download", "-q", *missing, cwd=Path(fetched))
-                for deb in Path(fetched).iterdir():
-                    deb.replace(debs / deb.name)
+        cache.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=cache) as scratch:
             root, whole = Path(scratch, "root"), Path(scratch, "archive")
-            for _, name, *_ in listed:
-                _run("dpkg-deb", "-x", str(debs / name), str(root))
+            unpack(packages, root, cache)
             next((root / "boot").glob("vmlinuz-*")).replace(kernel)
-            whole.write_bytes(gzip.compress(cpio(_kept(root)), 9, mtime=0))
+            modules = _modules(root)
+            whole.write_bytes(gzip.compress(cpio({**modules, **system(root)}), 9, mtime=0))
             whole.replace(archive)
     return archive, kernel
 
 
-def _named(packages: Sequence[str], listed: Sequence[list[str]]) -> Iterator[tuple[str, list[str]]]:
-    names = {line[1].partition("_")[0]: line for line in listed}
-    return ((package, names[package]) for package in packages)
+def _modules(root: Path) -> dict[str, Entry]:
+    """Return the kernel's modules, which leave *root*."""
+    (modules,) = (root / "lib/modules").iterdir()
+    entries: dict[str, Entry] = {}
+    for number, module in enumerate(MODULES):
+        (path,) = modules.glob(f"kernel/*/{module}.ko")
+        entries[f"modules/{number:02}-{path.name}"] = Entry(path.read_bytes())
+    shutil.rmtree(root / "lib/modules")
+    return entries
 
 
-def _kept(root: Path) -> dict[str, Entry]:
+def system(root: Path) -> dict[str, Entry]:
     """Compile the Python in *root* and return what a guest needs of the whole.
 
     Only compiled modules go in: the image is smaller, and Python starts much faster where every instruction is
@@ -158,13 +179,7 @@ def _kept(root: Path) -> dict[str, Entry]:
     command += [f"{root}/usr/lib/{python.name}", f"{root}/usr/lib/python3/dist-packages"]
     environment = {"PYTHONHOME": f"{root}/usr", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    (modules,) = (root / "lib/modules").iterdir()
-    entries: dict[str, Entry] = {}
-    for number, module in enumerate(MODULES):
-        (path,) = modules.glob(f"kernel/*/{module}.ko")
-        entries[f"modules/{number:02}-{path.name}"] = Entry(path.read_bytes())
-    shutil.rmtree(root / "lib/modules")
-    entries |= {name: entry for name, entry in tree(root) if not _LEFT_OUT.match(name)}
+    entries = {name: entry for name, entry in tree(root) if not _LEFT_OUT.match(name)}
     entries["usr/bin/python3"] = Entry(python.name.encode(), stat.S_IFLNK | 0o777)
     for empty in ("dev", "proc", "run", "sys", "tmp"):
         entries[empty] = Entry(b"", stat.S_IFDIR | 0o755)
