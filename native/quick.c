@@ -1,7 +1,7 @@
 /* mchannel._quick: the calls that every message costs, without a Python frame or a foreign function call around them.
  *
  * `Quick` is what RingEnd inherits. What is no result (an interruption, attention, an error) goes to the method
- * `_goes_on` of the heir, which raises, or tells whether to call again. Stable ABI.
+ * `_goes_on` of the heir, which raises, or returns so that the call is made again. Stable ABI.
  */
 #include <Python.h>
 
@@ -18,13 +18,12 @@ static mcp_end *end_of(PyObject *self) {
   return end;
 }
 
-/* 1: call again, 0: there is no result, -1: raised. */
+/* 0 to call again, -1 when it raised. */
 static int goes_on(PyObject *self, int64_t code) {
   PyObject *answer = PyObject_CallMethod(self, "_goes_on", "L", (long long)code);
   if (!answer) return -1;
-  int on = PyObject_IsTrue(answer);
   Py_DECREF(answer);
-  return on;
+  return 0;
 }
 
 /* The copy is made before the message counts as handed out. */
@@ -67,10 +66,8 @@ static PyObject *quick_read(PyObject *self, PyObject *const *args, Py_ssize_t co
   const uint8_t *at;
   int64_t n;
   while ((n = mcp_next(end, timeout, &at)) < 0) {
-    if (n == MC_EMPTY) Py_RETURN_NONE;
-    int on = goes_on(self, n);
-    if (on < 0) return NULL;
-    if (on == 0) Py_RETURN_NONE;
+    if (n == MC_EMPTY || n == MC_TIMEOUT) Py_RETURN_NONE;
+    if (goes_on(self, n) < 0) return NULL;
     timeout = end->left;
   }
   return handed_out(end, at, n);
