@@ -434,6 +434,8 @@ class _Listener(_Port):
         for transport in tuple(self._accepted.values()):
             self.forget(transport, "this broker stopped listening")
         self._backlog.clear()
+        if self.address.scheme == "tcp":
+            _unbind(self._socket)
         self._socket.close(_LINGER)
         self._door.close()
         self.release()
@@ -551,6 +553,15 @@ def _tcp_socket(context: _Context, kind: int, options: Options) -> _Socket:
     socket.set(zmq.HEARTBEAT_IVL, 5000)  # frees what a host that vanished held, whoever uses the channel
     socket.set(zmq.HEARTBEAT_TIMEOUT, 15000)
     return socket
+
+
+def _unbind(socket: _Socket) -> None:
+    """Return when the port is free for a successor: libzmq lets go of it in a thread of its own."""
+    monitor = socket.get_monitor_socket(zmq.EVENT_CLOSED)
+    socket.unbind(socket.get_string(zmq.LAST_ENDPOINT))
+    monitor.poll(_LINGER)
+    socket.disable_monitor()
+    monitor.close(0)
 
 
 def _limit(options: Options) -> int:

@@ -340,6 +340,15 @@ def test_one_closed_transport_leaves_the_others(ends: Ends) -> None:
     assert until(broker.recv, broker.port) == b"still here"
 
 
+@pytest.mark.parametrize("insecure", [True, False])
+def test_a_port_is_free_once_its_broker_is_closed(folders: Folders, insecure: bool) -> None:
+    options = Options(insecure=True) if insecure else Options(keys=folders.broker)
+    address = Address.parse("tcp://127.0.0.1:0")
+    for _ in range(60):
+        with closing(TCP.listen(address, options)) as acceptor:
+            address = acceptor.address
+
+
 def test_an_agent_may_come_before_its_broker(stack: ExitStack) -> None:
     address = Address.parse("ipc:///late")
     agent = stack.enter_context(closing(IPC.connect(address, Options())))
