@@ -192,13 +192,14 @@ class Registry:
         counts the calls in a row: a clock that is set cannot make a domain look silent for long.
         """
         spoke, self._spoke = self._spoke, set()
-        events: list[Event] = []
-        for domain, present in self._domains().items():
-            epochs = self._silent[domain] = 0 if domain in spoke else self._silent.get(domain, 0) + 1
-            if epochs and (present or epochs <= _FORGET_GONE):
-                detail = {"epoch": math.floor(now / EPOCH) - 1}  # the last one that ended
-                events.append(Event("agent.silent", domain, epochs, now, detail))
-        return events
+        present = self._presence()
+        self._silent = {domain: 0 if domain in spoke else self._silent.get(domain, 0) + 1 for domain in present}
+        ended = math.floor(now / EPOCH) - 1
+        return [
+            Event("agent.silent", domain, epochs, now, {"epoch": ended})
+            for domain, epochs in self._silent.items()
+            if epochs and (present[domain] or epochs <= _FORGET_GONE)
+        ]
 
     def close(self) -> None:
         """Write down when each agent was last heard, and let go of the journal; idempotent."""
@@ -206,12 +207,11 @@ class Registry:
             self._compact()
             self._journal.close()
 
-    def _domains(self) -> dict[str, bool]:
-        """Return each domain, and whether any agent of it did not say goodbye; forget those without agents."""
+    def _presence(self) -> dict[str, bool]:
+        """Return each domain that has agents, and whether any of them did not say goodbye."""
         domains: dict[str, bool] = {}
         for agent in self._agents.values():
             domains[agent.domain] = domains.get(agent.domain, False) or agent.state is not AgentState.GONE
-        self._silent = {domain: epochs for domain, epochs in self._silent.items() if domain in domains}
         return domains
 
     def _now(self, agent: Agent) -> Agent:
