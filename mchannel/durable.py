@@ -263,9 +263,9 @@ class DurableGate:
         link = self._gate.accept()
         return None if link is None else DurableLink(link, self._inbox)  # pyright: ignore[reportReturnType]  # on_news is a property
 
-    def adopt(self, snapshot: bytes) -> None:
+    def adopt(self, snapshot: bytes, *, overtaken: bool = False) -> None:
         """Expect the agent of a link that another broker handed over."""
-        self._gate.adopt(snapshot)
+        self._gate.adopt(snapshot, overtaken=overtaken)
 
     def hand_over(self) -> tuple[bytes, ...]:
         """Close, and return every session; what was read and not marked stays in the journal of this one."""

@@ -145,9 +145,13 @@ class ListenerFace(Generic[T]):
         """Where it really listens."""
         return self._gate.address
 
-    def adopt(self, handoff: bytes) -> None:
-        """Expect the agent of a channel that another broker handed over; accept() returns it when it comes."""
-        self._open_gate.adopt(handoff)
+    def adopt(self, handoff: bytes, *, overtaken: bool = False) -> None:
+        """Expect the agent of a channel that another broker handed over; accept() returns it when it comes.
+
+        *overtaken*: a third broker may have gone on with it since. Then messages that it may have seen say
+        ``redelivered``. Raises ProtocolError for what is no handoff.
+        """
+        self._open_gate.adopt(handoff, overtaken=overtaken)
 
     def hand_over(self) -> tuple[bytes, ...]:
         """Stop listening and return every channel for another listener to adopt, without a word to the agents.

@@ -351,8 +351,11 @@ class Gate(Protocol):
         """Return the link to an agent that was not there before, or None."""
         ...
 
-    def adopt(self, snapshot: bytes) -> None:
-        """Expect the agent of a link that another broker handed over; raises ProtocolError when it is malformed."""
+    def adopt(self, snapshot: bytes, *, overtaken: bool = False) -> None:
+        """Expect the agent of a link that another broker handed over; raises ProtocolError when it is malformed.
+
+        When it may have been *overtaken* by a third broker, what the agent replays says ``redelivered``.
+        """
         ...
 
     def hand_over(self) -> tuple[bytes, ...]:

@@ -92,7 +92,7 @@ class ShmGate:
         """Return the link to an agent that was not there before, or None."""
         return self._ready.pop(0) if self._ready else None
 
-    def adopt(self, snapshot: bytes) -> None:
+    def adopt(self, snapshot: bytes, *, overtaken: bool = False) -> None:
         """Check the name of the session; its agent brings the ring, which knows everything else."""
         if len(snapshot) != _NAME:
             raise ProtocolError("not a channel over shared memory that was handed over")
