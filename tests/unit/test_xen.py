@@ -1,0 +1,356 @@
+"""``xen://`` over a hypervisor in this process, which keeps the rules that matter: see xen_world."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from mmap import mmap
+
+import attrs
+import pytest
+
+import mchannel
+from mchannel import Channel, Listener, RawCodec
+from mchannel.address import Address
+from mchannel.errors import AddressError, ChannelTimeout, ProtocolError
+from mchannel.framed import Framed
+from mchannel.transport import State, find_scheme
+from mchannel.transports import xen, xenlib
+from mchannel.transports.xen import Offer
+from tests.unit.xen_world import UUID, Guest, World
+
+OTHER = "6f1c2d3e-0000-4000-8000-000000000008"
+SOON = 10.0
+
+
+@attrs.define(eq=False)
+class Bed:
+    """A guest, domain 0, and a channel between them."""
+
+    world: World
+    guest: Guest
+    host: Guest
+    listener: Listener[bytes]
+    agent: Channel[bytes]
+    broker: Channel[bytes]
+    said: int = 0
+    read: list[bytes] = attrs.Factory(list[bytes])
+
+    def heard(self, channel: Channel[bytes], timeout: float = 0.01) -> bytes | None:
+        try:
+            message = channel.read(timeout=timeout)
+        except ChannelTimeout:
+            return None
+        channel.done()
+        return message
+
+    def run(self, rounds: int = 10) -> list[bytes]:
+        """Let both ends do what they have to, and return what the broker has read so far."""
+        for _ in range(rounds):
+            self.read += [message for message in (self.heard(self.broker),) if message is not None]
+            self.heard(self.agent)
+        return self.read
+
+    def talk(self) -> None:
+        """A message goes either way; nothing that was read comes again."""
+        self.said += 1
+        word = b"%d" % self.said
+        self.agent.write(word, timeout=SOON)
+        self.broker.write(word, timeout=SOON)
+        got: list[bytes | None] = [None, None]
+        for _ in range(200):
+            got = [each or self.heard(end) for each, end in zip(got, (self.agent, self.broker), strict=True)]
+            if None not in got:
+                break
+        assert got == [word, word]
+
+
+def use(monkeypatch: pytest.MonkeyPatch, guest: Guest, host: Guest) -> None:
+    scheme = Framed(xen.scheme(guest.machine).connect, xen.scheme(host.machine).listen)
+    monkeypatch.setattr(xen, "XEN", scheme)
+
+
+@pytest.fixture
+def bed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
+    world = World()
+    guest, host = world.boot(7), Guest(world, 0)
+    use(monkeypatch, guest, host)
+    with mchannel.listen("xen:///mgmt", codec=RawCodec(), heartbeat=0.2) as listener:
+        agent, broker = meet(listener)
+        yield Bed(world, guest, host, listener, agent, broker)
+        with contextlib.suppress(ChannelTimeout):
+            agent.close(timeout=0)
+
+
+def meet(listener: Listener[bytes]) -> tuple[Channel[bytes], Channel[bytes]]:
+    """Open a channel in the guest, which waits until it is accepted."""
+    with ThreadPoolExecutor(1) as threads:
+        opening = threads.submit(mchannel.open, "xen:///mgmt", RawCodec(), timeout=SOON, heartbeat=0.2)
+        broker = listener.accept(timeout=SOON)
+        return opening.result(), broker
+
+
+def offer_at(number: int, name: str = "mgmt") -> str:
+    return f"/local/domain/{number}/data/mchannel/{name}/offer"
+
+
+# --- the offer
+
+
+def test_an_offer_is_read_as_it_was_written() -> None:
+    offer = Offer(9, (8, 500, 4294967295))
+    assert Offer.decode(offer.encode()) == offer
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b"", b"1", b"1 2", b"1  8", b"1 2 8 ", b"1 -2 8", b"1 0x2 8", b"\xff 2 8", b"1 2 8\x00", b"1\n2\n8"),
+        *(b"0 2 8", b"2 2 8", b"1 0 8", b"1 131072 8", b"1 2 4294967296", b"1 2 8 8", b"1 2 00000000008"),
+        "1 2 \u0668".encode(),
+        b"1 2 " + b" ".join(b"%d" % each for each in range(257)),
+        b"1" * 4096,
+    ],
+)
+def test_an_offer_that_cannot_be_is_refused(value: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        Offer.decode(value)
+
+
+def test_a_hostile_offer_is_one_line_and_the_others_go_on(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+    bed.world.boot(8, OTHER)
+    store = bed.host.machine.store()
+    for value in (b"\x00\xff", b"1 9 1 2 3"):
+        store.write(offer_at(8), value)
+        bed.run()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+    assert caplog.messages[0].startswith("xen://8/mgmt: refused the offer: an offer is a version, a port")
+    assert caplog.messages[1] == "xen://8/mgmt: refused the offer: cannot map 3 pages of domain 8: Invalid argument"
+    bed.talk()
+
+
+def test_pages_without_a_ring_are_unmapped_again(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+    stranger = bed.world.boot(8, OTHER)
+    pages, mapped = stranger.machine.grant(0, 41), bed.world.mapped
+    bed.host.machine.store().write(offer_at(8), Offer(9, tuple(pages.references)).encode())
+    bed.run()
+    assert "does not begin with the header" in caplog.text
+    assert bed.world.mapped == mapped
+
+
+def test_a_domain_that_offers_too_often_is_not_looked_at(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+    bed.world.boot(8, OTHER)
+    store = bed.host.machine.store()
+    for number in range(20):
+        store.write(offer_at(8), b"1 9 %d" % number)
+        bed.heard(bed.broker)
+    assert "offers too often" in caplog.messages[-1]
+    assert sum("cannot map" in line for line in caplog.messages) < 20
+    bed.talk()
+
+
+# --- who it is
+
+
+def test_the_peer_is_who_the_toolstack_says(bed: Bed) -> None:
+    assert bed.broker.peer.identity == UUID
+    assert bed.broker.peer.address == "xen://7/mgmt"
+
+
+def test_a_domain_without_a_uuid_is_refused(bed: Bed, caplog: pytest.LogCaptureFixture) -> None:
+    bed.world.boot(8, "what-the-guest-likes")
+    bed.host.machine.store().write(offer_at(8), b"1 9 1")
+    bed.run()
+    assert caplog.messages == ["xen://8/mgmt: refused the offer: the toolstack gave this domain no UUID"]
+
+
+@pytest.mark.parametrize("host", ["8", OTHER])
+def test_a_listener_can_ask_for_one_domain(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    world = World()
+    wrong, right, zero = world.boot(7), world.boot(8, OTHER), Guest(world, 0)
+    use(monkeypatch, wrong, zero)
+    scheme = xen.scheme(wrong.machine)
+    unheard = scheme.connect(Address.parse("xen:///mgmt"), mchannel.Options())
+    use(monkeypatch, right, zero)
+    with mchannel.listen(f"xen://{host}/mgmt", codec=RawCodec()) as listener:
+        agent, broker = meet(listener)
+        assert broker.peer.identity == OTHER
+        assert world.mapped == 1
+        agent.close(timeout=0)
+    unheard.close()
+
+
+# --- moving
+
+
+def quiesced(bed: Bed, hold: int = 60) -> bool:
+    """Quiesce, while the agent has no thread of its own."""
+    xen.quiesce(bed.guest.number, timeout=0, hold=hold, machine=bed.host.machine)
+    bed.run()
+    return offer_at(bed.guest.number) not in bed.world.nodes
+
+
+def test_a_quiesced_agent_holds_no_event_channel(bed: Bed) -> None:
+    bed.talk()
+    assert quiesced(bed)
+    assert bed.guest.events == []
+    assert xen.quiesce(7, timeout=0, machine=bed.host.machine)
+
+
+def test_messages_live_through_a_move_that_was_announced(bed: Bed) -> None:
+    bed.talk()
+    bed.agent.write(b"before")
+    assert quiesced(bed)
+    bed.agent.write(b"between")
+    bed.world.move(bed.guest, 9)
+    bed.agent.write(b"after")
+    assert bed.run() == [b"before", b"between", b"after"]
+    bed.talk()
+    assert bed.broker.peer.identity == UUID
+    assert bed.world.kernel_bugs == 0
+
+
+def test_messages_live_through_a_move_that_nobody_announced(bed: Bed) -> None:
+    bed.talk()
+    bed.agent.write(b"before")
+    bed.world.move(bed.guest, 9)
+    bed.agent.write(b"after")
+    assert bed.run() == [b"before", b"after"]
+    bed.talk()
+    bed.run()
+    bed.agent.close(timeout=0)
+    assert bed.world.kernel_bugs == 0
+
+
+def test_a_checkpoint_changes_nothing(bed: Bed) -> None:
+    bed.talk()
+    offer = bed.world.nodes[offer_at(7)]
+    bed.world.fire("/local/domain/7/domid")
+    bed.talk()
+    assert bed.world.nodes[offer_at(7)] == offer
+
+
+def test_an_agent_that_was_quiesced_goes_on_when_told(bed: Bed) -> None:
+    assert quiesced(bed)
+    bed.agent.write(b"while it was quiet")
+    xen.resume(7, machine=bed.host.machine)
+    assert bed.run() == [b"while it was quiet"]
+    bed.talk()
+
+
+def test_an_agent_goes_on_by_itself_when_no_suspend_comes(bed: Bed) -> None:
+    assert quiesced(bed, hold=1)
+    bed.agent.write(b"while it was quiet")
+    assert bed.run() == []
+    assert bed.run(100) == [b"while it was quiet"]
+
+
+def test_an_agent_that_does_not_answer_cannot_stop_a_quiesce(bed: Bed) -> None:
+    assert not xen.quiesce(7, timeout=0.05, machine=bed.host.machine)
+
+
+def test_a_domain_without_agents_is_quiet(bed: Bed) -> None:
+    bed.world.boot(8, OTHER)
+    assert xen.quiesce(8, timeout=0, machine=bed.host.machine)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"quiesce", b"quiesce 0", b"quiesce 601", b"quiesce -1", b"quiesce 1 2", b"QUIESCE 5", b"resume", b"\xff"],
+)
+def test_a_control_that_means_nothing_does_nothing(bed: Bed, value: bytes) -> None:
+    offer = bed.world.nodes[offer_at(7)]
+    bed.host.machine.store().write("/local/domain/7/data/mchannel/mgmt/control", value)
+    bed.run()
+    assert bed.world.nodes[offer_at(7)] == offer
+    bed.talk()
+
+
+# --- ending
+
+
+def test_a_domain_that_is_gone_is_unmapped(bed: Bed) -> None:
+    bed.talk()
+    assert bed.world.mapped == 1
+    bed.world.destroy(7)
+    bed.heard(bed.broker)
+    assert bed.world.mapped == 0
+
+
+def test_a_listener_that_closes_unmaps_everything(bed: Bed) -> None:
+    bed.talk()
+    bed.listener.close()
+    assert bed.world.mapped == 0
+
+
+def test_a_broker_that_comes_back_is_talked_to_again(bed: Bed) -> None:
+    bed.talk()
+    bed.listener.close()
+    with mchannel.listen("xen:///mgmt", codec=RawCodec()) as listener:
+        for _ in range(100):
+            bed.heard(bed.agent)
+            try:
+                bed.broker = listener.accept(timeout=0.01)
+                break
+            except ChannelTimeout:
+                continue
+        bed.talk()
+
+
+def test_an_agent_that_closes_takes_its_offer_back(bed: Bed) -> None:
+    bed.agent.close(timeout=0)
+    assert offer_at(7) not in bed.world.nodes
+    assert bed.guest.events == []
+
+
+def test_a_guest_that_breaks_the_rules_loses_its_channel_for_good(bed: Bed) -> None:
+    bed.talk()
+    pages = next(iter(bed.world.grants.values()))
+    with mmap(pages, 41 * xenlib.PAGE) as ring:
+        ring[128:136] = (1 << 40).to_bytes(8, "little")
+    (events,) = bed.guest.events
+    events.ring(next(iter(events.ports)))
+    with pytest.raises(ProtocolError):
+        bed.heard(bed.broker, SOON)
+    assert bed.broker.state is State.ENDED
+
+
+# --- where it does not work
+
+
+def test_a_guest_cannot_listen(bed: Bed) -> None:
+    with pytest.raises(AddressError, match="only domain 0 can listen"):
+        xen.scheme(bed.guest.machine).listen(Address.parse("xen:///mgmt"), mchannel.Options())
+
+
+def test_domain_0_does_not_open(bed: Bed) -> None:
+    with pytest.raises(AddressError, match="this is domain 0"):
+        xen.scheme(bed.host.machine).connect(Address.parse("xen:///mgmt"), mchannel.Options())
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "xen:///",
+        "xen:///a/b",
+        "xen:///..",
+        "xen:///a.b",
+        "xen:///mgmt?x=1",
+        "xen://0/mgmt",
+        "xen://99999/m",
+        "xen://web1/mgmt",
+    ],
+)
+def test_an_address_that_names_nothing_is_refused(bed: Bed, address: str) -> None:
+    with pytest.raises(AddressError):
+        xen.scheme(bed.host.machine).listen(Address.parse(address), mchannel.Options())
+
+
+def test_where_there_is_no_xen_one_line_says_what_is_missing() -> None:
+    address = Address.parse("xen:///mgmt")
+    with pytest.raises(
+        AddressError, match=r"^(cannot open /dev/xen/.*modprobe|xen:// needs libxen.*apt-get install libxen)"
+    ):
+        find_scheme(address).dial(address, mchannel.Options())
