@@ -44,7 +44,6 @@ PIECE = 4000
 QUANTUM = 4096
 """Bytes that a stream may send before it is another's turn."""
 CAPACITY = 1 << 18
-"""Bytes of frames that may wait in one stream before no more are taken."""
 
 _HEAD = struct.Struct("<BIB")
 _CHECK = struct.Struct("<I")
@@ -123,7 +122,9 @@ class Multiplexer:
     own stream and for one turn of each other, however much waits there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self.capacity = capacity
+        """Bytes of frames that may wait in one stream before no more are taken."""
         self._queues: dict[Key, _Queue] = {}
         self._turns: deque[_Queue] = deque()
         """Queues with something in them; it is the first one's turn."""
@@ -137,7 +138,7 @@ class Multiplexer:
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = _Queue(key.encode())
-        if queue.size and queue.size + len(frame) > CAPACITY:
+        if queue.size and queue.size + len(frame) > self.capacity:
             return False
         self._append(queue, frame)
         return True
@@ -145,7 +146,7 @@ class Multiplexer:
     def has_room(self, key: Key) -> bool:
         """Whether less than half of what may wait in a stream does."""
         queue = self._queues.get(key)
-        return queue is None or queue.size < CAPACITY // 2
+        return queue is None or queue.size < self.capacity // 2
 
     def take(self, size: int) -> bytes:
         """Return what is to be written next, whole segments: *size* bytes or a little more, if so much waits."""

@@ -115,7 +115,8 @@ class _Wire:
         self.device = device
         self.pid = os.getpid()
         self._path = path
-        self._attached = self._heard = self._broken = False
+        self.broken = False
+        self._attached = self._heard = False
         self._asked = 0.0
         self._late = math.inf
         """When what still waits is given up, after the last stream was closed."""
@@ -134,10 +135,11 @@ class _Wire:
             wire = _wires[path] = cls(path, _open(path))
         return wire
 
-    def join(self, stream: _Stream, limit: int) -> None:
+    def join(self, stream: _Stream, options: Options) -> None:
         self._late = math.inf
         self._streams[stream.key] = stream
-        self._receiver.limit = max(self._receiver.limit, limit)
+        self._receiver.limit = max(self._receiver.limit, options.max_message + _SLACK)
+        self._sender.capacity = max(self._sender.capacity, _limit(options))  # the session's window bounds it
 
     def send(self, key: Key, frame: bytes) -> bool:
         if not self._heard:
@@ -152,7 +154,7 @@ class _Wire:
 
     def pump(self, stream: _Stream | None) -> bool:
         """Read for all streams, on behalf of *stream*, and write; return whether there may be more to read."""
-        if self._broken:
+        if self.broken:
             return False
         try:
             for _ in range(_READS):
@@ -173,7 +175,7 @@ class _Wire:
         return True
 
     def leave(self, stream: _Stream) -> None:
-        if self._streams.pop(stream.key, None) is None or self._broken:
+        if self._streams.pop(stream.key, None) is None or self.broken:
             return
         if self._heard:
             self._sender.end(stream.key)
@@ -243,25 +245,25 @@ class _Wire:
                 if time.monotonic() > self._late:
                     self._sender.clear()
                     self._rest = b""
-                if not self._broken:
+                if not self.broken:
                     self._write()
                 for stream in self._streams.values():
                     stream.look()
                 if not self._rest and not self._sender:
                     self._drains = False
-                    if not self._streams and not self._broken:
+                    if not self._streams and not self.broken:
                         self._close()
                     return
             time.sleep(_PAUSE)
 
     def _break(self, why: str) -> None:
-        self._broken = True
+        self.broken = True
         for stream in self._streams.values():
             stream.fail(why)
         self._close()
 
     def _close(self) -> None:
-        self._broken = True
+        self.broken = True
         self._rest = b""
         self._sender.clear()
         if _wires.get(self._path) is self:
@@ -278,7 +280,7 @@ class _Stream:
         self.port = self
         self.on_news: Callable[[], None] | None = None
         self._wire = wire
-        self._limit = 2 * (options.window + options.max_message)
+        self._limit = _limit(options)
         self._inbox: deque[bytes] = deque()
         self._size = 0
         self._failure: ChannelBroken | None = None
@@ -287,7 +289,7 @@ class _Stream:
         self._epoll = select.epoll()
         self._epoll.register(self._bell, select.EPOLLIN)
         self._epoll.register(wire.device, select.EPOLLIN | select.EPOLLET)
-        wire.join(self, options.max_message + _SLACK)
+        wire.join(self, options)
 
     def fileno(self) -> int:
         return self._epoll.fileno()
@@ -365,6 +367,11 @@ class _Stream:
             os.eventfd_write(self._bell, 1)
 
 
+def _limit(options: Options) -> int:
+    """Bytes that may wait in one direction: a full window, its replay, and their headers."""
+    return 2 * (options.window + options.max_message)
+
+
 def _device(address: Address) -> Path:
     """Return the device of the port that *address* names."""
     if address.host or address.port is not None:
@@ -408,6 +415,8 @@ def _dial(address: Address, options: Options) -> Transport:
         try:
             wire = _Wire.at(path)
             wire.pump(None)  # first: what a host said to everybody before is not for this channel
+            if wire.broken:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
             return _Stream(wire, key, Peer(address.path, str(address)), options)
         except OSError as error:
             raise AddressError(f"{address}: {_why(address, path, error)}") from None
