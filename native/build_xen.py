@@ -1,7 +1,8 @@
 """Bind Xen's user libraries to Python: ``ffi`` generates ``mchannel/_xen.py`` (cffi ABI mode, out of line).
 
 Nothing is compiled: the generated module is plain Python that needs cffi's backend alone, and opens the libraries
-when a channel is opened. Declared after Xen's public headers xenstore.h, xenevtchn.h and xengnttab.h (Xen 4.8 on).
+when a channel is opened. Declared after Xen's public headers xenstore.h, xenevtchn.h, xengnttab.h and xentoollog.h
+(Xen 4.8 on).
 """
 
 from cffi import FFI
@@ -10,6 +11,9 @@ ffi = FFI()
 
 ffi.cdef("""
 void free(void *memory);
+extern void *stderr;
+
+void *xtl_createlogger_stdiostream(void *stream, int least, unsigned int flags);
 
 struct xs_handle *xs_open(unsigned long flags);
 void xs_close(struct xs_handle *store);

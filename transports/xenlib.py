@@ -6,6 +6,7 @@ xenstored to answer.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Final, Protocol
 
 import attrs
 
+from mchannel.address import runtime_dir
 from mchannel.errors import AddressError
 from mchannel.transports.region import Memory
 
@@ -20,6 +22,7 @@ __all__ = ["LIBXEN", "Events", "Machine", "Pages", "Store"]
 
 PAGE: Final = 4096
 _READ_WRITE: Final = 3  # PROT_READ | PROT_WRITE
+_CRITICAL: Final = 9  # XTL_CRITICAL
 
 
 class Store(Protocol):
@@ -116,6 +119,8 @@ class Machine:
     """Grant so many zeroed pages to a domain: ``grant(domain, count)``. Raises OSError."""
     map: Callable[[int, Sequence[int]], Pages]
     """Map what a domain granted: ``map(domain, references)``. Raises OSError."""
+    claim: Callable[[str], Callable[[], None]]
+    """Take a name for this process of the domain; return what gives it back. Raises AddressError, OSError."""
 
 
 class _Libraries:
@@ -139,6 +144,12 @@ class _Libraries:
     @functools.cached_property
     def grants(self) -> Any:
         return self._open("libxengnttab.so.1", "libxengnttab1")
+
+    @functools.cached_property
+    def logger(self) -> Any:
+        """The libraries' log, without what they would say of each page that a stranger never granted."""
+        toollog = self._open("libxentoollog.so.1", "libxentoollog1")
+        return toollog.xtl_createlogger_stdiostream(self.ffi.dlopen(None).stderr, _CRITICAL, 0)
 
     @functools.cached_property
     def free(self) -> Callable[[object], None]:
@@ -234,7 +245,7 @@ class _Events:
     def __init__(self) -> None:
         self._xen = xen = _libraries()
         self._lib = xen.events
-        self._handle = xen.opened(self._lib.xenevtchn_open(xen.ffi.NULL, 0), "/dev/xen/evtchn", "xen-evtchn")
+        self._handle = xen.opened(self._lib.xenevtchn_open(xen.logger, 0), "/dev/xen/evtchn", "xen-evtchn")
         os.set_blocking(self.fileno(), False)
 
     def fileno(self) -> int:
@@ -277,7 +288,7 @@ class _Granted:
         xen = _libraries()
         self._lib = xen.grants
         self._count = count
-        self._table = xen.opened(self._lib.xengntshr_open(xen.ffi.NULL, 0), "/dev/xen/gntalloc", "xen-gntalloc")
+        self._table = xen.opened(self._lib.xengntshr_open(xen.logger, 0), "/dev/xen/gntalloc", "xen-gntalloc")
         references = xen.ffi.new("uint32_t[]", count)
         self._start = self._lib.xengntshr_share_pages(self._table, domain, count, references, 1)
         if self._start == xen.ffi.NULL:
@@ -299,7 +310,7 @@ class _Mapped:
         xen = _libraries()
         self._lib = xen.grants
         self.references = references
-        self._table = xen.opened(self._lib.xengnttab_open(xen.ffi.NULL, 0), "/dev/xen/gntdev", "xen-gntdev")
+        self._table = xen.opened(self._lib.xengnttab_open(xen.logger, 0), "/dev/xen/gntdev", "xen-gntdev")
         wanted = xen.ffi.new("uint32_t[]", list(references))
         count = len(references)
         self._start = self._lib.xengnttab_map_domain_grant_refs(self._table, count, domain, wanted, _READ_WRITE)
@@ -316,4 +327,17 @@ class _Mapped:
             self._table = None
 
 
-LIBXEN = Machine(_Store, _Events, _Granted, _Mapped)
+def _claim(name: str) -> Callable[[], None]:
+    folder = runtime_dir()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(folder / f"{name}.xen", flags, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise AddressError(f"xen:///{name} is open in another process of this guest; choose another name") from None
+    return functools.partial(os.close, fd)
+
+
+LIBXEN = Machine(_Store, _Events, _Granted, _Mapped, _claim)

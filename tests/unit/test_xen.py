@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from mmap import mmap
+from pathlib import Path
 
 import attrs
 import pytest
@@ -323,6 +324,25 @@ def test_a_guest_that_breaks_the_rules_loses_its_channel_for_good(bed: Bed) -> N
 def test_a_guest_cannot_listen(bed: Bed) -> None:
     with pytest.raises(AddressError, match="only domain 0 can listen"):
         xen.scheme(bed.guest.machine).listen(Address.parse("xen:///mgmt"), mchannel.Options())
+
+
+def test_a_name_is_open_once_in_a_guest(bed: Bed) -> None:
+    scheme, address = xen.scheme(bed.guest.machine), Address.parse("xen:///mgmt")
+    with pytest.raises(AddressError, match="open in another process"):
+        scheme.connect(address, mchannel.Options())
+    bed.talk()
+    bed.run()
+    bed.agent.close(timeout=0)
+    scheme.connect(address, mchannel.Options()).close()
+
+
+def test_the_lock_on_a_name_ends_with_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(tmp_path / "run"))
+    release = xenlib.LIBXEN.claim("mgmt")
+    with pytest.raises(AddressError, match="open in another process"):
+        xenlib.LIBXEN.claim("mgmt")
+    release()
+    xenlib.LIBXEN.claim("mgmt")()
 
 
 def test_domain_0_does_not_open(bed: Bed) -> None:

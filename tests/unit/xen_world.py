@@ -10,11 +10,12 @@ import errno
 import mmap
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import RLock
 
 import attrs
 
+from mchannel.errors import AddressError
 from mchannel.transports.region import Memory
 from mchannel.transports.xenlib import PAGE, Machine
 
@@ -78,6 +79,7 @@ class Guest:
     world: World
     number: int
     events: list[FakeEvents] = attrs.Factory(list["FakeEvents"])
+    claimed: set[str] = attrs.Factory(set[str])
 
     @property
     def machine(self) -> Machine:
@@ -86,7 +88,14 @@ class Guest:
             lambda: FakeEvents(self.world, self),
             lambda _, count: Granted(self.world, self, count),
             lambda domain, references: Mapped(self.world, domain, references),
+            self._claim,
         )
+
+    def _claim(self, name: str) -> Callable[[], None]:
+        if name in self.claimed:
+            raise AddressError(f"xen:///{name} is open in another process of this guest; choose another name")
+        self.claimed.add(name)
+        return lambda: self.claimed.remove(name)
 
 
 class FakeStore:
