@@ -15,12 +15,13 @@ import attrs
 try:
     import click
 
+    from mbroker.options import with_control, with_output
     from mbroker.terminal import abandon_output, clean, numbers, print_json, print_line, print_table, span
     from mbroker.values import plain
 except ModuleNotFoundError as missing:
     sys.exit(f"mbroker needs {missing.name} and other packages of a host; install them: pip install 'mchannel[host]'")
 
-from mbroker import control
+from mbroker import control, fleet_commands
 from mbroker.action import Action
 from mbroker.broker import PolicyReport
 from mbroker.config import Config, ConfigError, Isolation, load
@@ -39,27 +40,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 Hosted: TypeAlias = dict[str, dict[str, str]]
 """For each policy the sections that host it, and how it runs there."""
-
-
-def _with_output(function: F) -> F:
-    return click.option(
-        "--output",
-        type=click.Choice(["table", "json"]),
-        default="table",
-        show_default=True,
-        help="For people or programs.",
-    )(function)
-
-
-def _with_control(function: F) -> F:
-    return click.option(
-        "--control",
-        "address",
-        envvar="MBROKER_CONTROL",
-        default="shm:///mbroker",
-        show_default=True,
-        help="Where mbrokerd answers (broker.control in its configuration; also $MBROKER_CONTROL).",
-    )(function)
 
 
 def _with_folder(function: F) -> F:
@@ -111,8 +91,8 @@ def main() -> None:
 
 
 @main.command(epilog="\b\nExample:\n  mbroker status")
-@_with_control
-@_with_output
+@with_control
+@with_output
 def status(address: str, output: str) -> None:
     """Show how the daemon is doing: its domains, policies and counters."""
     known: control.Status = control.ask_status(address)
@@ -146,8 +126,8 @@ def status(address: str, output: str) -> None:
 
 
 @main.command("list", epilog="\b\nExample:\n  mbroker list --output json | jq '.[] | select(.state != \"live\")'")
-@_with_control
-@_with_output
+@with_control
+@with_output
 def list_(address: str, output: str) -> None:
     """List the agents that the daemon knows, their state, and when each was last heard."""
     agents = control.ask_agents(address)
@@ -186,7 +166,7 @@ Examples:
 )
 @click.option("--config", type=click.Path(path_type=Path), help="Show which sections of this configuration host each.")
 @click.option("--control", "address", help="Show how the daemon that answers here hosts each.")
-@_with_output
+@with_output
 def policy_list(config: Path | None, address: str | None, output: str) -> None:
     """List the installed policies; if asked, how each is hosted: trusted in the broker's process, or isolated."""
     if config and address:
@@ -218,7 +198,7 @@ def policy_list(config: Path | None, address: str | None, output: str) -> None:
 
 @policy.command("show", epilog="\b\nExample:\n  mbroker policy show adaptive")
 @click.argument("name")
-@_with_output
+@with_output
 def policy_show(name: str, output: str) -> None:
     """Show what a policy does, and its options."""
     point, cls = find("policy", name), load_class("policy", name)
@@ -241,7 +221,7 @@ def policy_show(name: str, output: str) -> None:
     "check-config", epilog="\b\nExample:\n  mbroker check-config /etc/mbroker/mbroker.toml && systemctl reload mbrokerd"
 )
 @click.argument("file", type=click.Path(path_type=Path))
-@_with_output
+@with_output
 def check_config(file: Path, output: str) -> None:
     """Check a configuration, and what it merges, down to the last key; nothing is started."""
     try:
@@ -265,7 +245,7 @@ def check_config(file: Path, output: str) -> None:
 )
 @click.option("--p-states", default="1000,1800,2000,2200,2400", show_default=True, help="The host's p-states in MHz.")
 @click.argument("trace", type=click.Path())
-@_with_output
+@with_output
 def replay_(name: str, settings: Sequence[str], p_states: str, trace: str, output: str) -> None:
     """Run a policy over a recorded trace of events, and print what it would have done.
 
@@ -315,7 +295,7 @@ def keys_new(name: str, force: bool, folder: Path | None) -> None:
 @keys_.command("show", epilog="\b\nExamples:\n  mbroker keys show > node1.pub\n  mbroker keys show --trusted")
 @click.option("--trusted", is_flag=True, help="List the keys that this end trusts instead.")
 @_with_folder
-@_with_output
+@with_output
 def keys_show(trusted: bool, folder: Path | None, output: str) -> None:
     """Print this end's public key, for `mbroker keys trust` on the other side."""
     where = folder or keys.default_folder()
@@ -400,6 +380,9 @@ def _policy_row(report: PolicyReport) -> tuple[str, ...]:
         clean(report.error),
     )
 
+
+for _command in (fleet_commands.domains, fleet_commands.fleet, fleet_commands.migrate):
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

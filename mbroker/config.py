@@ -7,6 +7,7 @@ later file adds tables and ``[[listen]]`` entries and overrides single keys.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import tomllib
 from collections.abc import Iterable
@@ -85,6 +86,11 @@ def _own_host(instance: object, attribute: attrs.Attribute[str], value: str) -> 
 def _cgroup(_: object, attribute: attrs.Attribute[str | None], value: str | None) -> None:
     if value is not None and (not value.strip("/") or ".." in value.split("/") or "\0" in value):
         raise ValueError(f"'{attribute.name}' must be a path below the hierarchy, such as machine/web1, not {value!r}")
+
+
+def _uri(_: object, attribute: attrs.Attribute[str], value: str | None) -> None:
+    if value is None or not re.fullmatch(r"[a-z][a-z0-9+.-]*:[!-~]+", value):
+        raise ValueError(f"'{attribute.name}' must be a hypervisor's URI such as qemu:///system, not {value!r}")
 
 
 @attrs.frozen
@@ -167,6 +173,36 @@ class DomainSection:
 
 
 @attrs.frozen
+class HypervisorSection:
+    """``[hypervisor]``: attend to every domain of this host that has the port."""
+
+    uri: str = attrs.field(validator=_uri)
+    """Such as ``qemu:///system`` or ``xen:///system``."""
+    port: str = attrs.field(default="org.mchannel.0", validator=attrs.validators.matches_re(r"[A-Za-z0-9._-]{1,64}"))
+    """Name of the virtio port that domains are given for their channels."""
+
+
+@attrs.frozen
+class MemberSection:
+    """``[fleet.hosts.NAME]``: another host; NAME is that of its broker and of its key."""
+
+    address: str = attrs.field(validator=_address)
+    """Where its broker listens to the fleet, such as ``tcp://10.0.0.2:7700``."""
+    hypervisor: str | None = attrs.field(default=None, validator=attrs.validators.optional(_uri))
+    """Its hypervisor as it is reached from this host; domains can be moved there when it is given."""
+
+
+@attrs.frozen
+class FleetSection:
+    """``[fleet]``."""
+
+    listen: str = attrs.field(validator=_address)
+    """Where the other hosts reach this broker, such as ``tcp://10.0.0.1:7700``."""
+    keys: Path | None = None
+    hosts: dict[str, MemberSection] = attrs.field(factory=dict[str, MemberSection])
+
+
+@attrs.frozen
 class Config:
     """All of it."""
 
@@ -176,6 +212,8 @@ class Config:
     policies: dict[str, PolicySection] = attrs.field(factory=dict[str, PolicySection])
     actuators: dict[str, ActuatorSection] = attrs.field(factory=dict[str, ActuatorSection])
     domains: dict[str, DomainSection] = attrs.field(factory=dict[str, DomainSection])
+    hypervisor: HypervisorSection | None = None
+    fleet: FleetSection | None = None
 
 
 @attrs.frozen
@@ -313,6 +351,11 @@ def _contradictions(config: Config) -> list[Fault]:
     for name, domain in config.domains.items():
         if not domain.cpus or min(domain.cpus) < 0:
             faults.append(Fault(("domains", name, "cpus"), "must be numbers of physical CPUs, for example [0, 1]"))
+    if config.fleet and not config.hypervisor:
+        faults.append(Fault(("fleet",), "is of no use without [hypervisor]; give its uri there"))
+    if config.fleet and config.broker.name in config.fleet.hosts:
+        reason = "is this host itself; name the others, and this one by broker.name"
+        faults.append(Fault(("fleet", "hosts", config.broker.name), reason))
     return faults
 
 

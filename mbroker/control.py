@@ -13,8 +13,9 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from inspect import isawaitable
 from typing import Any
 
 import attrs
@@ -42,9 +43,12 @@ from mchannel.transport import Peer
 __all__ = [
     "ControlError",
     "DomainStatus",
+    "NoSuchThing",
+    "Refused",
     "Status",
     "Unreachable",
     "answer",
+    "ask",
     "ask_agents",
     "ask_status",
     "listen",
@@ -59,8 +63,11 @@ _PATIENCE = 3.0  # seconds
 
 _log = logging.getLogger(__name__)
 
-Answers = Mapping[str, Callable[[str], Any]]
-"""For each topic, what makes the answer out of the question's value."""
+Answers = Mapping[str, Callable[[str], Any] | Callable[[str], Awaitable[Any]]]
+"""For each topic, what makes the answer out of the question's value.
+
+What it raises as :exc:`Refused` is the answer too; anything else is a bug, and said to be one.
+"""
 
 
 class Unreachable(MChannelError):
@@ -69,6 +76,14 @@ class Unreachable(MChannelError):
 
 class ControlError(MChannelError):
     """The daemon could not do what it was asked, or answered what this command does not understand."""
+
+
+class Refused(MChannelError):
+    """The daemon does not do what it was asked; the message, which travels to whoever asked, says why."""
+
+
+class NoSuchThing(Refused):
+    """The daemon knows nothing of that name."""
 
 
 @attrs.frozen
@@ -123,7 +138,7 @@ async def answer(listener: AsyncListener[Event], answers: Answers) -> None:
         try:
             while True:
                 question = await channel.read(timeout=_PATIENCE)
-                await channel.write(_reply(question, answers), timeout=_PATIENCE)
+                await channel.write(await _reply(question, answers), timeout=_PATIENCE)
                 channel.done()
         except (ChannelError, CodecError):
             pass  # whoever asked is gone, or was too slow
@@ -175,13 +190,25 @@ def ask_agents(address: str) -> tuple[Agent, ...]:
             found += some
 
 
-def _reply(question: Event, answers: Answers) -> Event:
+def ask(address: str, kind: Any, topic: str, value: str = "") -> Any:
+    """Return the answer to one question, as *kind*; raises as :func:`ask_status`, and what the daemon refused with."""
+    with _asking(address) as channel:
+        return _understood(kind, _ask(channel, topic, value))
+
+
+async def _reply(question: Event, answers: Answers) -> Event:
     number = {"question": question.detail.get("question")}
     make = answers.get(question.topic)
     if make is None:
         return Event("control.error", value=f"this daemon does not know {question.topic[:100]}", detail=number)
     try:
-        return Event("control.answer", value=json.dumps(make(str(question.value or ""))), detail=number)
+        made = make(str(question.value or ""))
+        found = await made if isawaitable(made) else made
+        return Event("control.answer", value=json.dumps(found), detail=number)
+    except NoSuchThing as error:
+        return Event("control.unknown", value=str(error), detail=number)
+    except Refused as error:
+        return Event("control.error", value=str(error), detail=number)
     except Exception as error:  # the answer to one question must not end the daemon
         _log.exception("cannot answer %s", question.topic)
         return Event("control.error", value=f"the daemon failed to answer: {type(error).__name__}", detail=number)
@@ -218,6 +245,8 @@ def _ask(channel: mchannel.Channel[Event], topic: str, value: str = "") -> objec
         raise Unreachable("the daemon hung up: it answers root and its own user, and few at once") from None
     except CodecError as error:
         raise ControlError(f"the daemon's answer is no event: {error}") from None
+    if reply.topic == "control.unknown":
+        raise NoSuchThing(str(reply.value))
     if reply.topic != "control.answer":
         raise ControlError(str(reply.value))
     return _parsed(str(reply.value))

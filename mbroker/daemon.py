@@ -23,6 +23,7 @@ except ModuleNotFoundError as missing:
 from mbroker import control, logs, notify
 from mbroker.config import ConfigError, Loaded, load
 from mbroker.exits import exit_of
+from mbroker.hosting import Hosting
 from mbroker.registry import Registry, host_identity
 from mbroker.serve import Node
 from mbroker.setup import Setup, close_actuators, prepared
@@ -69,11 +70,14 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, reload.set)
         try:
             await self._adopt(self._first)
+            hosting = Hosting(self._first, self._node)
+            await hosting.open()
             with _listening(self._first) as questions:
                 async with asyncio.TaskGroup() as tasks:
                     background = [
+                        tasks.create_task(hosting.run()),
                         tasks.create_task(self._node.beat()),
-                        tasks.create_task(control.answer(questions, self._answers())),
+                        tasks.create_task(control.answer(questions, {**self._answers(), **hosting.answers})),
                         tasks.create_task(_live()),
                         tasks.create_task(self._reload_when(reload, tasks)),
                     ]
@@ -123,6 +127,9 @@ class Daemon:
         for name in ("state", "control"):
             if getattr(present.config.broker, name) != getattr(loaded.config.broker, name):
                 raise loaded.error("broker", name, reason="another one needs a restart of mbrokerd")
+        for name in ("hypervisor", "fleet"):
+            if getattr(self._first.config, name) != getattr(loaded.config, name):
+                raise loaded.error(name, reason="a change needs a restart of mbrokerd")
         async with prepared(loaded, present) as setup:
             if not setup.same_machine(present):
                 self._change_actuators(setup)

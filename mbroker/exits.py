@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from mbroker.config import ConfigError, NoSuchFile
-from mbroker.control import Unreachable
+from mbroker.control import NoSuchThing, Unreachable
 from mbroker.plugins import BadOptions, UnknownPlugin
 from mchannel.errors import AddressError
 from mchannel.keys import KeyNameError, NoSuchKey
@@ -35,7 +35,7 @@ class Exit(IntEnum):
 def exit_of(error: Exception) -> Exit:
     """Return the code that tells a caller what kind of failure *error* is."""
     match error:
-        case NoSuchFile() | FileNotFoundError() | UnknownPlugin() | NoSuchKey():
+        case NoSuchFile() | FileNotFoundError() | UnknownPlugin() | NoSuchKey() | NoSuchThing():
             return Exit.NOT_FOUND
         case Misuse() | ConfigError() | BadOptions() | AddressError() | KeyNameError():
             return Exit.USAGE

@@ -108,7 +108,11 @@ class Fleet:
                         _log.warning("%s is no member of this fleet; its channel was closed", channel.peer.identity)
                         channel.abort()
         finally:
-            self._listener.close()
+            self.close()
+
+    def close(self) -> None:
+        """Stop listening; idempotent."""
+        self._listener.close()
 
     async def ask(self, host: str, question: Message, kind: type[T], timeout: float) -> T:
         """Return the answer of *host*, of *kind*; raise :exc:`Away` when there is none within *timeout* seconds."""

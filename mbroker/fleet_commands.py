@@ -1,0 +1,104 @@
+"""The commands of ``mbroker`` about domains, the fleet, and migrations."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from mbroker import control
+from mbroker.exits import Failure
+from mbroker.fleet.migration import Result
+from mbroker.hosting import DomainRow, MemberRow, MigrationRow, Wanted
+from mbroker.options import with_control, with_output
+from mbroker.terminal import print_json, print_line, print_table, span
+from mbroker.values import plain
+
+__all__ = ["domains", "fleet", "migrate"]
+
+_LOOK = 0.25  # seconds between two looks at a migration
+
+
+@click.command(epilog="\b\nExample:\n  mbroker domains")
+@with_control
+@with_output
+def domains(address: str, output: str) -> None:
+    """List the domains of this host, and whether their channels are attended to."""
+    rows: tuple[DomainRow, ...] = control.ask(address, tuple[DomainRow, ...], "control.domains")
+    if output == "json":
+        print_json(plain(rows))
+        return
+    print_table(
+        ("DOMAIN", "UUID", "STATE", "PORT", "ATTENDED"),
+        ((row.name, row.uuid, row.state, _yes(row.port), _yes(row.attended)) for row in rows),
+    )
+
+
+@click.command(epilog="\b\nExample:\n  mbroker fleet --output json")
+@with_control
+@with_output
+def fleet(address: str, output: str) -> None:
+    """List the other hosts of the fleet, and whether their brokers answer."""
+    rows: tuple[MemberRow, ...] = control.ask(address, tuple[MemberRow, ...], "control.fleet")
+    if output == "json":
+        print_json(plain(rows))
+        return
+    print_table(
+        ("HOST", "ADDRESS", "PRESENT", "HYPERVISOR"),
+        ((row.name, row.address, _yes(row.present), row.hypervisor or "not given") for row in rows),
+    )
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mbroker migrate web1 host2
+  mbroker migrate web1 host2 --no-live --timeout 600
+\b
+An interrupted command leaves the migration to the daemons; see: mbroker domains"""
+)
+@click.argument("domain")
+@click.argument("host")
+@click.option("--live/--no-live", default=True, show_default=True, help="Let the domain run while it is copied.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds after which it is called off and the domain stays.",
+)
+@with_control
+@with_output
+def migrate(domain: str, host: str, live: bool, timeout: float, address: str, output: str) -> None:
+    """Move DOMAIN, a name or UUID, to HOST of the fleet; its channels go on there."""
+    wanted = Wanted(domain, host, live, timeout)
+    number: int = control.ask(address, int, "control.migrate", json.dumps(plain(wanted)))
+    result = _watched(address, number, f"{domain} to {host}")
+    if output == "json":
+        print_json(plain(result))
+    elif not result.reason:
+        print_line(f"{domain} runs on {result.host}, after {span(result.seconds)}")
+    if not result.moved or result.reason:
+        where = f"it is on {result.host}" if result.host else "where it is could not be found out; ask both hosts"
+        raise Failure(f"{domain}: {result.step}: {result.reason}; {where}")
+
+
+def _watched(address: str, number: int, what: str) -> Result:
+    """Show the migration's progress until it ends."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=1.0)
+        while True:
+            row: MigrationRow = control.ask(address, MigrationRow, "control.migration", str(number))
+            bar.update(task, completed=row.progress.copied, description=f"{what}: {row.progress.step}")
+            if row.result is not None:
+                return row.result
+            time.sleep(_LOOK)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,231 @@
+"""The side of a broker that faces its hypervisor: domains, the fleet, and migrations between hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from mbroker import control
+from mbroker.config import FleetSection, Loaded
+from mbroker.fleet.fleet import Fleet, Member
+from mbroker.fleet.migration import MigrationError, Progress, Result
+from mbroker.fleet.mover import Mover
+from mbroker.fleet.parked import ParkedFile
+from mbroker.fleet.residents import Residents
+from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachable, NoSuchDomain, connect
+from mbroker.serve import Node
+from mbroker.values import Invalid, build, plain
+from mchannel.errors import MChannelError
+from mchannel.transport import Wishes
+
+__all__ = ["DomainRow", "Hosting", "MemberRow", "MigrationRow", "Wanted"]
+
+_SHORTEST, _LONGEST = 1.0, 30.0
+"""Seconds between two attempts to reach the hypervisor at the start: the first, and the last after doubling."""
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class DomainRow:
+    """A domain as the hypervisor and this broker see it."""
+
+    name: str
+    uuid: str
+    state: str
+    port: bool
+    """Whether it has the port for channels."""
+    attended: bool
+    """Whether this broker listens to it."""
+
+
+@attrs.frozen
+class MemberRow:
+    """Another host of the fleet."""
+
+    name: str
+    address: str
+    present: bool
+    hypervisor: str
+
+
+@attrs.frozen
+class Wanted:
+    """A migration that is asked for."""
+
+    domain: str
+    """UUID or name."""
+    host: str
+    live: bool = True
+    timeout: float = attrs.field(default=300.0, validator=attrs.validators.gt(0))
+
+
+@attrs.frozen
+class MigrationRow:
+    """A migration, under way or ended."""
+
+    number: int
+    name: str
+    destination: str
+    progress: Progress
+    result: Result | None = None
+
+
+class Hosting:
+    """What ``[hypervisor]`` and ``[fleet]`` ask for."""
+
+    def __init__(self, loaded: Loaded, node: Node) -> None:
+        """Open what is needed; :meth:`run` does the work. Needs a running event loop.
+
+        Raises :exc:`~mbroker.config.ConfigError`.
+        """
+        config = loaded.config
+        self._node = node
+        self._loaded = loaded
+        self._section = config.hypervisor
+        self._hypervisor: Hypervisor | None = None
+        self._fleet: Fleet | None = None
+        self._residents: Residents | None = None
+        self._mover: Mover | None = None
+        self._parked: ParkedFile | None = None
+        if config.hypervisor is not None:
+            try:
+                self._parked = ParkedFile(config.broker.state / "parked.journal")
+            except MChannelError as error:
+                raise loaded.error("broker", "state", reason=error) from None
+        if config.fleet is not None:
+            try:
+                self._fleet = _fleet(config.broker.name, config.fleet)
+            except MChannelError as error:
+                raise loaded.error("fleet", "listen", reason=error) from None
+
+    async def run(self) -> None:
+        """Attend to the domains of this host until cancelled; nothing to do without a hypervisor."""
+        if self._section is None or self._parked is None:
+            return
+        try:
+            hypervisor = self._hypervisor = self._hypervisor or await self._connect(self._section.uri)
+            async with hypervisor:
+                self._residents = Residents(self._node, hypervisor, self._parked, self._fleet, port=self._section.port)
+                async with asyncio.TaskGroup() as tasks:
+                    if self._fleet is not None:
+                        self._mover = Mover(hypervisor, self._fleet, self._residents, tasks)
+                    tasks.create_task(self._residents.run())
+        finally:
+            self._hypervisor = self._residents = self._mover = None
+            self.close()
+
+    def close(self) -> None:
+        """Let go of what was opened; idempotent."""
+        if self._fleet is not None:
+            self._fleet.close()
+        if self._parked is not None:
+            self._parked.close()
+
+    @property
+    def answers(self) -> control.Answers:
+        """What can be asked."""
+        return {
+            "control.domains": self._domains,
+            "control.fleet": lambda _: [plain(row) for row in self._members()],
+            "control.migrate": self._migrate,
+            "control.migration": self._migration,
+        }
+
+    async def open(self) -> None:
+        """Try the hypervisor; one that does not answer is tried again by :meth:`run`.
+
+        Raises :exc:`~mbroker.config.ConfigError` when it never will, as libvirt's binding is missing.
+        """
+        if self._section is not None:
+            try:
+                self._hypervisor = await connect(self._section.uri)
+            except HypervisorUnreachable as error:
+                _log.warning("%s; trying again", error)
+            except HypervisorError as error:
+                raise self._loaded.error("hypervisor", "uri", reason=str(error)) from None
+
+    async def _connect(self, uri: str) -> Hypervisor:
+        pause, said = _SHORTEST, ""
+        while True:
+            try:
+                return await connect(uri)
+            except HypervisorUnreachable as error:
+                if str(error) != said:
+                    said = str(error)
+                    _log.warning("%s; trying again", error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST)
+
+    async def _domains(self, _: str) -> list[Any]:
+        hypervisor, residents = self._hypervisor, self._residents
+        if hypervisor is None or residents is None:
+            raise control.Refused(self._absent())
+        try:
+            domains = await hypervisor.domains()
+        except HypervisorError as error:
+            raise control.Refused(str(error)) from None
+        port = self._section.port if self._section else ""
+        return [
+            plain(
+                DomainRow(
+                    each.name,
+                    each.uuid,
+                    each.state.value,
+                    any(found.name == port for found in each.ports),
+                    each.uuid in residents.attended,
+                )
+            )
+            for each in sorted(domains, key=lambda each: each.name)
+        ]
+
+    def _members(self) -> list[MemberRow]:
+        fleet = self._fleet
+        if fleet is None:
+            raise control.Refused("this host is in no fleet; add [fleet] to the configuration of mbrokerd")
+        return [
+            MemberRow(name, member.address, name in fleet.present, member.hypervisor)
+            for name, member in sorted(fleet.members.items())
+        ]
+
+    async def _migrate(self, value: str) -> int:
+        self._members()
+        if self._mover is None:
+            raise control.Refused(self._absent())
+        try:
+            wanted: Wanted = build(Wanted, json.loads(value))
+            return await self._mover.start(wanted.domain, wanted.host, live=wanted.live, timeout=wanted.timeout)
+        except (MigrationError, Invalid, ValueError) as error:
+            raise control.Refused(str(error)) from None
+        except NoSuchDomain as error:
+            raise control.NoSuchThing(str(error)) from None
+        except HypervisorError as error:
+            raise control.Refused(str(error)) from None
+
+    def _migration(self, value: str) -> Mapping[str, Any]:
+        if self._mover is None:
+            raise control.Refused(self._absent())
+        try:
+            number = int(value)
+            found = self._mover.migration(number)
+        except (ValueError, MigrationError) as error:
+            raise control.Refused(str(error)) from None
+        row = MigrationRow(number, found.order.name, found.order.destination, found.progress, found.result)
+        shown: Mapping[str, Any] = plain(row)
+        return shown
+
+    def _absent(self) -> str:
+        if self._section is None:
+            return "this broker knows no hypervisor; add [hypervisor] to the configuration of mbrokerd"
+        return f"the hypervisor at {self._section.uri} does not answer; is libvirtd running?"
+
+
+def _fleet(name: str, section: FleetSection) -> Fleet:
+    members = tuple(Member(host, each.address, each.hypervisor or "") for host, each in section.hosts.items())
+    wishes: Wishes = {"keys": section.keys} if section.keys else {}
+    return Fleet(name, members, section.listen, wishes)
