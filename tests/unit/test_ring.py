@@ -502,7 +502,7 @@ def test_without_futex_and_bell_a_wait_polls(region: Region) -> None:
 
 
 def overwrite(region: Region, offset: int, value: int) -> None:
-    region.memory[offset : offset + 8] = value.to_bytes(8, "little")
+    memoryview(region.memory)[offset : offset + 8] = value.to_bytes(8, "little")
 
 
 TAIL, HEAD, TAKEN, DATA = 128, 256, 264, 4096

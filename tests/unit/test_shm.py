@@ -258,8 +258,8 @@ def test_an_agent_that_breaks_the_ring_ends_its_own_channel_only(
     wire = raw(Path(os.environ["MCHANNEL_RUNTIME_DIR"]))
     socket.send_fds(wire, [hello(b"h" * 16)], [region.fd])
     victim = ends.keep(listener.accept(timeout=2))
-    region.memory[128:136] = (1 << 40).to_bytes(8, "little")
-    region.memory[640:648] = (1 << 40).to_bytes(8, "little")
+    memoryview(region.memory)[128:136] = (1 << 40).to_bytes(8, "little")
+    memoryview(region.memory)[640:648] = (1 << 40).to_bytes(8, "little")
     with pytest.raises(mchannel.ProtocolError, match="broke the rules"):
         victim.read(timeout=2)
     with pytest.raises(mchannel.ProtocolError):
