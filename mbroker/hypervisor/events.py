@@ -56,9 +56,12 @@ class Kind(Enum):
     ARRIVED = "arrived"
     """It runs here after a migration: it came, or it stayed as the migration failed after the switch-over."""
     LEAVING = "leaving"
-    """The source has stopped it at the switch-over. Read its ports to their end."""
+    """The source has stopped it at the switch-over. Read its ports to their end.
+
+    :attr:`LEFT` follows, or, when the migration fails after all, ARRIVED or RESUMED at the same host.
+    """
     LEFT = "left"
-    """The source has let go of it. Comes seconds after :attr:`LEAVING`."""
+    """The source has let go of it. Comes seconds after :attr:`LEAVING`, without it for a paused domain."""
     POSTCOPY = "postcopy"
     """It runs at the destination while memory still comes from the source; said at both."""
     POSTCOPY_FAILED = "postcopy_failed"
@@ -66,6 +69,7 @@ class Kind(Enum):
     RESTORED = "restored"
     """It is here again from a file or a snapshot; PAUSED or RESUMED follows."""
     SAVED = "saved"
+    """It is in a file; PAUSED came before."""
     PAUSED = "paused"
     RESUMED = "resumed"
     STOPPED = "stopped"

@@ -313,6 +313,8 @@ class FakeHypervisor:
         half = await self._running(domain, "save")
         if half.state is State.MOVING:
             raise HypervisorError(f"{self.uri}: {half.info.name} is being migrated")
+        half.state = State.PAUSED
+        self.tell(Kind.PAUSED, half)
         self.world.put_file(path, attrs.evolve(half))
         half.state = State.OFF
         if not half.info.persistent:

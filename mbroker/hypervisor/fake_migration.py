@@ -197,7 +197,10 @@ class Move:
                 self._report(Phase.COPYING)
             case Step.SWITCH:
                 self._before, self.half.state = self.half.state, State.MOVING
-                self.source.tell(Kind.POSTCOPY if self._postcopy else Kind.LEAVING, self.half)
+                if self._before is State.RUNNING:
+                    self.source.tell(Kind.LEAVING, self.half)
+                if self._postcopy:
+                    self.source.tell(Kind.POSTCOPY, self.half)
             case Step.RESUME:
                 there = self._target.halves[self._domain]
                 there.memory, there.state, there.incoming = self.half.memory, self._before, False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from threading import Lock
+from xml.etree import ElementTree as ET
 
 import attrs
 import libvirt
@@ -71,7 +72,13 @@ class Passage:
             self.domain.abortJob()
 
     def progress(self, elapsed: float) -> Progress | None:
-        """Return how far the migration is, None when libvirt does not say; switches to post-copy when it is time."""
+        """Return how far the migration is, None when libvirt does not say.
+
+        Switches to post-copy when it is time, and aborts when the destination's daemon is gone: the halves would
+        copy on, for nothing.
+        """
+        if self._target is not None and not self.postcopy and not self._target.isAlive():
+            self.abort()
         late = self.options.postcopy_after
         if late is not None and elapsed >= late and not self.postcopy:
             with suppress(libvirt.libvirtError):  # the job has not begun, or is over
@@ -93,7 +100,17 @@ class Passage:
             target = self._target or open_connection(self.destination)
         except HypervisorUnreachable as error:
             return whereabouts(here, error)
+        if _same_host(self.connection, target):  # which has refused
+            return whereabouts(here, None)
         return whereabouts(here, _sight(target, uuid, self.destination))
+
+
+def _same_host(one: libvirt.virConnect, other: libvirt.virConnect) -> bool:
+    try:
+        mine, theirs = (ET.fromstring(each.getCapabilities()).findtext("host/uuid") for each in (one, other))  # noqa: S314
+    except (libvirt.libvirtError, ET.ParseError):
+        return False
+    return mine is not None and mine == theirs
 
 
 def _sight(connection: libvirt.virConnect, uuid: str, uri: str) -> State | HypervisorUnreachable | None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from mbroker.hypervisor import HypervisorError, HypervisorUnreachable, Kind, State, connect
+from mbroker.hypervisor import (
+    HypervisorError,
+    HypervisorUnreachable,
+    Kind,
+    MigrationFailed,
+    MigrationOptions,
+    State,
+    Where,
+    connect,
+)
 from tests.system.libvirt_guest import PORT, Guest
 from tests.system.libvirt_hosts import Host
-from tests.unit.hypervisor_cases import LifecycleCases, MigrationCases, Pair, Stage, nothing_more, read
+from tests.unit.hypervisor_cases import LifecycleCases, MigrationCases, Pair, Stage, read
 
 Hosts = tuple[Host, Host]
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
@@ -58,15 +66,28 @@ class TestMigration(MigrationCases):
         """A bandwidth of one MiB/s does it."""
 
 
+async def test_a_migration_ends_at_the_source_when_the_destinations_daemon_dies(pair: Pair, hosts: Hosts) -> None:
+    async with pair.target.events() as there:
+        move = asyncio.create_task(pair.source.migrate(pair.domain, pair.target.uri, MigrationOptions(bandwidth=1)))
+        await read(there, pair.domain, until=Kind.ARRIVING)
+        hosts[1].kill_libvirtd()
+        with pytest.raises(MigrationFailed) as caught:
+            await move
+        assert caught.value.where is Where.SOURCE
+        hosts[1].start_libvirtd()
+        await read(there, pair.domain, until=Kind.GONE)  # the incoming half that its daemon found on return
+    assert await pair.states() == (State.RUNNING, None)
+
+
 async def test_a_daemon_that_was_killed_is_found_again(pair: Pair, hosts: Hosts) -> None:
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     async with pair.source.events() as events:
         await read(events, pair.domain, until=Kind.PRESENT)
         hosts[0].kill_libvirtd()
+        while pair.source.connected:
+            await asyncio.sleep(0.05)
         with pytest.raises(HypervisorUnreachable):
-            for _ in range(100):
-                await pair.source.domains()
-                await asyncio.sleep(0.05)
+            await pair.source.domains()
         hosts[0].start_libvirtd()
         async with asyncio.timeout(30):
             assert (await anext(events)).kind is Kind.RESYNC
@@ -74,12 +95,12 @@ async def test_a_daemon_that_was_killed_is_found_again(pair: Pair, hosts: Hosts)
         await pair.source.pause(pair.domain)
         await pair.source.resume(pair.domain)
         assert await read(events, pair.domain, until=Kind.RESUMED) == [Kind.PAUSED, Kind.RESUMED]
-    assert len(os.listdir("/proc/self/fd")) <= descriptors + 2
+    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 2
 
 
 async def test_a_device_is_plugged_in_and_out(pair: Pair) -> None:
     xml = """<shmem name='mchannel-test'><model type='ivshmem-plain'/><size unit='M'>1</size>
-             <alias name='ua-mchannel-test'/></shmem>"""
+             <alias name='ua-mchannel-test'/><address type='pci' bus='0x06' slot='0x00'/></shmem>"""
     await pair.source.attach(pair.domain, xml)
     assert "ua-mchannel-test" in (await pair.source.info(pair.domain)).devices
     await pair.source.detach(pair.domain, "ua-mchannel-test")

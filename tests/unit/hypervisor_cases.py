@@ -209,7 +209,6 @@ class MigrationCases:
             await pair.source.migrate(pair.domain, pair.target.uri, options)
             left = await read(here, pair.domain, until=Kind.LEFT)
             arrived = await read(there, pair.domain, until=Kind.ARRIVED)
-        assert left[0] is Kind.PRESENT
-        assert left[-2:] == [Kind.POSTCOPY, Kind.LEFT]
+        assert left == [Kind.PRESENT, Kind.LEAVING, Kind.POSTCOPY, Kind.LEFT]
         assert arrived == [Kind.ARRIVING, Kind.POSTCOPY, Kind.ARRIVED]
         assert await pair.states() == (None, State.RUNNING)
