@@ -114,6 +114,7 @@ def serve(kind: type[Node], folder: Path, agent: subprocess.Popen[bytes] | None 
 
 
 def at_lines(kind: type[Node], folder: Path, *, first: bool = False) -> Report:
+    pytest.importorskip("mchannel._ring")
     agents: dict[Path, subprocess.Popen[bytes]] = {}
 
     def seed(work: Path) -> None:
