@@ -10,6 +10,8 @@ Nothing here ever waits: a file descriptor wakes, and the blocking and asyncio f
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -387,10 +389,17 @@ class Scheme(Protocol):
         ...
 
 
-def find_scheme(address: Address) -> Scheme:
-    """Return the installed transport for *address*; raise :class:`AddressError` when there is none."""
-    for point in entry_points(group="mchannel.transports", name=address.scheme):
+@functools.cache  # to look through all that is installed takes milliseconds
+def _load(name: str) -> Scheme:
+    for point in entry_points(group="mchannel.transports", name=name):
         scheme: Scheme = point.load()
         return scheme
+    raise LookupError(name)
+
+
+def find_scheme(address: Address) -> Scheme:
+    """Return the installed transport for *address*; raise :class:`AddressError` when there is none."""
+    with contextlib.suppress(LookupError):
+        return _load(address.scheme)
     known = ", ".join(sorted({point.name for point in entry_points(group="mchannel.transports")}))
     raise AddressError(f"{address}: no transport is called {address.scheme!r}; installed are {known}")

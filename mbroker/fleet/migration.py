@@ -10,7 +10,6 @@ fault of a broker or of the network between brokers can make it run twice.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -163,7 +162,8 @@ async def migrate(means: Means, order: Order, on_progress: Callable[[Progress], 
 
     Cancelled, it calls the move off, takes back what was done, and then raises CancelledError.
     """
-    began = time.monotonic()
+    clock = asyncio.get_running_loop().time
+    began = clock()
     done: list[Step] = []
 
     async def move(means: Means, order: Order) -> None:
@@ -189,9 +189,9 @@ async def migrate(means: Means, order: Order, on_progress: Callable[[Progress], 
         host = await _settle(means, order) if number >= len(STEPS) else order.source
         moved = host == order.destination
         reason = "; ".join((reason, *notes))
-        return Result(order.domain, moved, host, time.monotonic() - began, step.name, reason)
+        return Result(order.domain, moved, host, clock() - began, step.name, reason)
     on_progress(Progress("done", len(steps), 1.0))
-    return Result(order.domain, moved=True, host=order.destination, seconds=time.monotonic() - began)
+    return Result(order.domain, moved=True, host=order.destination, seconds=clock() - began)
 
 
 async def _take_back(means: Means, order: Order, done: list[Step]) -> list[str]:
@@ -211,7 +211,8 @@ async def _take_back(means: Means, order: Order, done: list[Step]) -> list[str]:
 
 async def _settle(means: Means, order: Order) -> str | None:
     """Return the host that has the domain once exactly one of both has it, or None when that stays unclear."""
-    until = time.monotonic() + _SETTLE
+    clock = asyncio.get_running_loop().time
+    until = clock() + _SETTLE
     while True:
         here = await _look(means.here(order.domain))
         if here is not None and here.running:
@@ -219,7 +220,7 @@ async def _settle(means: Means, order: Order) -> str | None:
         there = await _look(means.there(order.destination, order.domain))
         if there is not None and there.running:
             return order.destination
-        if time.monotonic() >= until:
+        if clock() >= until:
             break
         await asyncio.sleep(_SETTLE_INTERVAL)
     if here is not None and there is not None and here.here != there.here:  # paused, but at one host

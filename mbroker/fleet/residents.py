@@ -13,7 +13,7 @@ from mbroker.fleet.custody import Attend, Custody, Part, Tell
 from mbroker.fleet.fleet import Fleet
 from mbroker.fleet.message import Claim, Claimed, Expect, Expected, Message, Offer, Taken, Whereabouts, Wherever
 from mbroker.fleet.parked import ParkedFile
-from mbroker.hypervisor import Hypervisor, HypervisorError, NoSuchPort, State
+from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachable, State
 from mbroker.serve import Node
 from mchannel.aio import AsyncListener, listen_async
 from mchannel.errors import MChannelError
@@ -23,6 +23,9 @@ __all__ = ["PORT", "Residents"]
 
 PORT = "org.mchannel.0"
 """The virtio port that domains are given for their channels."""
+
+_RETRY = 0.5
+"""Seconds until a hypervisor that did not answer is asked again about a domain."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class Residents:
         fleet: Fleet | None = None,
         *,
         port: str = PORT,
+        clock: Callable[[], float] = time.monotonic,
         unix: Callable[[], float] = time.time,
     ) -> None:
         """Attend in *node* to the domains of *hypervisor* that have a port called *port*."""
@@ -54,10 +58,13 @@ class Residents:
         self._hypervisor = hypervisor
         self._fleet = fleet
         self._port = port
+        self._clock = clock
         self._unix = unix
         self._file = parked
-        self._custody = Custody(parked.kept)
+        self._custody = Custody(parked.kept, frozenset(fleet.members) if fleet is not None else frozenset())
         self._doors: dict[str, _Door] = {}
+        self._late: dict[str, Attend] = {}
+        """Domains to attend to when the hypervisor answers again."""
         self._wake = asyncio.Event()
 
     @property
@@ -68,7 +75,8 @@ class Residents:
     async def run(self) -> None:
         """Attend until cancelled. Agents are not told goodbye: they look for the successor of this broker."""
         if self._fleet is not None:
-            self._fleet.on_change = self._members_changed
+            self._fleet.on_change = self.members_changed
+            self.members_changed()
         try:
             async with asyncio.TaskGroup() as tasks:
                 if self._fleet is not None:
@@ -82,7 +90,7 @@ class Residents:
 
     async def hear(self, host: str, message: Message) -> Message | None:
         """Take in what the member *host* says; return the answer to a question."""
-        now = time.monotonic()
+        now = self._clock()
         match message:
             case Offer():
                 self._custody.on_offer(message, now)
@@ -120,10 +128,11 @@ class Residents:
         """Take in the hypervisor's events."""
         async with self._hypervisor.events() as events:
             async for event in events:
-                self._custody.happened(event, time.monotonic())
+                self._custody.happened(event, self._clock())
                 self._wake.set()
 
-    def _members_changed(self) -> None:
+    def members_changed(self) -> None:
+        """Note who of the fleet is there now."""
         if self._fleet is not None:
             self._custody.members = self._fleet.present
 
@@ -131,7 +140,7 @@ class Residents:
         custody = self._custody
         while True:
             self._wake.clear()
-            custody.tick(time.monotonic())
+            custody.tick(self._clock())
             while custody.orders:
                 match custody.orders.popleft():
                     case Attend() as attend:
@@ -144,24 +153,33 @@ class Residents:
                         pass  # there is nobody to tell
             self._file.keep(custody.parked)
             due = custody.deadline()
+            wait = None if due is None else max(due - self._clock(), 0)
+            if self._late:
+                wait = _RETRY if wait is None else min(wait, _RETRY)
             try:
-                async with asyncio.timeout(None if due is None else max(due - time.monotonic(), 0)):
+                async with asyncio.timeout(wait):
                     await self._wake.wait()
             except TimeoutError:
                 pass
+            for attend in tuple(self._late.values()):
+                await self._attend(attend, tasks)
 
     async def _attend(self, order: Attend, tasks: asyncio.TaskGroup) -> None:
         domain = order.domain
         try:
             info = await self._hypervisor.info(domain)
             where = info.port(self._port).path
-        except NoSuchPort as error:
+        except HypervisorUnreachable as error:
+            if domain not in self._late:
+                _log.warning("cannot attend to domain %s yet: %s", domain, error)
+            self._late[domain] = order
+            return
+        except HypervisorError as error:  # it has no port, or is gone already
+            self._late.pop(domain, None)
             _log.info("%s", error)
             return
-        except HypervisorError as error:
-            _log.warning("cannot attend to domain %s: %s", domain, error)
-            return
-        self._part(domain)  # what an earlier life of it left
+        self._late.pop(domain, None)
+        self._close(domain)  # what an earlier life of it left
         listener = listen_async(f"virtio://{where}?domain={domain}", name="mbrokerd")
         for snapshot in order.snapshots:
             try:
@@ -172,9 +190,16 @@ class Residents:
         self._doors[domain] = _Door(info.name, listener, tasks.create_task(self._node.welcome(listener, info.name)))
 
     def _part(self, domain: str) -> None:
-        door = self._doors.pop(domain, None)
-        snapshots = door.listener.hand_over() if door is not None else ()
-        if door is not None:
-            _log.info("parted from %s, with %d sessions", door.name, len(snapshots))
-            door.task.cancel()
+        late = self._late.pop(domain, None)
+        snapshots = self._close(domain) if late is None else late.snapshots
         self._custody.parted(domain, snapshots, self._unix())
+
+    def _close(self, domain: str) -> tuple[bytes, ...]:
+        """Stop listening to *domain*, and return what is left of its sessions."""
+        door = self._doors.pop(domain, None)
+        if door is None:
+            return ()
+        snapshots = door.listener.hand_over()
+        door.task.cancel()
+        _log.info("parted from %s, with %d sessions", door.name, len(snapshots))
+        return snapshots

@@ -1,0 +1,225 @@
+"""A planned migration with everything that can go wrong at each of its steps, on hypervisors in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import attrs
+import pytest
+
+from mbroker.fleet.message import Expected, Message, Whereabouts
+from mbroker.fleet.migration import MigrationError, Result
+from mbroker.hypervisor import HypervisorError
+from mbroker.hypervisor.fake import Fault, Step, Trouble, World
+from tests.unit.fleet_world import Network, fleet, run
+
+Act = Callable[[World, Network], None]
+
+
+async def migrated(network: Network, domain: str, to: str = "b", timeout: float = 60.0) -> Result:
+    """Move *domain* from a, and return how that ended."""
+    mover = network.brokers["a"].mover
+    assert mover is not None
+    number = await mover.start(domain, to, live=True, timeout=timeout)
+    migration = mover.migration(number)
+    while migration.result is None:  # noqa: ASYNC110 - it is looked at from outside, as the command does
+        await asyncio.sleep(0.05)
+    return migration.result
+
+
+async def settled(world: World, network: Network, domain: str) -> None:
+    """Mend everything, let time pass, and see that whoever runs the domain attends to it, and nobody else."""
+    network.cut = False
+    network.deaf.clear()
+    network.false.clear()
+    for broker in network.brokers.values():
+        broker.hypervisor.answer()
+        broker.hypervisor.revive()
+        broker.start()
+        broker.network_changed()
+    await asyncio.sleep(30)
+    world.check()
+    running = {host.uri.removeprefix("fake://") for host in world.running(domain)}
+    assert len(running) <= 1
+    for name, broker in network.brokers.items():
+        assert broker.residents is not None
+        if name in running:
+            assert domain in broker.residents.attended
+
+
+async def started(folder: Path, *names: str) -> tuple[World, Network, str]:
+    world, network = fleet(folder, *(names or ("a", "b")))
+    domain = world.boot(world.host("a"), "web1")
+    await asyncio.sleep(1)
+    return world, network, domain
+
+
+def test_a_domain_moves_and_its_channels_with_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        world, network, domain = await started(tmp_path)
+        result = await migrated(network, domain)
+        assert (result.moved, result.host, result.reason) == (True, "b", "")
+        b = network.brokers["b"].residents
+        assert b is not None
+        assert domain in b.attended
+        await settled(world, network, domain)
+
+    run(main())
+
+
+@pytest.mark.parametrize(("to", "says"), [("a", "is on a already"), ("c", "is no host of this fleet; known are b")])
+def test_a_migration_to_nowhere_is_refused_in_one_line(tmp_path: Path, to: str, says: str) -> None:
+    async def main() -> str:
+        _, network, domain = await started(tmp_path)
+        try:
+            return (await migrated(network, domain, to)).reason
+        except MigrationError as error:
+            return str(error)
+
+    assert says in run(main())
+
+
+def test_a_domain_is_moved_once_at_a_time(tmp_path: Path) -> None:
+    async def main() -> None:
+        _, network, domain = await started(tmp_path)
+        mover = network.brokers["a"].mover
+        assert mover is not None
+        await mover.start(domain, "b", live=True, timeout=60)
+        with pytest.raises(MigrationError, match="being moved already"):
+            await mover.start(domain, "b", live=True, timeout=60)
+
+    run(main())
+
+
+def test_an_unknown_domain_is_named(tmp_path: Path) -> None:
+    async def main() -> None:
+        _, network, _ = await started(tmp_path)
+        with pytest.raises(HypervisorError, match="nosuch"):
+            await migrated(network, "nosuch")
+
+    run(main())
+
+
+def test_a_destination_whose_broker_is_away_is_not_tried(tmp_path: Path) -> None:
+    async def main() -> None:
+        world, network, domain = await started(tmp_path)
+        network.brokers["b"].kill()
+        result = await migrated(network, domain)
+        assert (result.moved, result.host, result.step) == (False, "a", "expect")
+        assert world.host("b").calls["migrate"] == 0
+        await settled(world, network, domain)
+
+    run(main())
+
+
+# --- what can go wrong, at each step -------------------------------------------------------------
+
+
+def _kill(name: str) -> Act:
+    return lambda _, network: network.brokers[name].kill()
+
+
+def _cut(_: World, network: Network) -> None:
+    network.cut = True
+    network.brokers["a"].network_changed()
+
+
+def _deaf(_: World, network: Network) -> None:
+    network.deaf.add("b")
+
+
+def _false(_: World, network: Network) -> None:
+    def lie(message: Message) -> Message:
+        match message:
+            case _ if type(message).__name__ == "Expect":
+                return Expected(willing=True)
+            case _:
+                return Whereabouts("", here=True, running=False)
+
+    network.false["b"] = lie
+
+
+def _hang(name: str) -> Act:
+    return lambda world, _: world.host(name).hang()
+
+
+def _restart_libvirt(name: str) -> Act:
+    def act(world: World, _: Network) -> None:
+        world.host(name).disconnect()
+        asyncio.get_running_loop().call_later(2.0, world.host(name).reconnect)
+
+    return act
+
+
+ACTS: dict[str, Act] = {
+    "nothing": lambda _, __: None,
+    "kill the source's broker": _kill("a"),
+    "kill the destination's broker": _kill("b"),
+    "cut the network between brokers": _cut,
+    "the destination's broker hangs": _deaf,
+    "the destination's broker answers wrongly": _false,
+    "the source's hypervisor hangs": _hang("a"),
+    "the destination's hypervisor hangs": _hang("b"),
+    "the source's hypervisor restarts": _restart_libvirt("a"),
+    "the destination's hypervisor restarts": _restart_libvirt("b"),
+}
+TROUBLES = [None, *itertools.product(Step, Trouble)]
+
+
+@attrs.frozen
+class Case:
+    act: str
+    at: Step
+    trouble: tuple[Step, Trouble] | None
+
+
+async def _played(folder: Path, case: Case) -> None:
+    world, network, domain = await started(folder, "a", "b", "c")
+    acted = False
+
+    async def at_step(step: Step, _: str) -> None:
+        nonlocal acted
+        if step is case.at and not acted:
+            acted = True
+            ACTS[case.act](world, network)
+        await asyncio.sleep(0.01)
+
+    world.at_step = at_step
+    if case.trouble is not None:
+        world.plan(Fault(*case.trouble))
+    mover = network.brokers["a"].mover
+    assert mover is not None
+    number = await mover.start(domain, "b", live=True, timeout=20)
+    migration = mover.migration(number)
+    for _ in range(4000):
+        if migration.result is not None or not network.brokers["a"].up:
+            break
+        await asyncio.sleep(0.05)
+    else:
+        raise AssertionError(f"{case}: it never ended")
+    if migration.result is not None and (host := migration.result.host) is not None:
+        assert migration.result.moved == (host == "b"), case
+        alive = [each.uri.removeprefix("fake://") for each in world.running(domain)]
+        assert alive in ([host], []), (case, migration.result)
+    await settled(world, network, domain)
+
+
+def _at_once(awaitables: list[Awaitable[None]]) -> Awaitable[object]:
+    return asyncio.gather(*awaitables)
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_whatever_goes_wrong_a_domain_never_runs_twice_and_is_attended_where_it_runs(
+    tmp_path: Path, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # a thousand of them say nothing about migrations
+    cases = [Case(act, at, trouble) for at, trouble in itertools.product(Step, TROUBLES)]
+    every = 1 if os.environ.get("MCHANNEL_VERIFY") else 3
+    for number, case in enumerate(cases[len(act) % every :: every]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        run(_played(folder, case))
