@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from mchannel.errors import ChannelTimeout, EndOfChannel, MChannelError
 from mchannel.event import Event
 from mchannel.face import FULL, SILENT, UNAGREED, UNFLUSHED, ChannelFace, ListenerFace, Message
 from mchannel.patience import FLUSH_INTERVAL, KNOCK_INTERVAL, Opening, bind, left, opened, until
+from mchannel.port import waiter
 from mchannel.transport import Gate, Wishes
 
 __all__ = ["Channel", "Listener", "Message", "listen", "open"]
@@ -191,9 +191,7 @@ def _sleep(gate: Gate, timeout: float | None) -> None:
     if due is not None:
         left = max(due - time.monotonic(), 0)
         timeout = left if timeout is None else min(left, timeout)
-    poll = select.poll()
-    poll.register(gate.port, select.POLLIN)
-    poll.poll(None if timeout is None else timeout * 1000 + 0.5)
+    waiter(gate.port)(timeout)
 
 
 @overload

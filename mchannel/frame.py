@@ -26,7 +26,19 @@ from mchannel.errors import ProtocolError
 from mchannel.packing import Limits, pack, unpack
 from mchannel.transport import MAX_MESSAGE, MAX_NAME, MAX_WINDOW, Delivery
 
-__all__ = ["HEADER", "MOST_TOGETHER", "OVERHEAD", "VERSION", "Flag", "Frame", "Hello", "Kind", "Terms", "Welcome"]
+__all__ = [
+    "HEADER",
+    "MOST_TOGETHER",
+    "OVERHEAD",
+    "VERSION",
+    "Flag",
+    "Frame",
+    "Hello",
+    "Kind",
+    "Terms",
+    "Welcome",
+    "encode",
+]
 
 VERSION = 1
 HEADER = struct.Struct("<2sBBIQQ")
@@ -74,7 +86,13 @@ class Flag(IntFlag):
 
 _KINDS = {kind.value: kind for kind in Kind}
 _MANY = Flag.MANY.value
+_DATA = Kind.DATA  # an enum is slow to find its members, and these are looked at for each message
 _DELIVERIES = {delivery.value for delivery in Delivery}
+
+
+def encode(kind: Kind, epoch: int, number: int, ack: int, flags: int, body: bytes) -> bytes:
+    """Return a frame as bytes."""
+    return HEADER.pack(_MAGIC, kind, flags, epoch, number, ack) + body
 
 
 class Frame(NamedTuple):
@@ -89,7 +107,7 @@ class Frame(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the frame as bytes."""
-        return HEADER.pack(_MAGIC, self.kind, self.flags, self.epoch, self.number, self.ack) + self.body
+        return encode(*self)
 
     @classmethod
     def decode(cls, data: bytes, limit: int) -> Frame:
@@ -101,7 +119,7 @@ class Frame(NamedTuple):
         known = _KINDS.get(kind)
         if magic != _MAGIC or known is None or flags > _MANY or number > _MAX_NUMBER or ack > _MAX_NUMBER:
             raise ProtocolError("not a frame of this protocol; is something else connected here?")
-        if size > (limit if known is Kind.DATA else _MAX_CONTROL):
+        if size > (limit if known is _DATA else _MAX_CONTROL):
             raise ProtocolError(f"the peer sent {known.name} with {size} bytes, more than was agreed")
         return cls(known, epoch, number, ack, flags, data[OVERHEAD:])
 

@@ -36,6 +36,7 @@ _MAX_STRANGERS = 256
 """Peers that may be connected without having said HELLO."""
 _MAX_LINKS = 4096
 _CALL_INTERVAL = 0.1
+_LATEST = Delivery.LATEST  # an enum is slow to find its members
 
 
 def _terms(options: Options) -> Terms:
@@ -65,6 +66,8 @@ class FramedLink:
         self._transport: Transport | None = None
         self._taken: Sequence[Received] = ()
         self._blocked = False
+        self._heard = 0
+        """Frames taken in."""
         self._turn = 0.0
         self._wait: Wait | None = None
         if transport is not None:
@@ -110,14 +113,11 @@ class FramedLink:
     def recv(self) -> bytes | None:
         """Acknowledge the previous message and return the next, or None."""
         session = self._session
-        if session.terms.delivery is Delivery.LATEST:
+        if session.terms.delivery is _LATEST:
             self._catch_up()
         message = session.next()
-        if message is None:
-            self._pull()
-            message = session.next()
-            if message is None:
-                return None
+        if message is None and (not self._pull() or (message := session.next()) is None):
+            return None
         if session.outgoing:
             self._flush()
         self.number, self.redelivered = message.number, message.redelivered
@@ -137,7 +137,7 @@ class FramedLink:
 
     def recv_many(self, limit: int) -> list[bytes]:
         """Acknowledge the messages before and return up to *limit*; they are acknowledged together."""
-        if self._session.terms.delivery is Delivery.LATEST:
+        if self._session.terms.delivery is _LATEST:
             self._catch_up()
         self._pull()
         taken = self._taken = self._session.take(limit)
@@ -171,7 +171,10 @@ class FramedLink:
                 return
             self._session.acknowledge()  # nothing is said soon that could carry it along
             now += _TURN
+        heard = self._heard
         self._look_around(now)
+        if self._heard != heard:
+            return  # it came before we slept, and would not wake us
         due = self.deadline()
         if due is not None and (timeout is None or due - now < timeout):
             timeout = max(due - now, 0)
@@ -246,7 +249,7 @@ class FramedLink:
             self.on_news()
 
     def _look_around(self, now: float) -> None:
-        self._turn = now + (_TURN if self._session.terms.delivery is Delivery.ALL else _LATEST_TURN)
+        self._turn = now + (_LATEST_TURN if self._session.terms.delivery is _LATEST else _TURN)
         self.port.pump()
         self.tick(now)
 
@@ -260,24 +263,25 @@ class FramedLink:
                 break
         self.tick(time.monotonic())
 
-    def _pull(self) -> None:
-        transport = self._transport
+    def _pull(self) -> bool:
+        """Take in what the transport has; False when that was nothing."""
+        transport, session = self._transport, self._session
         if transport is None:
-            return
-        now, receive = time.monotonic(), self._session.receive
+            return False
+        count = 0
         try:
-            for _ in range(_BURST):
-                frame = transport.recv()
-                if frame is None:
-                    break
-                receive(frame, now)
+            while count < _BURST and (frame := transport.recv()) is not None:
+                count += 1
+                session.receive(frame, time.monotonic())
         except ChannelBroken:
             self._drop()
         except (AuthenticationError, ProtocolError) as error:
-            self._session.fail(error)
+            session.fail(error)
             self._drop()
-        if self._session.outgoing:
+        self._heard += count
+        if session.outgoing:
             self._flush()
+        return count > 0
 
     def _flush(self) -> None:
         transport, outgoing = self._transport, self._session.outgoing
@@ -362,7 +366,7 @@ class FramedGate:
         self._options = options
         self._strangers: OrderedDict[int, _Stranger] = OrderedDict()
         self._links: dict[tuple[str, bytes], FramedLink] = {}
-        self._adopted: dict[tuple[str, bytes], Handoff] = {}
+        self._adopted: dict[tuple[str, bytes], tuple[Handoff, bool]] = {}
         self._ready: list[FramedLink] = []
         acceptor.on_news = self._news
 
@@ -372,13 +376,13 @@ class FramedGate:
             self._meet(transport)
         return self._ready.pop(0) if self._ready else None
 
-    def adopt(self, snapshot: bytes) -> None:
+    def adopt(self, snapshot: bytes, *, overtaken: bool = False) -> None:
         """Expect the agent of a session that another broker handed over."""
         try:
             match unpack(snapshot, Limits(binary=1 << 30)):
                 case (str() as identity, bytes() as data):
                     handoff = Handoff.decode(data)
-                    self._adopted[identity, handoff.session] = handoff
+                    self._adopted[identity, handoff.session] = handoff, overtaken
                 case _:
                     raise ValueError("malformed")
         except ValueError as error:
@@ -387,7 +391,7 @@ class FramedGate:
     def hand_over(self) -> tuple[bytes, ...]:
         """Close, and return every session: those that agents have, and those that they did not come for yet."""
         here = [link.hand_over() for link in self._links.values() if link.state not in (State.ENDED, State.CLOSED)]
-        away = [_snapshot(identity, handoff) for (identity, _), handoff in self._adopted.items()]
+        away = [_snapshot(identity, handoff) for (identity, _), (handoff, _) in self._adopted.items()]
         self.close()
         return (*here, *away)
 
@@ -459,13 +463,14 @@ class FramedGate:
             self.on_news()
 
     def _new(self, key: tuple[str, bytes], hello: Hello, peer: Peer) -> FramedLink:
-        handoff = self._adopted.pop(key, None)
-        if handoff is None:
+        adopted = self._adopted.pop(key, None)
+        if adopted is None:
             session = Session(
                 Role.BROKER, hello.session, _terms(self._options), _timing(self._options), name=hello.name
             )
         else:
-            session = Session.take_up(handoff, _timing(self._options))
+            handoff, overtaken = adopted
+            session = Session.take_up(handoff, _timing(self._options), overtaken=overtaken)
         return FramedLink(session, attrs.evolve(peer, name=hello.name), self.port, None)
 
     def _refuse(self, stranger: _Stranger, epoch: int, why: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import count, repeat
 from typing import NamedTuple
 
 from mchannel.errors import ProtocolError
@@ -59,24 +58,19 @@ class Reader:
 
         Raises ProtocolError when more than *limit* bytes wait to be read then.
         """
-        payloads = payloads[max(0, self.expected - number) :]
-        number = max(number, self.expected)
-        self.size += sum(map(len, payloads)) + OVERHEAD * len(payloads)
+        if number < self.expected:
+            payloads = payloads[self.expected - number :]
+            number = self.expected
+        for payload in payloads:
+            self.size += len(payload) + OVERHEAD
+            self.inbox.append(Received(number, payload, number <= self.unsure))
+            number += 1
+        self.expected = number
         if self.size > limit:
             raise ProtocolError("the peer sends more than the window that it agreed to")
-        self.expected = number + len(payloads)
-        if number > self.unsure:
-            self.inbox.extend(map(Received, count(number), payloads, repeat(False)))
-        else:
-            self.inbox.extend(
-                Received(each, payload, each <= self.unsure) for each, payload in enumerate(payloads, number)
-            )
 
-    def next(self) -> Received | None:
-        """Mark what was returned before and return the next message, or None."""
-        self.mark()
-        if not self.inbox:
-            return None
+    def next(self) -> Received:
+        """Return the next message, which must be there; the one before is marked already."""
         self.last = message = self.inbox.popleft()
         size = len(message.payload) + OVERHEAD
         self.size -= size
@@ -84,8 +78,7 @@ class Reader:
         return message
 
     def take(self, limit: int) -> list[Received]:
-        """Mark what was returned before and return up to *limit* messages; they are marked together."""
-        self.mark()
+        """Return up to *limit* messages, which are marked together; those before are marked already."""
         taken = [self.inbox.popleft() for _ in range(min(limit, len(self.inbox)))]
         if taken:
             size = sum([len(message.payload) for message in taken]) + OVERHEAD * len(taken)

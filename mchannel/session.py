@@ -30,7 +30,7 @@ from mchannel.errors import (
     MessageTooBig,
     ProtocolError,
 )
-from mchannel.frame import OVERHEAD, Flag, Frame, Hello, Kind, Terms, Welcome, reason
+from mchannel.frame import OVERHEAD, Flag, Frame, Hello, Kind, Terms, Welcome, encode, reason
 from mchannel.handoff import Handoff
 from mchannel.packing import pack
 from mchannel.reader import Reader, Received
@@ -64,6 +64,12 @@ class Timing:
     """Latest only: longest wait of a reader that fell behind for the peer to say what is newest."""
     patience: float | None = None
     """How long a lost peer is waited for; None: for ever."""
+
+
+# An enum is slow to find its members, and these are looked at for each message.
+_AGENT, _LATEST, _DATA, _LOST, _SUSPENDED = Role.AGENT, Delivery.LATEST, Kind.DATA, State.LOST, State.SUSPENDED
+_KNOCKS = (Kind.HELLO, Kind.CALL)
+"""What begins a new epoch."""
 
 
 class Session:
@@ -107,19 +113,21 @@ class Session:
 
         Raises MessageTooBig, or what ended the session.
         """
-        self._refuse_longer(len(payload))
+        if len(payload) > self.terms.max_message:
+            raise self._too_big(len(payload))
         if self.state in _OVER:
             raise self._ended()
         if not self._agreed:
             return False
-        if self.terms.delivery is Delivery.LATEST:
-            self.writer.put_newest(payload)
+        writer, terms = self.writer, self.terms
+        if terms.delivery is _LATEST:
+            writer.put_newest(payload)
             self._let_newest_go()
             return True
-        if not self.writer.put(payload, self.terms.window):
+        if not writer.put(payload, terms.window):
             return False
-        if self._shaken and self.state is not State.SUSPENDED:
-            self._data(self.writer.last, payload)
+        if self._shaken and self.state is not _SUSPENDED:
+            self._data(writer.last, payload)
         return True
 
     def send_many(self, payloads: Sequence[bytes]) -> int:
@@ -127,7 +135,9 @@ class Session:
 
         They share frames. MessageTooBig is raised before any is taken.
         """
-        self._refuse_longer(max(map(len, payloads), default=0))
+        longest = max(map(len, payloads), default=0)
+        if longest > self.terms.max_message:
+            raise self._too_big(longest)
         if not self._agreed or self.state in _OVER or self.terms.delivery is Delivery.LATEST:
             return sum(self.send(payload) for payload in payloads)
         first = self.writer.last + 1
@@ -136,16 +146,14 @@ class Session:
             self._data_of_many(first, payloads[:taken])
         return taken
 
-    def _refuse_longer(self, size: int) -> None:
-        if size > self.terms.max_message:
-            raise MessageTooBig(f"a message of {size} bytes; this channel carries at most {self.terms.max_message}")
-
     def next(self) -> Received | None:
         """Mark what was returned before as done and return the next message, or None. Raises what ended the session."""
-        self.done()
-        if self.reader.inbox and self._newest_until is None:
+        reader = self.reader
+        if reader.last is not None:
+            self.done()
+        if reader.inbox and self._newest_until is None:
             self._asked = False
-            return self.reader.next()
+            return reader.next()
         if self.state in _OVER:
             raise self._ended()
         return None
@@ -213,7 +221,7 @@ class Session:
         self.done()
         self._suspend_until = now + timeout
         if self.role is Role.BROKER:
-            self._emit(Kind.SUSPEND, number=max(1, int(timeout * 1000)))
+            self._emit(Kind.SUSPEND, max(1, int(timeout * 1000)))
         else:
             self._retry_due = None
             self._quiet()
@@ -237,12 +245,15 @@ class Session:
         return found
 
     @classmethod
-    def take_up(cls, found: Handoff, timing: Timing) -> Session:
-        """Broker: go on with a session that another broker handed over."""
+    def take_up(cls, found: Handoff, timing: Timing, *, overtaken: bool = False) -> Session:
+        """Broker: go on with a session that another broker handed over.
+
+        When it was *overtaken*, a third may have read on since: what the agent replays says ``redelivered``.
+        """
         taken = cls(Role.BROKER, found.session, found.terms, timing, name=found.name)
         taken.epoch = found.epoch
         taken.state = State.SUSPENDED
-        taken._agreed = taken._known = True
+        taken._agreed, taken._known = True, not overtaken
         taken.reader = Reader(found.received, found.unsure)
         taken.writer = Writer(found.base, found.unacknowledged)
         return taken
@@ -251,7 +262,7 @@ class Session:
         """End the session in good order; idempotent. What is not :attr:`flushed` is given up."""
         if self.state not in _OVER:
             self.done()
-            self._emit(Kind.BYE, number=self.writer.sent)
+            self._emit(Kind.BYE, self.writer.sent)
         self._let_go()
 
     def leave(self) -> None:
@@ -347,27 +358,25 @@ class Session:
 
     def _receive(self, frame: Frame, now: float) -> None:
         kind = frame.kind
-        if kind is Kind.HELLO:
+        if self._shaken and frame.epoch == self.epoch and kind not in _KNOCKS:
+            self._hear(now)
+            self._on_ack(frame.ack)
+            self._on_data(frame, now) if kind is _DATA else self._on_word(frame, now)
+        elif kind is Kind.HELLO:
             self._on_hello(frame, now)
         elif kind is Kind.CALL:
             if self.role is Role.AGENT and (self._shaken or not frame.epoch):  # 0: it answers nobody, it has just come
                 self.hello(now)
-        elif frame.epoch != self.epoch:
+        elif self._shaken or frame.epoch != self.epoch:
             pass  # a leftover of an earlier connection
-        elif kind is Kind.WELCOME and not self._shaken and self.state is not State.SUSPENDED:
+        elif kind is Kind.WELCOME and self.state is not State.SUSPENDED:
             self._on_welcome(frame, now)
-        elif kind is Kind.REFUSE and not self._shaken:
+        elif kind is Kind.REFUSE:
             self.fail(AuthenticationError(f"the broker refused this agent: {reason(frame.body)}"))
-        elif self._shaken:
-            self._hear(now)
-            self._on_ack(frame.ack)
-            self._on_traffic(frame, now)
 
-    def _on_traffic(self, frame: Frame, now: float) -> None:
+    def _on_word(self, frame: Frame, now: float) -> None:
         kind = frame.kind
-        if kind is Kind.DATA:
-            self._on_data(frame, now)
-        elif kind is Kind.ACK:
+        if kind is Kind.ACK:
             self._newest_until = None
             if self._complete(frame.number, now) and frame.flags & Flag.PING:
                 self._ack()
@@ -386,8 +395,8 @@ class Session:
 
     def _hear(self, now: float) -> None:
         self._lost_since = None
-        self._silent_since = now if self.role is Role.BROKER else None
-        if self.state is State.LOST:
+        self._silent_since = None if self.role is _AGENT else now
+        if self.state is _LOST:
             self.state = State.OPEN
 
     def _on_hello(self, frame: Frame, now: float) -> None:
@@ -445,15 +454,17 @@ class Session:
         self._data_of_many(*writer.after(received))
 
     def _on_data(self, frame: Frame, now: float) -> None:
-        number, payloads, reader = frame.number, frame.messages(), self.reader
+        number, reader, terms = frame.number, self.reader, self.terms
+        payloads = frame.messages() if frame.flags else (frame.body,)
         if number + len(payloads) <= reader.expected:
             self._ack_due = self._ack_due or now  # it missed that this came before
             return
-        if self.terms.delivery is Delivery.ALL and not self._complete(number - 1, now):
+        if terms.delivery is _LATEST:
+            if reader.inbox:
+                self._displace(number, now)
+        elif number > reader.expected and not self._complete(number - 1, now):
             return
-        if self.terms.delivery is Delivery.LATEST and reader.inbox:
-            self._displace(number, now)
-        reader.put(number, payloads, self.terms.window + self.terms.max_message + OVERHEAD)
+        reader.put(number, payloads, terms.window + terms.max_message + OVERHEAD)
 
     def _displace(self, number: int, now: float) -> None:
         """*number* is newer than what was not read: that counts as taken care of, so that the peer goes on.
@@ -470,7 +481,8 @@ class Session:
 
     def _on_ack(self, number: int) -> None:
         self.writer.acknowledge(number)
-        self._let_newest_go()
+        if self.writer.held:
+            self._let_newest_go()
 
     def _complete(self, number: int, now: float) -> bool:
         """Whether all up to *number* came; if not, something was lost: connect anew and have it replayed."""
@@ -483,7 +495,7 @@ class Session:
     # --- small parts ------------------------------------------------------------------------
 
     def _quiet(self) -> None:
-        self._emit(Kind.SUSPENDED, number=self.writer.sent)
+        self._emit(Kind.SUSPENDED, self.writer.sent)
         self.state = State.SUSPENDED
         self._ping_due = self._silent_since = None
 
@@ -495,31 +507,34 @@ class Session:
             self._data(writer.last, writer.unacked[-1])
 
     def _data(self, number: int, payload: bytes) -> None:
-        self.writer.left(number)
-        self._emit(Kind.DATA, number=number, body=payload)
+        self.writer.sent = max(self.writer.sent, number)
+        self._emit(_DATA, number, body=payload)
 
     def _data_of_many(self, number: int, payloads: Iterable[bytes]) -> None:
         for first, batch in batches(number, payloads, self.terms.max_message):
             if len(batch) == 1:
                 self._data(first, batch[0])
             else:
-                self.writer.left(first + len(batch) - 1)
-                self._emit(Kind.DATA, number=first, flags=Flag.MANY, body=pack(batch))
+                self.writer.sent = max(self.writer.sent, first + len(batch) - 1)
+                self._emit(_DATA, first, Flag.MANY, pack(batch))
 
     def _ack(self, flags: int = 0) -> None:
-        self._emit(Kind.ACK, number=self.writer.sent, flags=flags)
+        self._emit(Kind.ACK, self.writer.sent, flags)
 
     def _let_go(self) -> None:
         self.state = State.CLOSED
         self.reader.inbox.clear()  # what was not read is for whoever comes after
 
-    def _emit(self, kind: Kind, *, number: int = 0, flags: int = 0, body: bytes = b"") -> None:
+    def _emit(self, kind: Kind, number: int = 0, flags: int = 0, body: bytes = b"") -> None:
         self._ack_due = None
         outgoing = self.outgoing
-        if outgoing and outgoing[-1][2] == kind and (kind is not Kind.DATA or self.terms.delivery is Delivery.LATEST):
+        if outgoing and outgoing[-1][2] == kind and (kind is not _DATA or self.terms.delivery is _LATEST):
             # it waits still, and this one says all that it does: a full wire fills no memory
             flags |= outgoing.pop()[3]
-        outgoing.append(Frame(kind, self.epoch, number, self.reader.acknowledged(), flags, body).encode())
+        outgoing.append(encode(kind, self.epoch, number, self.reader.acknowledged(), flags, body))
+
+    def _too_big(self, size: int) -> MessageTooBig:
+        return MessageTooBig(f"a message of {size} bytes; this channel carries at most {self.terms.max_message}")
 
     def _ended(self) -> MChannelError:
         if self._failure is not None:

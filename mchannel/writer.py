@@ -58,20 +58,18 @@ class Writer:
         self.size += len(payload) + OVERHEAD
         self.held = True
 
-    def left(self, number: int) -> None:
-        """All up to *number* left for the peer."""
-        self.sent = max(self.sent, number)
-
     def may_let_go(self, window: int) -> bool:
         """Latest only: whether what is held fits into the *window* by now."""
         return self.held and (len(self.unacked) == 1 or self.size <= window)
 
     def acknowledge(self, number: int) -> None:
         """Forget all up to *number*; raise ProtocolError when there is no such message yet."""
-        if number > self.last:
+        count = number - self.base + 1
+        if count > len(self.unacked):
             raise ProtocolError("the peer acknowledges what was never sent")
-        while self.base <= number:
-            self.forget_first()
+        for _ in range(count):
+            self.size -= len(self.unacked.popleft()) + OVERHEAD
+            self.base += 1
 
     def forget_first(self) -> None:
         """Give up the oldest."""
