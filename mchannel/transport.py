@@ -10,7 +10,6 @@ Nothing here ever waits: a file descriptor wakes, and the blocking and asyncio f
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -398,8 +397,12 @@ def _load(name: str) -> Scheme:
 
 
 def find_scheme(address: Address) -> Scheme:
-    """Return the installed transport for *address*; raise :class:`AddressError` when there is none."""
-    with contextlib.suppress(LookupError):
+    """Return the installed transport for *address*; raise :class:`AddressError` when there is none that loads."""
+    try:
         return _load(address.scheme)
+    except ImportError as error:
+        raise AddressError(f"{address}: this installation cannot load the transport: {error}") from error
+    except LookupError:
+        pass
     known = ", ".join(sorted({point.name for point in entry_points(group="mchannel.transports")}))
     raise AddressError(f"{address}: no transport is called {address.scheme!r}; installed are {known}")

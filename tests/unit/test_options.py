@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, get_type_hints
 
 import attrs
 import pytest
 
 import mchannel
+from mchannel import transport
+from mchannel.address import Address
+from mchannel.errors import AddressError
 from mchannel.frame import Terms
-from mchannel.transport import MAX_MESSAGE, MAX_WINDOW, Delivery, Options, Wishes
+from mchannel.transport import MAX_MESSAGE, MAX_WINDOW, Delivery, Options, Wishes, find_scheme
 
 NONSENSE: list[tuple[str, object]] = [
     ("name", "x" * 256),
@@ -62,3 +66,10 @@ def test_what_may_be_wished_can_be_agreed_on(options: Options) -> None:
 
 def test_wishes_are_the_fields_of_options() -> None:
     assert set(get_type_hints(Wishes)) == {field.name for field in attrs.fields(Options)}
+
+
+def test_a_transport_whose_parts_are_not_installed_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "_load", vars(transport)["_load"].__wrapped__)  # the cache is kept
+    monkeypatch.setitem(sys.modules, "mchannel.transports.memory", None)
+    with pytest.raises(AddressError, match=r"memory:///web1: this installation cannot load the transport: .*halted"):
+        find_scheme(Address.parse("memory:///web1"))
