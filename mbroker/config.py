@@ -77,6 +77,13 @@ def _address(_: object, attribute: attrs.Attribute[str], value: str) -> None:
         raise ValueError(f"'{attribute.name}' must be an address: {error}") from None
 
 
+def _network(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
+    _address(instance, attribute, value)
+    address = Address.parse(value)
+    if address.scheme != "tcp" or address.options:
+        raise ValueError(f"'{attribute.name}' must be an address like tcp://10.0.0.2:7700, without options")
+
+
 def _own_host(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
     _address(instance, attribute, value)
     if Address.parse(value).host:
@@ -186,7 +193,7 @@ class HypervisorSection:
 class MemberSection:
     """``[fleet.hosts.NAME]``: another host; NAME is that of its broker and of its key."""
 
-    address: str = attrs.field(validator=_address)
+    address: str = attrs.field(validator=_network)
     """Where its broker listens to the fleet, such as ``tcp://10.0.0.2:7700``."""
     hypervisor: str | None = attrs.field(default=None, validator=attrs.validators.optional(_uri))
     """Its hypervisor as it is reached from this host; domains can be moved there when it is given."""
@@ -196,7 +203,7 @@ class MemberSection:
 class FleetSection:
     """``[fleet]``."""
 
-    listen: str = attrs.field(validator=_address)
+    listen: str = attrs.field(validator=_network)
     """Where the other hosts reach this broker, such as ``tcp://10.0.0.1:7700``."""
     keys: Path | None = None
     hosts: dict[str, MemberSection] = attrs.field(factory=dict[str, MemberSection])

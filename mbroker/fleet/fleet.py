@@ -163,7 +163,8 @@ class Fleet:
         while True:
             pause = _RETRY
             try:
-                line.channel = await open_async(line.member.address, MessageCodec(), timeout=_KNOCK, **self._wishes)
+                address = f"{line.member.address}?server={line.member.name}"
+                line.channel = await open_async(address, MessageCodec(), timeout=_KNOCK, **self._wishes)
                 complained = ""
                 while True:
                     answer = await line.channel.read()

@@ -104,9 +104,8 @@ class FakeFleet:
     async def tell(self, message: Message, host: str | None = None) -> None:
         for name in [host] if host else list(self.members):
             if self._reaches(name) and name not in self._network.deaf:
-                loop = asyncio.get_running_loop()
                 broker = self._network.brokers[name]
-                loop.call_later(0.001, lambda broker=broker: broker.post(self.name, message))
+                asyncio.get_running_loop().call_later(0.001, broker.post, self.name, message)
 
 
 class _Node:

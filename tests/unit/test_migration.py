@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -208,15 +208,15 @@ async def _played(folder: Path, case: Case) -> None:
     await settled(world, network, domain)
 
 
-def _at_once(awaitables: list[Awaitable[None]]) -> Awaitable[object]:
-    return asyncio.gather(*awaitables)
+def _no_sync(_: int) -> None:
+    """Do nothing: a thousand of them say nothing about migrations."""
 
 
 @pytest.mark.parametrize("act", ACTS)
 def test_whatever_goes_wrong_a_domain_never_runs_twice_and_is_attended_where_it_runs(
     tmp_path: Path, act: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # a thousand of them say nothing about migrations
+    monkeypatch.setattr(os, "fsync", _no_sync)
     cases = [Case(act, at, trouble) for at, trouble in itertools.product(Step, TROUBLES)]
     every = 1 if os.environ.get("MCHANNEL_VERIFY") else 3
     for number, case in enumerate(cases[len(act) % every :: every]):
