@@ -68,8 +68,7 @@ class Daemon:
         return self.limit_file.read_text().strip()
 
     def start(self, *, ready: bool = True, **environment: str) -> None:
-        if ready:
-            pytest.importorskip("mchannel._ring")
+        pytest.importorskip("mchannel._ring")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mbroker.daemon", "--config", str(self.config)],
             env={**os.environ, "NOTIFY_SOCKET": str(self.folder / "notify"), **environment},
