@@ -649,7 +649,7 @@ class Conformance:
         agent.write_many(_numbered(3))
         assert [broker.read(timeout=SOON) for _ in range(2)] == _numbered(2)
         address = str(listener.address)
-        handed = listener.hand_over()
+        before = handed = listener.hand_over()
 
         def relay(listening: Callable[..., Any], snapshots: Sequence[bytes]) -> Any:  # before a quick agent can come
             made = listening(address, RawCodec(), **self.wishes)
