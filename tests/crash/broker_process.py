@@ -1,8 +1,8 @@
-"""A broker process for the tests that kill it: ``python broker_process.py ADDRESS LOG [KILL]``.
+"""A broker process for the tests that kill it.
 
-It appends each message to LOG, one write each, and says so before it asks for the next. With KILL
-it dies by SIGKILL before the so-manieth line of Python that runs in the channel's files. Without it,
-it ends when the message ``end`` came, and prints how many lines have run.
+It appends each message to a log, one write each, and says so before it asks for the next. It is
+done when the message ``end`` came, unless it dies by SIGKILL before the so-manieth line of Python
+that runs in the channel's files.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,10 +18,24 @@ from typing import Any
 import mchannel
 from mchannel import RawCodec
 
-FILES = {"session.py", "frame.py", "framed.py", "channel.py", "shm.py", "shmlink.py", "line.py", "ring.py", "zmq.py"}
+FILES = {
+    "session.py",
+    "reader.py",
+    "writer.py",
+    "frame.py",
+    "port.py",
+    "framed.py",
+    "channel.py",
+    "shm.py",
+    "shmlink.py",
+    "line.py",
+    "ring.py",
+    "zmq.py",
+}
 
 
-def main(address: str, log: str, kill: int = 0) -> None:
+def main(address: str, log: Path, told: Connection, kill: int = 0) -> None:
+    """Be the broker at *address*; die before line *kill*, or say through *told* how many have run, and stay."""
     lines = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
@@ -44,8 +59,5 @@ def main(address: str, log: str, kill: int = 0) -> None:
                 channel.done()
                 break
     sys.settrace(None)
-    print(lines)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+    told.send(lines)
+    told.poll(60)  # last words may be on their way still; whoever started this ends it
