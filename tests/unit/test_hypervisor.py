@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachable, connect
+from mbroker.hypervisor import (
+    Hypervisor,
+    HypervisorError,
+    HypervisorUnreachable,
+    MigrationFailed,
+    MigrationOptions,
+    State,
+    Where,
+    connect,
+)
 from mbroker.hypervisor.fake import Fault, Step, Trouble, World
 from tests.unit.hypervisor_cases import LifecycleCases, MigrationCases, Pair, Stage
 
@@ -35,6 +46,25 @@ class TestFake(LifecycleCases):
 
 class TestLibvirt(LifecycleCases):
     """The driver inside this process, which knows neither migration nor channels nor quotas."""
+
+    async def test_a_destination_that_accepts_and_says_nothing_is_given_up(self, stage: Stage) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            destination = f"qemu+tcp://127.0.0.1:{silent.getsockname()[1]}/system"
+            with pytest.raises(MigrationFailed, match="longer than") as caught:
+                async with asyncio.timeout(10):  # libvirt itself would wait for ever
+                    await stage.host.migrate(stage.domain, destination, MigrationOptions(timeout=0.2))
+        assert caught.value.where is Where.SOURCE
+        assert await stage.host.state(stage.domain) is State.RUNNING
+
+    async def test_what_the_driver_cannot_do_is_one_line(self, stage: Stage) -> None:
+        for refused in (
+            stage.host.set_quota(stage.domain, 0.5),
+            stage.host.detach(stage.domain, "ua-ring", timeout=0.1),
+            stage.host.migrate(stage.domain, stage.host.uri),
+        ):
+            with pytest.raises(HypervisorError) as caught:
+                await refused
+            assert "\n" not in str(caught.value)
 
     @pytest.fixture
     async def stage(self, tmp_path: Path) -> AsyncIterator[Stage]:

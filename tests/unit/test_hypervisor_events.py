@@ -66,7 +66,7 @@ async def test_a_slow_reader_holds_no_more_than_its_limit(fanout: Fanout) -> Non
     events = fanout.stream(3)
     for _ in range(1000):
         fanout.publish(Kind.RESUMED, A, "web")
-        assert len(events._queue) <= 3
+        assert len(events._queue) <= 3  # pyright: ignore[reportPrivateUsage]
 
 
 async def test_a_slow_reader_does_not_disturb_a_quick_one(fanout: Fanout) -> None:
