@@ -18,6 +18,7 @@ Hosts = tuple[Host, Host]
 pytestmark = pytest.mark.system
 
 ECHO = f"""
+import os
 port = os.open("/dev/virtio-ports/{PORT}", os.O_RDWR)
 while True:
     if chunk := os.read(port, 4096):
@@ -27,7 +28,7 @@ while True:
 
 def test_a_guest_boots_and_its_console_speaks(guest: Guest) -> None:
     boot = guest.boot_id()
-    assert f"boot {boot}" in guest.console.read_text()
+    assert f"boot {boot}" in guest.said()
 
 
 def test_the_hosts_are_two(hosts: Hosts) -> None:
