@@ -11,9 +11,11 @@ import pytest
 from mchannel.address import Address
 from mchannel.conformance import SOON, Conformance
 from mchannel.errors import ChannelTimeout
-from mchannel.framed import Framed
-from mchannel.transport import Options, Transport
+from mchannel.transport import Acceptor, Options, Transport
 from mchannel.transports import xen
+from mchannel.transports.xenguest import GuestWire
+from mchannel.transports.xenhost import HostDoor
+from mchannel.transports.xenlib import Machine
 from tests.unit.xen_world import Guest, World
 
 
@@ -23,12 +25,18 @@ def hypervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     numbers = itertools.count(1)
 
-    def connect(address: Address, options: Options) -> Transport:
+    def connect(address: Address, options: Options, _: Machine) -> Transport:
         number = next(numbers)
         guest = world.boot(number, f"6f1c2d3e-0000-4000-8000-{number:012}")
-        return xen.scheme(guest.machine).connect(address, options)
+        return GuestWire(address, options, guest.machine)
 
-    monkeypatch.setattr(xen, "XEN", Framed(connect, xen.scheme(Guest(world, 0).machine).listen))
+    host = Guest(world, 0).machine
+
+    def listen(address: Address, options: Options, _: Machine) -> Acceptor:
+        return HostDoor(address, options, host)
+
+    monkeypatch.setattr(xen, "GuestWire", connect)
+    monkeypatch.setattr(xen, "HostDoor", listen)
 
 
 class TestXen(Conformance):

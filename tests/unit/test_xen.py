@@ -16,10 +16,11 @@ import mchannel
 from mchannel import Channel, Listener, RawCodec
 from mchannel.address import Address
 from mchannel.errors import AddressError, ChannelTimeout, ProtocolError
-from mchannel.framed import Framed
 from mchannel.transport import State, find_scheme
 from mchannel.transports import xen, xenlib
 from mchannel.transports.xen import Offer
+from mchannel.transports.xenguest import GuestWire
+from mchannel.transports.xenhost import HostDoor
 from tests.unit.xen_world import UUID, Guest, World
 
 OTHER = "6f1c2d3e-0000-4000-8000-000000000008"
@@ -69,8 +70,16 @@ class Bed:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, guest: Guest, host: Guest) -> None:
-    scheme = Framed(xen.scheme(guest.machine).connect, xen.scheme(host.machine).listen)
-    monkeypatch.setattr(xen, "XEN", scheme)
+    """Let ``xen://`` mean these two."""
+
+    def connect(address: Address, options: mchannel.Options, _: xenlib.Machine) -> GuestWire:
+        return GuestWire(address, options, guest.machine)
+
+    def listen(address: Address, options: mchannel.Options, _: xenlib.Machine) -> HostDoor:
+        return HostDoor(address, options, host.machine)
+
+    monkeypatch.setattr(xen, "GuestWire", connect)
+    monkeypatch.setattr(xen, "HostDoor", listen)
 
 
 @pytest.fixture
@@ -172,8 +181,7 @@ def test_a_listener_can_ask_for_one_domain(monkeypatch: pytest.MonkeyPatch, host
     world = World()
     wrong, right, zero = world.boot(7), world.boot(8, OTHER), Guest(world, 0)
     use(monkeypatch, wrong, zero)
-    scheme = xen.scheme(wrong.machine)
-    unheard = scheme.connect(Address.parse("xen:///mgmt"), mchannel.Options())
+    unheard = GuestWire(Address.parse("xen:///mgmt"), mchannel.Options(), wrong.machine)
     use(monkeypatch, right, zero)
     with mchannel.listen(f"xen://{host}/mgmt", codec=RawCodec()) as listener:
         agent, broker = meet(listener)
@@ -323,17 +331,17 @@ def test_a_guest_that_breaks_the_rules_loses_its_channel_for_good(bed: Bed) -> N
 
 def test_a_guest_cannot_listen(bed: Bed) -> None:
     with pytest.raises(AddressError, match="only domain 0 can listen"):
-        xen.scheme(bed.guest.machine).listen(Address.parse("xen:///mgmt"), mchannel.Options())
+        HostDoor(Address.parse("xen:///mgmt"), mchannel.Options(), bed.guest.machine)
 
 
 def test_a_name_is_open_once_in_a_guest(bed: Bed) -> None:
-    scheme, address = xen.scheme(bed.guest.machine), Address.parse("xen:///mgmt")
+    address = Address.parse("xen:///mgmt")
     with pytest.raises(AddressError, match="open in another process"):
-        scheme.connect(address, mchannel.Options())
+        GuestWire(address, mchannel.Options(), bed.guest.machine)
     bed.talk()
     bed.run()
     bed.agent.close(timeout=0)
-    scheme.connect(address, mchannel.Options()).close()
+    GuestWire(address, mchannel.Options(), bed.guest.machine).close()
 
 
 def test_the_lock_on_a_name_ends_with_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +355,7 @@ def test_the_lock_on_a_name_ends_with_its_holder(tmp_path: Path, monkeypatch: py
 
 def test_domain_0_does_not_open(bed: Bed) -> None:
     with pytest.raises(AddressError, match="this is domain 0"):
-        xen.scheme(bed.host.machine).connect(Address.parse("xen:///mgmt"), mchannel.Options())
+        GuestWire(Address.parse("xen:///mgmt"), mchannel.Options(), bed.host.machine)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +373,7 @@ def test_domain_0_does_not_open(bed: Bed) -> None:
 )
 def test_an_address_that_names_nothing_is_refused(bed: Bed, address: str) -> None:
     with pytest.raises(AddressError):
-        xen.scheme(bed.host.machine).listen(Address.parse(address), mchannel.Options())
+        HostDoor(Address.parse(address), mchannel.Options(), bed.host.machine)
 
 
 def test_where_there_is_no_xen_one_line_says_what_is_missing() -> None:
