@@ -94,8 +94,8 @@ class Guest:
                 return
 
     def put(self, path: str, text: str) -> None:
-        """Write a file in the guest."""
-        self.run("sh", "-c", 'cat >"$0"', path, given=text)
+        """Write a file in the guest that only root may read, and the folders above it."""
+        self.run("sh", "-c", 'umask 077; mkdir -p "${0%/*}"; cat >"$0"', path, given=text)
 
     def start(self, *argv: str, log: str = "/tmp/log") -> str:
         """Start a program in the guest that goes on alone, and return its process id."""

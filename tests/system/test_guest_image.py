@@ -9,6 +9,9 @@ import pytest
 from tests.system.guest_image import CACHE, PYTHON, Entry, Image, NoPackages, cpio, image
 
 
+pytestmark = pytest.mark.timeout(600)  # the first run downloads
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Image:
     try:

@@ -15,7 +15,7 @@ from tests.system.libvirt_guest import PORT, Guest
 from tests.system.libvirt_hosts import Host, sweep
 
 Hosts = tuple[Host, Host]
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]  # the first run downloads and builds
 
 ECHO = f"""
 import os
