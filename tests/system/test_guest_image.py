@@ -8,7 +8,6 @@ import pytest
 
 from tests.system.guest_image import CACHE, PYTHON, Entry, Image, NoPackages, cpio, image
 
-
 pytestmark = pytest.mark.timeout(600)  # the first run downloads
 
 
