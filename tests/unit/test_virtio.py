@@ -148,6 +148,21 @@ def test_an_agent_that_never_saw_its_host_go_finds_the_next_without_waiting_for_
     close(successor)
 
 
+def test_an_agent_with_nothing_to_say_is_found_by_the_next_host_at_once(stack: ExitStack, world: Hypervisor) -> None:
+    agent, _ = pair(stack, world, first := mvm(stack, world.path))
+    handed = first.hand_over()
+    world.arrive(world.path.with_name("other"))
+    second = mvm(stack, world.path)
+    for each in handed:
+        second.adopt(each)
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(agent.read, SOON)
+        successor = second.accept(timeout=SOON)
+        successor.write(b"welcome")
+        assert reading.result() == b"welcome"
+    close(successor)
+
+
 def test_with_a_handoff_nothing_is_lost_and_nothing_comes_twice(stack: ExitStack, world: Hypervisor) -> None:
     agent, broker = pair(stack, world, first := mvm(stack, world.path))
     numbers = [str(number).encode() for number in range(100)]
