@@ -21,6 +21,7 @@ import attrs
 
 from mchannel.agents.pace import Pace
 from mchannel.agents.settings import LONGEST_INTERVAL, SHORTEST_INTERVAL
+from mchannel.errors import CodecError
 from mchannel.event import Detail, Event, Scalar
 
 __all__ = ["Commands"]
@@ -51,6 +52,10 @@ class Commands:
             detail = {**detail, "id": command.detail["id"]}
         return Event(topic, self.source, value, now, detail)
 
+    def refuse(self, error: CodecError, now: float) -> Event:
+        """Return the answer to what is no event at all."""
+        return Event("command.error", self.source, None, now, {"command": "", "error": str(error)[:_ECHO]})
+
     def _answer(self, command: Event) -> tuple[str, Scalar, Detail]:
         match command.topic:
             case "command.ping":
@@ -67,8 +72,11 @@ class Commands:
     def _set_interval(self, value: Scalar) -> float:
         if self.pace is None:
             raise ValueError("this agent sends no metrics")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not SHORTEST_INTERVAL <= value <= LONGEST_INTERVAL:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not SHORTEST_INTERVAL <= value <= LONGEST_INTERVAL
+        ):
             raise ValueError(f"the value must be {SHORTEST_INTERVAL:g} to {LONGEST_INTERVAL:g} seconds")
         self.pace.set(float(value))
         return self.pace.seconds

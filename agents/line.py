@@ -10,8 +10,8 @@ from typing import Protocol
 
 import attrs
 
-from mchannel.aio import AsyncChannel, open_async
 from mchannel.agents.discover import Way
+from mchannel.aio import AsyncChannel, open_async
 from mchannel.errors import ChannelTimeout, MChannelError
 from mchannel.event import Event
 from mchannel.transport import Delivery
@@ -63,34 +63,36 @@ class Line:
     pauses: tuple[float, ...] = attrs.field(default=_PAUSES, kw_only=True)
     _said: str = attrs.field(default="", init=False)
     _failures: int = attrs.field(default=0, init=False)
+    _fickle: bool = attrs.field(default=False, init=False)
+    """Whether the last channel ended soon after it was opened: the next may too, and is no news."""
 
     async def keep(self, use: Callable[[Talk], Awaitable[None]]) -> None:
         """Open the channel and let *use* have it, again and again; return when *use* does, after a flush.
 
-        A cancellation says goodbye to the broker and waits for nothing.
+        Raises ChannelTimeout when that flush takes too long. A cancellation says goodbye and waits for nothing.
         """
         patience = _KNOCK
         while True:
             opened: float | None = None
             try:
                 address = (await self.way()).address(self.stream)
-                channel = await self._open(address, patience)
-                async with channel:
+                async with await self._open(address, patience) as channel:
                     opened, patience = time.monotonic(), _KNOCK
-                    self._say(f"{self.stream}: open to {address}", logging.INFO)
+                    if not self._fickle:
+                        _log.info("%s: open to %s", self.stream, address)
                     await use(channel)
                     return
             except ChannelTimeout as error:
                 if opened is not None:
-                    raise  # of the flush at the end
+                    raise
                 patience = _ANSWER
-                self._say(f"{self.stream}: {error}", logging.WARNING)
+                self._complain(str(error))
                 continue
-            except (MChannelError, OSError) as error:
+            except (MChannelError, OSError, ImportError) as error:
                 patience = _KNOCK
-                if opened is not None and time.monotonic() - opened > _STEADY:
-                    self._failures = 0
-                self._say(f"{self.stream}: {error}; it is opened again as soon as that is possible", logging.WARNING)
+                if opened is not None:
+                    self._ended(time.monotonic() - opened)
+                self._complain(f"{error}; it is opened again as soon as that is possible")
             await asyncio.sleep(self.pauses[min(self._failures, len(self.pauses) - 1)])
             self._failures += 1
 
@@ -104,12 +106,12 @@ class Line:
             window=_WINDOW,
         )
 
-    def _say(self, line: str, level: int) -> None:
-        """Log *line*, unless that is what was said last, or what is said in turns."""
-        if level == logging.WARNING:
-            if line == self._said:
-                return
-            self._said = line
-        elif self._failures:
-            return  # it may end as it did before
-        _log.log(level, "%s", line)
+    def _ended(self, lived: float) -> None:
+        self._fickle = lived < _STEADY
+        if not self._fickle:
+            self._failures, self._said = 0, ""
+
+    def _complain(self, why: str) -> None:
+        if why != self._said:
+            self._said = why
+            _log.warning("%s: %s", self.stream, why)

@@ -1,0 +1,266 @@
+"""``magent run``: all that a guest says to its broker and is asked by it, in one event loop.
+
+Nothing here knows of migration: the channels live through it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import attrs
+
+from mchannel.address import Address
+from mchannel.agents.commands import Commands
+from mchannel.agents.discover import Nothing, Way, find
+from mchannel.agents.exits import UNREACHABLE, USAGE, Exit
+from mchannel.agents.follower import Follower
+from mchannel.agents.line import Line, Talk
+from mchannel.agents.metrics import Metrics
+from mchannel.agents.notify import sd_notify
+from mchannel.agents.outbox import Labelled, Outbox
+from mchannel.agents.pace import Pace
+from mchannel.agents.printer import Printer
+from mchannel.agents.settings import Settings, SlaSettings, load
+from mchannel.agents.sla import Recorder
+from mchannel.agents.tail import Tail
+from mchannel.errors import AddressError, CodecError
+from mchannel.event import Detail, Event
+from mchannel.transport import Delivery
+
+__all__ = ["Daemon", "run"]
+
+_LOOK_AGAIN = 5.0  # seconds between two looks for a way to the broker, or for a log
+_BUSY, _QUIET = 0.05, 0.2  # seconds until the next look at a log that has just grown, and at one that has not
+_FLUSH = 1.0  # seconds that the end waits for the broker
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+_log = logging.getLogger("magent")
+
+
+@attrs.frozen
+class _Shown:
+    """Stands for a channel at ``--dry-run``."""
+
+    printer: Printer
+
+    async def write(self, message: Event, timeout: float | None = None) -> None:
+        self.printer.write(message)
+
+    async def read(self, timeout: float | None = None) -> NoReturn:
+        await asyncio.Event().wait()  # nobody asks
+        raise AssertionError
+
+
+@attrs.define(eq=False)
+class Daemon:
+    """Does what *settings* say, over channels to wherever *find* finds the broker."""
+
+    settings: Settings
+    find: Callable[[str], Way | Nothing] = find
+    """Returns the way to take; given the configured address."""
+    printer: Printer | None = None
+    """Takes the events in place of channels."""
+    _outbox: Outbox = attrs.field(factory=Outbox, init=False)
+    _pace: Pace = attrs.field(init=False)
+    _tasks: dict[tuple[object, ...], asyncio.Task[None]] = attrs.field(
+        factory=dict[tuple[object, ...], "asyncio.Task[None]"], init=False
+    )
+    _group: asyncio.TaskGroup = attrs.field(factory=asyncio.TaskGroup, init=False)
+    _said: str = attrs.field(default="", init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Begin with the configured interval."""
+        self._pace = Pace(self.settings.metrics.interval)
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Work until *stop* is set; then report what was counted, and wait a second for the broker to take it."""
+        async with self._group:
+            self._arrange()
+            asyncio.get_running_loop().call_soon(sd_notify, "READY=1")  # after the logs were opened
+            await stop.wait()
+            await self._end()
+
+    def reload(self, settings: Settings) -> None:
+        """Go on with *settings*; what they leave as it was is not interrupted."""
+        if settings.metrics.interval != self.settings.metrics.interval:
+            self._pace.set(settings.metrics.interval)
+        self.settings = settings
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """End what the settings do not ask for, and begin what they do."""
+        wanted = self._wanted()
+        for key in self._tasks.keys() - wanted.keys():
+            self._tasks.pop(key).cancel()
+        for key in wanted.keys() - self._tasks.keys():
+            self._tasks[key] = self._group.create_task(wanted[key]())
+
+    def _wanted(self) -> dict[tuple[object, ...], Callable[[], Coroutine[Any, Any, None]]]:
+        settings, agent = self.settings, self.settings.agent
+        wanted: dict[tuple[object, ...], Callable[[], Coroutine[Any, Any, None]]] = {
+            (agent, section): partial(self._follow, section) for section in settings.sla
+        }
+        if settings.sla:
+            wanted[agent, "sla"] = partial(self._keep, "sla", self._report)
+        if settings.metrics.enabled:
+            wanted[agent, "metrics"] = partial(self._keep, "metrics", self._measure, Delivery.LATEST)
+        if settings.commands.enabled:
+            wanted[agent, "commands", settings.metrics.enabled] = partial(self._keep, "commands", self._obey)
+        return wanted
+
+    async def _keep(
+        self, stream: str, use: Callable[[Talk], Awaitable[None]], delivery: Delivery = Delivery.ALL
+    ) -> None:
+        if self.printer is not None:
+            await use(_Shown(self.printer))
+        else:
+            await Line(stream, self._way, delivery).keep(use)
+
+    async def _way(self) -> Way:
+        """Return the way to the broker, as soon as there is one; say once which it is, or why there is none."""
+        while True:
+            found = self.find(self.settings.agent.address)
+            if str(found) != self._said:
+                self._said = str(found)
+                _log.log(logging.INFO if isinstance(found, Way) else logging.WARNING, "%s", found)
+                sd_notify(f"STATUS={found}")
+            if isinstance(found, Way):
+                return found
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _report(self, channel: Talk) -> None:
+        while (event := await self._outbox.first()) is not None:
+            await channel.write(event)
+            self._outbox.pop()
+
+    async def _measure(self, channel: Talk) -> None:
+        metrics = Metrics(self.settings.agent.domain)
+        while True:
+            for event in metrics.sample():
+                await channel.write(event)
+            await self._pace.wait()
+
+    async def _obey(self, channel: Talk) -> None:
+        pace = self._pace if self.settings.metrics.enabled else None
+        commands = Commands(self.settings.agent.domain, pace, self._describe)
+        while True:
+            try:
+                answer = commands.answer(await channel.read(), time.time())
+            except CodecError as error:
+                answer = commands.refuse(error, time.time())
+            await channel.write(answer)
+
+    def _describe(self) -> Detail:
+        streams = {key[1] for key in self._tasks if isinstance(key[1], str)}
+        return {
+            "version": _version(),
+            "boot_id": _BOOT.read_text().strip() if _BOOT.exists() else "",
+            "kernel": os.uname().release,
+            "streams": tuple(sorted(streams)),
+            "interval": self._pace.seconds,
+            "logs": len(self.settings.sla),
+        }
+
+    async def _follow(self, section: SlaSettings) -> None:
+        """Report one log as it grows, from when it is there; when cancelled, report the rest."""
+        writer = Labelled(self._outbox, section.service)
+        domain = self.settings.agent.domain
+        recorder = Recorder(writer, source=domain, hard_ms=section.hard_ms, soft_ms=section.soft_ms)
+        follower = Follower(section.reader(), recorder)
+        said, is_new = "", False
+        while True:
+            try:
+                with Tail(section.log, from_start=is_new) as tail:
+                    said = ""
+                    await _watch(follower, tail)
+            except FileNotFoundError:
+                why, is_new = f"there is no log {section.log}; it is followed once it is there", True
+            except (OSError, ValueError) as error:
+                why = f"cannot read the log: {error}"
+            if why != said:
+                said = why
+                _log.warning("%s", why)
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def _end(self) -> None:
+        lines = {task for key, task in self._tasks.items() if key[1] == "sla"}
+        others = set(self._tasks.values()) - lines
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others)  # the followers report what is left
+        self._outbox.close()
+        late = (await asyncio.wait(lines, timeout=_FLUSH))[1] if lines else lines
+        for task in late:
+            task.cancel()
+        if late:
+            _log.warning("the broker has not acknowledged all reports; %d were not even sent", len(self._outbox))
+
+
+async def _watch(follower: Follower, tail: Tail) -> NoReturn:
+    try:
+        while True:  # a file rings no bell
+            is_busy = follower.look(tail)
+            await asyncio.sleep(_BUSY if is_busy else _QUIET)
+    except asyncio.CancelledError:
+        follower.end(tail, 0.0)
+        raise
+
+
+def _version() -> str:
+    try:
+        return version("mchannel")
+    except PackageNotFoundError:
+        return ""
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run ``magent run``; raises Exit for what cannot be done."""
+    settings = _load(options)
+    look: Callable[[str], Way | Nothing] = (lambda _: Way(options.address)) if options.address else find
+    if options.dry_run and isinstance(found := look(settings.agent.address), Nothing):
+        raise Exit(UNREACHABLE, str(found))
+    printer = Printer(options.output == "json") if options.dry_run else None
+    _log.setLevel(logging.INFO)
+    asyncio.run(_serve(Daemon(settings, look, printer), partial(_load, options)))
+
+
+def _load(options: argparse.Namespace) -> Settings:
+    settings = load(options.config)
+    try:
+        for address in filter(None, (options.address, settings.agent.address)):
+            Address.parse(address)
+    except AddressError as error:
+        raise Exit(USAGE, str(error)) from None
+    return settings
+
+
+async def _serve(daemon: Daemon, again: Callable[[], Settings]) -> None:
+    def reload() -> None:
+        if stop.is_set():
+            return
+        sd_notify("RELOADING=1")
+        try:
+            daemon.reload(again())
+            _log.info("read its configuration again")
+        except Exit as error:
+            _log.error("goes on with the configuration that it has: %s", error)
+        loop.call_soon(sd_notify, "READY=1")
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    await daemon.serve(stop)
+    sd_notify("STOPPING=1")

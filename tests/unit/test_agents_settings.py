@@ -1,0 +1,116 @@
+"""What magent.toml may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mchannel.agents.exits import NOT_FOUND, USAGE, Exit
+from mchannel.agents.settings import AgentSettings, Settings, load, parse
+
+WHOLE = """
+[agent]
+address = "tcp://10.0.0.7:7600?server=mvm1"
+source = "web1"
+
+[metrics]
+enabled = false
+interval = 10
+
+[commands]
+enabled = false
+
+[[sla]]
+log = "/var/log/nginx/access.log"
+service = "shop"
+hard_ms = 20
+soft_ms = 10.5
+
+[[sla]]
+log = "/var/log/app.jsonl"
+format = "json"
+time_field = "took"
+unit = "ms"
+at_field = "at"
+"""
+
+
+def test_an_empty_configuration_reports_metrics_and_obeys() -> None:
+    settings = parse("")
+    assert settings == Settings()
+    assert (settings.metrics.enabled, settings.commands.enabled, settings.sla) == (True, True, ())
+
+
+def test_every_key_arrives() -> None:
+    settings = parse(WHOLE)
+    assert settings.agent == AgentSettings(address="tcp://10.0.0.7:7600?server=mvm1", source="web1")
+    assert (settings.metrics.enabled, settings.metrics.interval, settings.commands.enabled) == (False, 10, False)
+    shop, app = settings.sla
+    assert (shop.log, shop.format, shop.service) == (Path("/var/log/nginx/access.log"), "nginx", "shop")
+    assert (shop.hard_ms, shop.soft_ms) == (20, 10.5)
+    assert (app.format, app.time_field, app.unit, app.at_field) == ("json", "took", "ms", "at")
+
+
+def test_a_source_that_is_not_named_is_the_host() -> None:
+    assert AgentSettings().domain
+    assert AgentSettings(source="web1").domain == "web1"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[metric]", "there is no section metric; there are agent, metrics, commands, sla"),
+        ("metrics = 5", "metrics: must be a section"),
+        ("[metrics]\nintervall = 5", "metrics.intervall: there is no such key; there are enabled, interval"),
+        ("[metrics]\ninterval = 0.01", "metrics: interval must be 0.05 to 3600 seconds, not 0.01"),
+        ("[metrics]\ninterval = true", "metrics: interval must be 0.05 to 3600 seconds, not True"),
+        ("[metrics]\ninterval = nan", "metrics: interval must be 0.05 to 3600 seconds, not nan"),
+        ("[metrics]\nenabled = 1", "metrics: enabled must be true or false, not 1"),
+        ('[agent]\nsource = "a\\u0000b"', "agent: source must be a printable text"),
+        ("[sla]\nlog = '/a'", "sla: write [[sla]] for each log"),
+        ("[[sla]]\nformat = 'nginx'", "sla[0]: log is missing"),
+        ("[[sla]]\nlog = 'access.log'", "sla[0]: log must be the whole path of a file, not 'access.log'"),
+        ("[[sla]]\nlog = '/a'\nformat = '%T'", "sla[0]: format: too coarse for epochs of 500 ms"),
+        ("[[sla]]\nlog = '/a'\nformat = 5", "sla[0]: format must be a printable text, not 5"),
+        ("[[sla]]\nlog = '/a'\nsoft_ms = 7", "sla[0]: soft_ms 7 is above hard_ms 6"),
+        ("[[sla]]\nlog = '/a'\nhard_ms = 0", "sla[0]: hard_ms must be 0.001 to 1e+09 milliseconds, not 0"),
+        ("[[sla]]\nlog = '/a'\nunit = 'h'", "sla[0]: 'unit' must be in ('s', 'ms', 'us')"),
+        ("[[sla]]\nlog = '/a'\n[[sla]]\nlog = '/a'", "sla: two sections name the same log"),
+        ("[[sla]]\nlog = '/a'\n" * 33, "sla: write [[sla]] for each log, at most 32 times"),
+        ("a = ", "Invalid value (at end of document)"),
+    ],
+)
+def test_a_fault_is_one_line_with_its_key(tmp_path: Path, text: str, line: str) -> None:
+    file = tmp_path / "magent.toml"
+    file.write_text(text)
+    with pytest.raises(Exit) as caught:
+        load(file)
+    assert caught.value.status == USAGE
+    assert str(caught.value).startswith(f"{file}: {line}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(Exit, match="there is no configuration") as caught:
+        load(tmp_path / "magent.toml")
+    assert caught.value.status == NOT_FOUND
+
+
+def test_the_file_of_the_system_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mchannel.agents.settings.DEFAULT", tmp_path / "magent.toml")
+    assert load(None) == Settings()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"#" * 2_000_000])
+def test_what_is_no_configuration_is_one_line(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "magent.toml"
+    file.write_bytes(content)
+    with pytest.raises(Exit) as caught:
+        load(file)
+    assert caught.value.status == USAGE
+
+
+def test_a_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(Exit, match=f"cannot read {tmp_path}: Is a directory"):
+        load(tmp_path)
