@@ -111,7 +111,9 @@ class Hosting:
         try:
             hypervisor = self._hypervisor = self._hypervisor or await self._connect(self._section.uri)
             async with hypervisor:
-                self._residents = Residents(self._node, hypervisor, self._parked, self._fleet, port=self._section.port)
+                self._residents = Residents(
+                    self._node.welcome, hypervisor, self._parked, self._fleet, port=self._section.port
+                )
                 async with asyncio.TaskGroup() as tasks:
                     if self._fleet is not None:
                         self._mover = Mover(hypervisor, self._fleet, self._residents, tasks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 import attrs
 
@@ -14,12 +14,13 @@ from mbroker.fleet.fleet import Fleet
 from mbroker.fleet.message import Claim, Claimed, Expect, Expected, Message, Offer, Taken, Whereabouts, Wherever
 from mbroker.fleet.parked import ParkedFile
 from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachable, State
-from mbroker.serve import Node
 from mchannel.aio import AsyncListener, listen_async
 from mchannel.errors import MChannelError
 from mchannel.event import Event
 
-__all__ = ["PORT", "Residents"]
+__all__ = ["PORT", "Residents", "Welcome"]
+
+Welcome = Callable[[AsyncListener[Event], str], Coroutine[None, None, None]]
 
 PORT = "org.mchannel.0"
 """The virtio port that domains are given for their channels."""
@@ -44,7 +45,7 @@ class Residents:
 
     def __init__(
         self,
-        node: Node,
+        welcome: Welcome,
         hypervisor: Hypervisor,
         parked: ParkedFile,
         fleet: Fleet | None = None,
@@ -53,8 +54,11 @@ class Residents:
         clock: Callable[[], float] = time.monotonic,
         unix: Callable[[], float] = time.time,
     ) -> None:
-        """Attend in *node* to the domains of *hypervisor* that have a port called *port*."""
-        self._node = node
+        """Attend to the domains of *hypervisor* that have a port called *port*: *welcome* serves their agents.
+
+        It is given a listener and the domain's name, and runs until cancelled.
+        """
+        self._welcome = welcome
         self._hypervisor = hypervisor
         self._fleet = fleet
         self._port = port
@@ -187,7 +191,7 @@ class Residents:
             except MChannelError as error:
                 _log.warning("%s: a session that was handed over cannot be read: %s", info.name, error)
         _log.info("attending to %s, with %d sessions handed over", info.name, len(order.snapshots))
-        self._doors[domain] = _Door(info.name, listener, tasks.create_task(self._node.welcome(listener, info.name)))
+        self._doors[domain] = _Door(info.name, listener, tasks.create_task(self._welcome(listener, info.name)))
 
     def _part(self, domain: str) -> None:
         late = self._late.pop(domain, None)

@@ -16,7 +16,6 @@ from mbroker.fleet.mover import Mover
 from mbroker.fleet.parked import ParkedFile
 from mbroker.fleet.residents import Residents
 from mbroker.hypervisor.fake import FakeHypervisor, World
-from mbroker.serve import Node
 
 T = TypeVar("T")
 
@@ -108,11 +107,9 @@ class FakeFleet:
                 asyncio.get_running_loop().call_later(0.001, broker.post, self.name, message)
 
 
-class _Node:
-    """Attends to nobody."""
-
-    async def welcome(self, listener: object, domain: str) -> None:
-        await asyncio.Event().wait()
+async def _welcome(listener: object, domain: str) -> None:
+    """Attend to nobody."""
+    await asyncio.Event().wait()
 
 
 @attrs.define(eq=False)
@@ -149,7 +146,7 @@ class Broker:
         self._parked = ParkedFile(self.folder / f"{self.name}.parked")
         clock = asyncio.get_running_loop().time
         self.residents = Residents(
-            cast("Node", _Node()), self.hypervisor, self._parked, fleet, clock=clock, unix=lambda: clock() + 1e9
+            _welcome, self.hypervisor, self._parked, fleet, clock=clock, unix=lambda: clock() + 1e9
         )
         self._task = asyncio.ensure_future(self._run(fleet, self.residents))
         self.network_changed()

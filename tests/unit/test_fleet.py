@@ -106,7 +106,7 @@ def test_a_host_that_is_not_named_in_the_configuration_is_not_heard(
     keys.trust(folders["a"], "stranger", keys.show(folders["stranger"]))  # as an agent, perhaps
 
     async def main() -> None:
-        ports = dict(zip(("a", "stranger"), free_ports(2), strict=True))
+        ports: dict[str, int] = dict(zip(("a", "stranger"), free_ports(2), strict=True))
         desk = Desk()
         fleet = Fleet("a", (), f"tcp://127.0.0.1:{ports['a']}", {"keys": folders["a"]})
         stranger = Fleet(

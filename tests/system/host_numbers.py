@@ -1,0 +1,130 @@
+"""On a host: a broker of a fleet that tells agents numbers, and takes note of those that it hears.
+
+Every line that it prints is a JSON object; a word on its input is a command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mbroker.fleet.fleet import Fleet, Member
+from mbroker.fleet.mover import Mover
+from mbroker.fleet.parked import ParkedFile
+from mbroker.fleet.residents import Residents
+from mbroker.hypervisor import Hypervisor, connect
+from mchannel.aio import AsyncChannel, AsyncListener
+from mchannel.errors import ChannelClosed, EndOfChannel, MChannelError
+from mchannel.event import Event
+
+
+def say(what: str, **more: Any) -> None:
+    print(json.dumps({"what": what, "at": time.monotonic(), **more}), flush=True)
+
+
+class Numbers:
+    """Serves every agent with numbers of its own, which carry this host's name."""
+
+    def __init__(self, name: str, interval: float) -> None:
+        self.name = name
+        self.interval = interval
+        self.sent = 0
+        self.telling: dict[AsyncChannel[Event], asyncio.Task[None]] = {}
+
+    async def welcome(self, listener: AsyncListener[Event], domain: str) -> None:
+        say("attend", domain=domain)
+        async with asyncio.TaskGroup() as tasks:
+            async for channel in listener:
+                tasks.create_task(self.serve(channel))
+
+    async def serve(self, channel: AsyncChannel[Event]) -> None:
+        telling = self.telling[channel] = asyncio.create_task(self.tell(channel))
+        try:
+            while True:
+                message = await channel.receive()
+                say(
+                    message.value.topic,
+                    number=message.value.value,
+                    redelivered=message.redelivered,
+                    **message.value.detail,
+                )
+        except (EndOfChannel, ChannelClosed):
+            pass
+        except MChannelError as error:
+            say("error", reason=str(error))
+        finally:
+            telling.cancel()
+            del self.telling[channel]
+
+    async def tell(self, channel: AsyncChannel[Event]) -> None:
+        due = time.monotonic()
+        while True:
+            try:
+                await channel.write(Event("number", source=self.name, value=self.sent))
+            except MChannelError:
+                return
+            self.sent += 1
+            due += self.interval
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    async def stop(self) -> None:
+        for channel, telling in self.telling.items():
+            telling.cancel()
+            await channel.write(Event("stop"))
+
+
+async def events(hypervisor: Hypervisor) -> None:
+    async with hypervisor.events() as stream:
+        async for event in stream:
+            say("event", kind=event.kind.value)
+
+
+async def obey(numbers: Numbers, mover: Mover) -> None:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := (await reader.readline()).decode().split():
+        match line:
+            case ["sent"]:
+                say("sent", number=numbers.sent)
+            case ["stop"]:
+                await numbers.stop()
+            case ["migrate", domain, host]:
+                number = await mover.start(domain, host, live=True, timeout=120.0)
+                while (result := mover.migration(number).result) is None:  # noqa: ASYNC110 - as the command does
+                    await asyncio.sleep(0.05)
+                say("migrated", moved=result.moved, host=result.host, step=result.step, reason=result.reason)
+            case _:
+                say("error", reason=f"no such command: {line}")
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name")
+    parser.add_argument("--uri", default="qemu:///system")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--keys", type=Path, required=True)
+    parser.add_argument("--listen", required=True)
+    parser.add_argument("--member", nargs=3, action="append", default=[], metavar=("NAME", "ADDRESS", "HYPERVISOR"))
+    parser.add_argument("--interval", type=float, default=0.01)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {options.name} %(message)s")
+    members = tuple(Member(*each) for each in options.member)
+    numbers = Numbers(options.name, options.interval)
+    fleet = Fleet(options.name, members, options.listen, {"keys": options.keys})
+    async with await connect(options.uri) as hypervisor, asyncio.TaskGroup() as tasks:
+        residents = Residents(numbers.welcome, hypervisor, ParkedFile(options.state / "parked"), fleet)
+        tasks.create_task(residents.run())
+        tasks.create_task(events(hypervisor))
+        say("ready")
+        await obey(numbers, Mover(hypervisor, fleet, residents, tasks))
+        raise SystemExit
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
