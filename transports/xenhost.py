@@ -197,9 +197,10 @@ class HostDoor:
 def quiesce(domain: int, *, timeout: float = 5.0, hold: int = 60, machine: Machine = LIBXEN) -> bool:
     """Ask the agents of a domain to let go of their event channels, before it is suspended in any way.
 
-    Called in domain 0. Return True when all have within *timeout* seconds; a guest that does not answer must not stop
-    a migration, so go on either way. Agents offer anew when the domain has a new number, when :func:`resume` says so,
-    or after *hold* seconds (1 to 600). Raises AddressError where there is no Xen.
+    Called in domain 0; it waits, so give it a thread where others must go on. Return True when all have within
+    *timeout* seconds; a guest that does not answer must not stop a migration, so go on either way. Agents offer anew
+    when the domain has a new number, when :func:`resume` says so, or after *hold* seconds (1 to 600). Raises
+    AddressError where there is no Xen.
     """
     if not 0 < hold <= HOLD:
         raise ValueError(f"hold must be 1 to {HOLD} seconds, not {hold}")

@@ -54,6 +54,8 @@ class End:
         self.wire.hear()
 
     def take(self) -> None:
+        if self.error is not None:
+            return  # as a link, which lets go then
         try:
             while (frame := self.wire.recv()) is not None:
                 self.heard.append(frame)
@@ -82,6 +84,12 @@ class Pair:
             for end in ends:
                 end.port.pump()
         raise AssertionError("the ends wake each other for ever")
+
+    def close(self) -> None:
+        for end in (self.agent, self.broker):
+            end.wire.close()
+            end.port.close()
+            os.close(end.bell.fd)
 
     def poke(self, at: int, value: int) -> None:
         self.memory[at : at + 8] = struct.pack("<Q", value)
@@ -115,10 +123,7 @@ def pair() -> Iterator[Pair]:
     found = make(memory())
     found.run()
     yield found
-    for end in (found.agent, found.broker):
-        end.wire.close()
-        end.port.close()
-        os.close(end.bell.fd)
+    found.close()
 
 
 def test_a_frame_arrives_and_wakes_the_other_end(pair: Pair) -> None:
@@ -167,6 +172,15 @@ def test_a_flood_is_taken_in_portions(pair: Pair) -> None:
     assert len(pair.broker.heard) == 600
 
 
+def test_a_reader_that_stops_early_is_called_again(pair: Pair) -> None:
+    found: list[bytes | None] = []
+    pair.broker.wire.on_news = lambda: found.append(pair.broker.wire.recv())
+    for number in range(3):
+        pair.agent.wire.send(b"%d" % number)
+    pair.run()
+    assert found == [b"0", b"1", b"2"]
+
+
 def test_what_was_sent_before_the_peer_went_can_still_be_read(pair: Pair) -> None:
     for number in range(600):
         pair.agent.wire.send(b"%d" % number)
@@ -191,6 +205,15 @@ def test_a_successor_that_joins_amid_a_frame_hears_the_next_one_whole(pair: Pair
     successor.agent.wire.send(b"whole")
     successor.run()
     assert successor.broker.heard == [b"whole"]
+
+
+def test_what_a_writer_began_before_it_died_is_part_of_nothing(pair: Pair) -> None:
+    pair.agent.wire.close()
+    with RingEnd(Lanes(pair.memory), Side.A, futex=False) as end:
+        for record in (b"\x01begun", b"\x03whole", b"\x02ended", b"\x01two ", b"\x02parts"):
+            end.write(record)
+        pair.broker.wire.hear()
+    assert pair.broker.heard == [b"whole", b"two parts"]
 
 
 def test_a_wire_that_comes_after_another_calls_its_own_session(pair: Pair) -> None:
