@@ -52,7 +52,7 @@ def stack(world: Hypervisor) -> Iterator[ExitStack]:
 def is_let_go(world: Hypervisor) -> None:
     """Wait until the guest has closed the port, which may take a second when there is something to be sent."""
     late = time.monotonic() + SOON
-    while world._is_open:
+    while world.is_open:
         assert time.monotonic() < late, "the port stayed open"
         time.sleep(0.01)
 
@@ -110,7 +110,7 @@ def test_a_select_loop_sleeps_while_no_host_is_attached(world: Hypervisor) -> No
     level = select.poll()
     level.register(world, select.POLLIN)
     assert all(level.poll(0) for _ in range(100)), "the port is readable all the time, as a real one"
-    transport = virtio._dial(Address.parse(f"virtio://{world.path.parent}/port"), LIMITS)
+    transport = virtio.VIRTIO.connect(Address.parse(f"virtio://{world.path.parent}/port"), LIMITS)
     assert wakeups(transport, 0.5) <= 2
     assert transport.send(b"lost, as on a cable that is not plugged in")
     assert wakeups(transport, 0.5) <= 1
@@ -200,9 +200,9 @@ def test_channels_of_a_process_share_the_port_and_the_last_lets_go_of_it(stack: 
     assert [broker.read(timeout=SOON) for _, broker in pairs] == [b"0", b"1", b"2"]
     for agent, broker in pairs:
         broker.done()
-        assert world._is_open
+        assert world.is_open
         agent.close(timeout=SOON)
-    assert not world._is_open
+    assert not world.is_open
     again, _ = pair(stack, world, listener)
     assert world.opened == 2
     close(again)
@@ -244,7 +244,7 @@ def test_what_was_written_leaves_though_its_channel_is_closed(stack: ExitStack, 
 
 
 def test_a_closed_port_is_let_go_of_though_the_host_takes_nothing(world: Hypervisor) -> None:
-    transport = virtio._dial(address := Address.parse(f"virtio://{world.path.parent}/port"), LIMITS)
+    transport = virtio.VIRTIO.connect(address := Address.parse(f"virtio://{world.path.parent}/port"), LIMITS)
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.connect(os.fspath(world.path))
         mux = Multiplexer()
@@ -255,8 +255,8 @@ def test_a_closed_port_is_let_go_of_though_the_host_takes_nothing(world: Hypervi
         while transport.send(b"x" * 9000):
             pass
         transport.close()
-        assert world._is_open
-        again = virtio._dial(address, LIMITS)  # the same descriptor: the kernel would not open another
+        assert world.is_open
+        again = virtio.VIRTIO.connect(address, LIMITS)  # the same descriptor: the kernel would not open another
         again.close()
         is_let_go(world)
 
@@ -329,8 +329,17 @@ def test_a_file_that_is_no_device_is_refused(tmp_path: Path) -> None:
 def test_without_udev_a_port_is_found_by_its_name_in_sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "vport2p3").mkdir()
     (tmp_path / "vport2p3" / "name").write_text("org.mchannel.0\n")
+    opened: list[Path] = []
+
+    def refuse(path: Path) -> None:
+        opened.append(path)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
     monkeypatch.setattr(virtio, "_CLASS", tmp_path)
-    assert virtio._device(Address.parse("virtio:///org.mchannel.0")) == Path("/dev/vport2p3")
+    monkeypatch.setattr(virtio, "_open", refuse)
+    with pytest.raises(AddressError):
+        mchannel.open("virtio:///org.mchannel.0")
+    assert opened == [Path("/dev/vport2p3")]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ class Hypervisor:
         self._edge = os.eventfd(1, os.EFD_NONBLOCK)
         self._kick = os.eventfd(0, os.EFD_NONBLOCK)
         self._to_guest, self._to_host = bytearray(), bytearray()
-        self._is_open = self._stopped = False
+        self.is_open = False
+        self._stopped = False
         self._client: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(os.fspath(path))
@@ -69,9 +70,9 @@ class Hypervisor:
 
     def open(self, path: Path) -> Hypervisor:
         """Open the port, which works once."""
-        if self._is_open:
+        if self.is_open:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        self._is_open = True
+        self.is_open = True
         self.opened += 1
         os.eventfd_write(self._kick, 1)
         return self
@@ -98,7 +99,7 @@ class Hypervisor:
 
     def close(self) -> None:
         with self._lock:
-            self._is_open = False
+            self.is_open = False
             self._to_guest.clear()
 
     # --- the host's side --------------------------------------------------------------------
@@ -109,7 +110,7 @@ class Hypervisor:
             client = self._client
             if client is None:
                 reads.append(self._listener)
-            elif self._is_open and len(self._to_guest) < BUFFERED:
+            elif self.is_open and len(self._to_guest) < BUFFERED:
                 reads.append(client)
             ready, writable, _ = select.select(reads, [client] if client and self._to_host else [], [], 5)
             if self._kick in ready:
