@@ -18,12 +18,9 @@ import functools
 import ipaddress
 import os
 import select
-import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from typing import Protocol, TypeAlias
 
 import attrs
 import zmq
@@ -35,8 +32,8 @@ from mchannel.errors import AddressError, AuthenticationError, ChannelBroken, MC
 from mchannel.framed import Framed
 from mchannel.transport import Options, Peer, Transport
 from mchannel.transports import local
-from mchannel.transports.complaints import Complaints
-from mchannel.transports.curve import Gatekeeper, server_key
+from mchannel.transports.curve import server_key
+from mchannel.transports.doors import Context, CurveDoor, Door, LocalDoor, OpenDoor, Socket
 
 __all__ = ["IPC", "TCP"]
 
@@ -56,14 +53,11 @@ _ROUTE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
 _EVENTS = int(zmq.EVENTS)
 
-_Socket: TypeAlias = zmq.Socket[bytes]
-_Context: TypeAlias = zmq.Context[_Socket]
-
 
 class _Port:
     """A descriptor over the sockets of one end, readable until a pump has seen all there is."""
 
-    def __init__(self, socket: _Socket, *others: _Socket) -> None:
+    def __init__(self, socket: Socket, *others: Socket) -> None:
         self._socket = socket
         self._again = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._nudged = self._unseen = self._watched = False
@@ -132,7 +126,7 @@ class _Port:
 class _Dialled(_Port):
     """One connection to a broker. ZeroMQ finds the broker; when it is lost, so is this transport."""
 
-    def __init__(self, socket: _Socket, endpoint: str, peer: Peer, limit: int) -> None:
+    def __init__(self, socket: Socket, endpoint: str, peer: Peer, limit: int) -> None:
         events = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
         events |= zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
         events |= zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
@@ -247,25 +241,6 @@ class _Dialled(_Port):
         self.release()
 
 
-class _Door(Protocol):
-    """How a listener tells who comes, which differs from wire to wire."""
-
-    watched: Sequence[_Socket]
-    complaints: Complaints
-
-    def introduce(self, frame: zmq.Frame) -> Peer:
-        """Return who sent *frame*; raises ZMQError when libzmq cannot tell."""
-        ...
-
-    def answer(self) -> bool:
-        """Decide about those who knock, in bounded portions; False when more are waiting."""
-        ...
-
-    def close(self) -> None:
-        """Let go of what listening took; the socket is closed already."""
-        ...
-
-
 class _Accepted:
     """The broker's end of one agent's connection."""
 
@@ -301,7 +276,7 @@ class _Accepted:
 class _Listener(_Port):
     """The broker's socket, shared by all agents: acceptor, and port of everything it accepted."""
 
-    def __init__(self, socket: _Socket, address: Address, limit: int, door: _Door) -> None:
+    def __init__(self, socket: Socket, address: Address, limit: int, door: Door) -> None:
         super().__init__(socket, *door.watched)
         self.address = address
         self.port = self
@@ -441,88 +416,15 @@ class _Listener(_Port):
         self.release()
 
 
-@attrs.define(eq=False)
-class _LocalDoor:
-    """The kernel keeps others than the owner out, and tells who comes."""
-
-    address: Address
-    path: Path
-    inode: int
-    watched: Sequence[_Socket] = ()
-    complaints: Complaints = attrs.field(factory=Complaints)
-
-    def introduce(self, frame: zmq.Frame) -> Peer:
-        match str(frame.get("Peer-Address")).rsplit(":", 3):
-            case [_, uid, _, pid] if uid.isdecimal() and pid.isdecimal():
-                return Peer(self.address.path, str(self.address), uid=int(uid), pid=int(pid))
-            case _:  # a libzmq built without peer credentials
-                return Peer(self.address.path, str(self.address))
-
-    def answer(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        with suppress(OSError):
-            if self.path.lstat().st_ino == self.inode:  # not yet a successor's
-                self.path.unlink()
-
-
-@attrs.define(eq=False)
-class _OpenDoor:
-    """Loopback without encryption: anyone on this host may come."""
-
-    watched: Sequence[_Socket] = ()
-    complaints: Complaints = attrs.field(factory=Complaints)
-
-    def introduce(self, frame: zmq.Frame) -> Peer:
-        return Peer(_host(frame), f"tcp://{_host(frame)}")
-
-    def answer(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        pass
-
-
-class _CurveDoor:
-    """Holders of trusted keys may come. libzmq asks, before it lets a connection's frames through."""
-
-    def __init__(self, context: _Context, folder: Path) -> None:
-        self._context = context
-        self._asked = context.socket(zmq.REP)
-        self._asked.bind("inproc://zeromq.zap.01")
-        self.watched: Sequence[_Socket] = (self._asked,)
-        self.complaints = Complaints()
-        self._gatekeeper = Gatekeeper(folder, self.complaints)
-
-    def introduce(self, frame: zmq.Frame) -> Peer:
-        return Peer(str(frame.get("User-Id")), f"tcp://{_host(frame)}")
-
-    def answer(self) -> bool:
-        for _ in range(_BATCH):
-            if not int(self._asked.get(zmq.EVENTS)) & _POLLIN:
-                return True
-            self._asked.send_multipart(self._gatekeeper.answer(self._asked.recv_multipart(_NOBLOCK)))
-        return False
-
-    def close(self) -> None:
-        self._asked.close(0)
-        threading.Thread(target=self._context.term, name="mchannel-linger").start()  # a second at most
-
-
-def _host(frame: zmq.Frame) -> str:
-    return str(frame.get("Peer-Address")).removeprefix("::ffff:")
-
-
 @functools.cache
-def _context(pid: int) -> _Context:  # noqa: ARG001
+def _context(pid: int) -> Context:  # noqa: ARG001
     """Return the context that the process shares; a forked child has another *pid* and gets its own."""
-    context: _Context = zmq.Context()
+    context: Context = zmq.Context()
     atexit.register(context.destroy, _LINGER)  # so that last frames leave before the process does
     return context
 
 
-def _socket(context: _Context, kind: int, options: Options) -> _Socket:
+def _socket(context: Context, kind: int, options: Options) -> Socket:
     if zmq.zmq_version_info() < _OLDEST:
         raise AddressError(
             f"libzmq {zmq.zmq_version()} has holes in its handshake; upgrade pyzmq, or libzmq to 4.3.3 or newer"
@@ -543,7 +445,7 @@ def _socket(context: _Context, kind: int, options: Options) -> _Socket:
     return socket
 
 
-def _tcp_socket(context: _Context, kind: int, options: Options) -> _Socket:
+def _tcp_socket(context: Context, kind: int, options: Options) -> Socket:
     socket = _socket(context, kind, options)
     socket.set(zmq.IPV6, 1)
     socket.set(zmq.TCP_KEEPALIVE, 1)
@@ -555,7 +457,7 @@ def _tcp_socket(context: _Context, kind: int, options: Options) -> _Socket:
     return socket
 
 
-def _unbind(socket: _Socket) -> None:
+def _unbind(socket: Socket) -> None:
     """Return when the port is free for a successor: libzmq lets go of it in a thread of its own."""
     monitor = socket.get_monitor_socket(zmq.EVENT_CLOSED)
     socket.unbind(socket.get_string(zmq.LAST_ENDPOINT))
@@ -584,7 +486,7 @@ def _bind_ipc(address: Address, options: Options) -> _Listener:
     except BaseException:
         socket.close(0)
         raise
-    return _Listener(socket, address, _limit(options), _LocalDoor(address, path, path.lstat().st_ino))
+    return _Listener(socket, address, _limit(options), LocalDoor(address, path, path.lstat().st_ino))
 
 
 def _endpoint(address: Address, options: Options) -> str:
@@ -624,12 +526,12 @@ def _bind_tcp(address: Address, options: Options) -> _Listener:
     endpoint = _endpoint(address, options)
     if options.insecure:
         socket = _tcp_socket(_context(os.getpid()), zmq.ROUTER, options)
-        door: _Door = _OpenDoor()
+        door: Door = OpenDoor()
     else:
         folder = options.keys or keys.default_folder()
         key = keys.own(folder)
-        context: _Context = zmq.Context()  # its own, as a context can ask one door only
-        door = _CurveDoor(context, folder)
+        context: Context = zmq.Context()  # its own, as a context can ask one door only
+        door = CurveDoor(context, folder)
         socket = _tcp_socket(context, zmq.ROUTER, options)
         socket.set(zmq.CURVE_SERVER, 1)
         socket.set(zmq.CURVE_SECRETKEY, key.secret)
