@@ -70,15 +70,15 @@ class GuestWire:
         if address.host:
             raise AddressError(f"{address}: a guest opens xen:///{name}; only domain 0 can say which domain it means")
         self.peer = Peer("domain 0", str(address))
-        self.port = RingPort()
         self.on_news: Callable[[], None] | None = None
         self._options = options
         self._machine = machine
         self._folder = folder(name)
         self._offered: _Offered | None = None
-        self._timer = Timer()
         self._give_back: Callable[[], None] | None = None
         self._store = store = machine.store()
+        self._timer = Timer()
+        self.port = RingPort()
         try:
             self._domain = store.read("domid")
             if self._domain == b"0":

@@ -58,7 +58,6 @@ class HostDoor:
 
     def __init__(self, address: Address, options: Options, machine: Machine) -> None:
         self.address = address
-        self.port = RingPort()
         self.on_news: Callable[[], None] | None = None
         self._options = options
         self._machine = machine
@@ -74,14 +73,18 @@ class HostDoor:
         try:
             if self._store.read("domid") not in (None, b"0"):
                 raise AddressError(f"{address}: only domain 0 can listen; a guest opens xen:///{self._name}")
+            for node in ("@introduceDomain", "@releaseDomain"):
+                self._store.watch(node, node)
             self._events: Events = machine.events()
+        except OSError as error:
+            self._store.close()
+            raise AddressError(f"{address}: {error.strerror}") from None
         except BaseException:
             self._store.close()
             raise
+        self.port = RingPort()
         self.port.watch(self._store.fileno(), self._look)
         self.port.watch(self._events.fileno(), self._heed)
-        for node in ("@introduceDomain", "@releaseDomain"):
-            self._store.watch(node, node)
 
     def accept(self) -> Transport | None:
         """Return the wire to a guest that offers one, or None."""

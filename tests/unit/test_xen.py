@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from mmap import mmap
 from pathlib import Path
+from typing import NoReturn
 
 import attrs
 import pytest
@@ -256,6 +259,14 @@ def test_an_agent_goes_on_by_itself_when_no_suspend_comes(bed: Bed) -> None:
     assert bed.run(100) == [b"while it was quiet"]
 
 
+def test_an_order_to_an_agent_of_before_does_not_bind_the_next(bed: Bed) -> None:
+    bed.run()
+    bed.agent.close(timeout=0)
+    bed.host.machine.store().write("/local/domain/7/data/mchannel/mgmt/control", b"quiesce 60")
+    bed.agent, bed.broker = meet(bed.listener)
+    bed.talk()
+
+
 def test_an_agent_that_does_not_answer_cannot_stop_a_quiesce(bed: Bed) -> None:
     assert not xen.quiesce(7, timeout=0.05, machine=bed.host.machine)
 
@@ -286,6 +297,25 @@ def test_a_domain_that_is_gone_is_unmapped(bed: Bed) -> None:
     bed.world.destroy(7)
     bed.heard(bed.broker)
     assert bed.world.mapped == 0
+
+
+def test_an_offer_that_is_written_again_is_not_mapped_again(bed: Bed) -> None:
+    bed.talk()
+    (events,) = bed.host.events
+    ports = set(events.ports)
+    bed.world.fire(offer_at(7))
+    bed.talk()
+    assert set(events.ports) == ports
+
+
+def test_a_ring_that_was_taken_back_leaves_no_event_channel_bound(bed: Bed) -> None:
+    for number in (9, 10):
+        bed.talk()
+        assert quiesced(bed)
+        bed.world.move(bed.guest, number)
+    bed.talk()
+    (events,) = bed.host.events
+    assert (len(events.ports), bed.world.mapped) == (1, 1)
 
 
 def test_a_listener_that_closes_unmaps_everything(bed: Bed) -> None:
@@ -342,6 +372,25 @@ def test_a_name_is_open_once_in_a_guest(bed: Bed) -> None:
     bed.run()
     bed.agent.close(timeout=0)
     GuestWire(address, mchannel.Options(), bed.guest.machine).close()
+
+
+@pytest.mark.parametrize("missing", ["store", "events", "grant"])
+def test_what_cannot_be_opened_leaves_no_descriptor_behind(missing: str) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    world = World()
+    machines = [attrs.evolve(guest.machine, **{missing: refuse}) for guest in (world.boot(7), Guest(world, 0))]
+    gc.collect()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises((AddressError, OSError), match="Permission denied"):
+        GuestWire(Address.parse("xen:///mgmt"), mchannel.Options(), machines[0])
+    if missing != "grant":
+        with pytest.raises((AddressError, OSError), match="Permission denied"):
+            HostDoor(Address.parse("xen:///mgmt"), mchannel.Options(), machines[1])
+    gc.collect()
+    world.forget()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_the_lock_on_a_name_ends_with_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,12 @@ class World:
                 for _, token in store.watches:
                     store.tell(token)
 
+    def forget(self) -> None:
+        """Let go of pages that nobody holds any more."""
+        for fd in self.grants.values():
+            os.close(fd)
+        self.grants.clear()
+
     def fire(self, path: str) -> None:
         for store in self.stores:
             for watched, token in tuple(store.watches):
