@@ -15,6 +15,7 @@ any monotonic clock.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from enum import Enum
 from typing import TypeAlias
@@ -24,10 +25,12 @@ import attrs
 from mbroker.fleet.message import Claim, Claimed, Offer, Taken
 from mbroker.hypervisor import DomainEvent, Kind, State
 
-__all__ = ["GRACE", "Attend", "Custody", "Kept", "Order", "Part", "Tell"]
+__all__ = ["GRACE", "SETTLING", "Attend", "Custody", "Kept", "Order", "Part", "Tell"]
 
 GRACE = 0.3
 """Seconds after its arrival that a domain's handoff is waited for; its agents' messages wait in the guest meanwhile."""
+SETTLING = 3.0
+"""Seconds that a broker gives the others to be reached, after its start."""
 _FRESH = 5.0
 """Seconds that an offer is taken at its word; an older one may have been overtaken, so the others are asked."""
 _OFFERED = 60.0
@@ -103,12 +106,16 @@ class _Domain:
 class Custody:
     """The domains of one host."""
 
-    def __init__(self, parked: tuple[Kept, ...] = (), fleet: frozenset[str] = frozenset()) -> None:
-        """Begin with what was *parked* before a restart; *fleet* names the other hosts."""
+    def __init__(
+        self, parked: tuple[Kept, ...] = (), fleet: frozenset[str] = frozenset(), now: float = -math.inf
+    ) -> None:
+        """Begin *now* with what was *parked* before a restart; *fleet* names the other hosts."""
         self.orders: deque[Order] = deque()
         """What is to be done, in order; the owner takes it away."""
-        self.members: frozenset[str] = frozenset()
-        """Members of the fleet that can be reached now; the owner keeps it up to date."""
+        self._members: frozenset[str] = frozenset()
+        """Members of the fleet that can be reached now."""
+        self._settled = now + SETTLING
+        """Until then members that cannot be reached yet are waited for."""
         self._fleet = fleet
         self._domains: dict[str, _Domain] = {}
         self._generations = OrderedDict((kept.domain, kept.generation) for kept in parked)
@@ -118,6 +125,15 @@ class Custody:
         self._parting: set[str] = set()
         self._left = {kept.domain for kept in parked}
         """Parked domains that are known to have gone, or to have ended their life here: another host may know more."""
+
+    def on_members(self, present: frozenset[str]) -> None:
+        """Note which members can be reached now, and ask those that came about domains that wait."""
+        for domain, found in self._domains.items():
+            if found.until is not None:
+                self.orders.extend(
+                    Tell(Claim(domain), host) for host in sorted(found.asked & (present - self._members))
+                )
+        self._members = present
 
     @property
     def parked(self) -> tuple[Kept, ...]:
@@ -203,7 +219,7 @@ class Custody:
         found = self._domains.get(answer.domain)
         if found is not None and found.until is not None:
             found.asked -= {host}
-            if not found.asked & self.members:
+            if not found.asked & (self._members if now >= self._settled else self._fleet):
                 self._attend(answer.domain, self._kept(answer.domain))
 
     # --- time ---------------------------------------------------------------------------------
@@ -240,10 +256,11 @@ class Custody:
         if kept := self._certain(domain, now):
             self._attend(domain, kept)
             return
-        self._domains[domain] = _Domain(_Stage.EXPECTED, until=now + GRACE, asked=self._fleet)
-        if self.members:
+        until = max(now + GRACE, self._settled)
+        self._domains[domain] = _Domain(_Stage.EXPECTED, until=until, asked=self._fleet)
+        if self._members:
             self.orders.append(Tell(Claim(domain)))
-        else:
+        elif not self._fleet or now >= self._settled:
             self._attend(domain, self._kept(domain))
 
     def _certain(self, domain: str, now: float) -> Kept | None:

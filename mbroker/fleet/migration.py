@@ -19,7 +19,7 @@ from mbroker.fleet.message import Expected, Whereabouts
 from mbroker.hypervisor import HypervisorError
 from mchannel.errors import MChannelError
 
-__all__ = ["STEPS", "Means", "MigrationError", "Order", "Progress", "Result", "Step", "migrate"]
+__all__ = ["STEPS", "Means", "MigrationError", "NoSuchHost", "Order", "Progress", "Result", "Step", "migrate"]
 
 _SETTLE = 15.0
 """Seconds for both hosts to agree where the domain is, after a failure."""
@@ -28,6 +28,10 @@ _SETTLE_INTERVAL = 0.25
 
 class MigrationError(MChannelError):
     """A step cannot be done; the message says what to do."""
+
+
+class NoSuchHost(MigrationError):
+    """The fleet has no host of that name."""
 
 
 @attrs.frozen

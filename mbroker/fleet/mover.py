@@ -9,8 +9,8 @@ import attrs
 
 from mbroker.fleet.fleet import Fleet
 from mbroker.fleet.message import Expect, Expected, Whereabouts, Wherever
-from mbroker.fleet.migration import MigrationError, Order, Progress, Result, migrate
-from mbroker.fleet.residents import Residents
+from mbroker.fleet.migration import MigrationError, NoSuchHost, Order, Progress, Result, migrate
+from mbroker.fleet.residents import PORT, Residents
 from mbroker.hypervisor import Hypervisor, MigrationOptions
 from mbroker.hypervisor import Progress as Copied
 
@@ -34,9 +34,18 @@ class Migration:
 class Mover:
     """Moves domains of this host to others of its fleet."""
 
-    def __init__(self, hypervisor: Hypervisor, fleet: Fleet, residents: Residents, tasks: asyncio.TaskGroup) -> None:
-        """Use *hypervisor*; *tasks* outlives every migration."""
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        fleet: Fleet,
+        residents: Residents,
+        tasks: asyncio.TaskGroup,
+        *,
+        port: str = PORT,
+    ) -> None:
+        """Use *hypervisor*; *tasks* outlives every migration. Domains must have a port called *port*."""
         self._hypervisor = hypervisor
+        self._port = port
         self._fleet = fleet
         self._residents = residents
         self._tasks = tasks
@@ -46,12 +55,15 @@ class Mover:
     async def start(self, domain: str, host: str, *, live: bool, timeout: float) -> int:
         """Begin to move *domain*, a UUID or name, to *host*; return the number of the migration.
 
-        Raises MigrationError, or HypervisorError when there is no such domain.
+        Raises MigrationError, and HypervisorError when there is no such domain or it has no port: then nobody
+        could tell from its channels that it has arrived.
         """
         if host != self._fleet.name and host not in self._fleet.members:
             known = ", ".join(sorted(self._fleet.members)) or "none"
-            raise MigrationError(f"{host} is no host of this fleet; known are {known}")
+            raise NoSuchHost(f"{host} is no host of this fleet; known are {known}")
         info = await self._hypervisor.info(domain)
+        if info.state.active:
+            info.port(self._port)
         if any(each.order.domain == info.uuid and each.result is None for each in self._migrations.values()):
             raise MigrationError(f"{info.name} is being moved already; see: mbroker migrations")
         order = Order(info.uuid, info.name, self._fleet.name, host, live, timeout)

@@ -65,7 +65,7 @@ class Residents:
         self._clock = clock
         self._unix = unix
         self._file = parked
-        self._custody = Custody(parked.kept, frozenset(fleet.members) if fleet is not None else frozenset())
+        self._custody = Custody(parked.kept, frozenset(fleet.members) if fleet is not None else frozenset(), clock())
         self._doors: dict[str, _Door] = {}
         self._late: dict[str, Attend] = {}
         """Domains to attend to when the hypervisor answers again."""
@@ -138,7 +138,8 @@ class Residents:
     def members_changed(self) -> None:
         """Note who of the fleet is there now."""
         if self._fleet is not None:
-            self._custody.members = self._fleet.present
+            self._custody.on_members(self._fleet.present)
+            self._wake.set()
 
     async def _carry_out(self, tasks: asyncio.TaskGroup) -> None:
         custody = self._custody

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from mbroker.fleet.custody import GRACE, Attend, Custody, Kept, Order, Part, Tell
+from mbroker.fleet.custody import GRACE, SETTLING, Attend, Custody, Kept, Order, Part, Tell
 from mbroker.fleet.message import Claim, Claimed, Offer, Taken
 from mbroker.hypervisor import DomainEvent, Kind, State
 
@@ -32,14 +32,14 @@ def source() -> Custody:
     """A host that attends to the domain."""
     custody = Custody()
     custody.happened(event(Kind.STARTED), 0)
-    custody.members = frozenset({"b"})
+    custody.on_members(frozenset({"b"}))
     orders(custody)
     return custody
 
 
 def test_a_domain_that_boots_is_attended_at_once() -> None:
     custody = Custody(fleet=frozenset({"b"}))
-    custody.members = frozenset({"b"})
+    custody.on_members(frozenset({"b"}))
     custody.happened(event(Kind.STARTED), 0)
     assert orders(custody) == [Attend(D)]
 
@@ -69,7 +69,7 @@ def test_a_domain_that_arrives_first_waits_for_its_offer() -> None:
 
 def test_a_domain_without_an_offer_is_claimed_and_attended_after_the_grace() -> None:
     custody = Custody(fleet=frozenset({"b", "c"}))
-    custody.members = frozenset({"b", "c"})
+    custody.on_members(frozenset({"b", "c"}))
     custody.happened(event(Kind.ARRIVED), 10)
     assert orders(custody) == [Tell(Claim(D))]
     assert custody.deadline() == 10 + GRACE
@@ -79,7 +79,7 @@ def test_a_domain_without_an_offer_is_claimed_and_attended_after_the_grace() -> 
 
 def test_a_domain_is_attended_when_all_have_answered_that_they_keep_nothing() -> None:
     custody = Custody(fleet=frozenset({"b", "c"}))
-    custody.members = frozenset({"b", "c"})
+    custody.on_members(frozenset({"b", "c"}))
     custody.happened(event(Kind.PRESENT, state=State.RUNNING), 0)
     orders(custody)
     custody.on_claimed("b", Claimed(D), 0)
@@ -128,7 +128,7 @@ def test_a_domain_that_ended_leaves_nothing(source: Custody) -> None:
 
 def test_a_domain_that_runs_here_in_post_copy_is_claimed_like_one_that_arrived() -> None:
     custody = Custody(fleet=frozenset({"b"}))
-    custody.members = frozenset({"b"})
+    custody.on_members(frozenset({"b"}))
     custody.happened(event(Kind.POSTCOPY, state=State.RUNNING), 0)
     assert orders(custody) == [Tell(Claim(D))]
 
@@ -176,16 +176,28 @@ def test_what_is_parked_may_have_been_overtaken_at_a_member_that_is_away() -> No
 
 def test_what_is_parked_may_have_been_overtaken_when_a_member_does_not_answer() -> None:
     custody = Custody((Kept(D, 7, (b"s",)),), frozenset({"b"}))
-    custody.members = frozenset({"b"})
+    custody.on_members(frozenset({"b"}))
     custody.happened(event(Kind.PRESENT, state=State.RUNNING), 0)
     orders(custody)
     custody.tick(GRACE)
     assert orders(custody) == [Attend(D, (b"s",), overtaken=True), Tell(Taken(D, 7))]
 
 
+def test_members_that_come_soon_after_the_start_are_asked_too() -> None:
+    custody = Custody(fleet=frozenset({"b", "c"}), now=0)
+    custody.happened(event(Kind.PRESENT, state=State.RUNNING), 0)
+    assert orders(custody) == []
+    custody.on_members(frozenset({"b"}))
+    assert orders(custody) == [Tell(Claim(D), "b")]
+    custody.on_claimed("b", Claimed(D, 7, (b"s",)), 1)
+    assert orders(custody) == []  # c may know better
+    custody.tick(SETTLING)
+    assert orders(custody) == [Attend(D, (b"s",), overtaken=True), Tell(Taken(D, 7))]
+
+
 def test_the_newest_sessions_count_whoever_kept_them() -> None:
     custody = Custody((Kept(D, 7, (b"mine",)),), frozenset({"b", "c"}))
-    custody.members = frozenset({"b", "c"})
+    custody.on_members(frozenset({"b", "c"}))
     custody.happened(event(Kind.PRESENT, state=State.RUNNING), 0)
     assert orders(custody) == [Tell(Claim(D))]
     custody.on_claimed("b", Claimed(D, 6, (b"older",)), 0)
@@ -195,7 +207,7 @@ def test_the_newest_sessions_count_whoever_kept_them() -> None:
 
 def test_an_offer_that_waited_long_is_checked_with_the_others() -> None:
     custody = Custody(fleet=frozenset({"b"}))
-    custody.members = frozenset({"b"})
+    custody.on_members(frozenset({"b"}))
     custody.on_offer(Offer(D, 7, (b"s",)), 0)
     custody.happened(event(Kind.ARRIVING), 30)
     custody.happened(event(Kind.ARRIVED), 31)
@@ -271,7 +283,7 @@ class Fleet(RuleBasedStateMachine):
 
     def know_members(self) -> None:
         for name, host in self.all.items():
-            host.custody.members = frozenset(other for other in self.all if other != name and self.all[other].up)
+            host.custody.on_members(frozenset(other for other in self.all if other != name and self.all[other].up))
 
     def tell(self, name: str, kind: Kind) -> None:
         host = self.all[name]
@@ -377,7 +389,7 @@ class Fleet(RuleBasedStateMachine):
         host = self.all[name]
         if host.up:
             self.lossy = True
-            self.all[name] = Host(Custody(host.custody.parked, others(name)), up=False)
+            self.all[name] = Host(Custody(host.custody.parked, others(name), self.now), up=False)
             self.know_members()
 
     @rule(name=st.sampled_from("abc"))
