@@ -41,6 +41,7 @@ from mchannel.packing import Limits
 from mchannel.transport import Peer
 
 __all__ = [
+    "Absent",
     "ControlError",
     "DomainStatus",
     "NoSuchThing",
@@ -84,6 +85,17 @@ class Refused(MChannelError):
 
 class NoSuchThing(Refused):
     """The daemon knows nothing of that name."""
+
+
+class Absent(Refused, Unreachable):
+    """What the daemon itself depends on does not answer."""
+
+
+_TOPICS: Mapping[type[Refused], str] = {
+    NoSuchThing: "control.unknown",
+    Absent: "control.absent",
+    Refused: "control.error",
+}
 
 
 @attrs.frozen
@@ -205,10 +217,8 @@ async def _reply(question: Event, answers: Answers) -> Event:
         made = make(str(question.value or ""))
         found = await made if isawaitable(made) else made
         return Event("control.answer", value=json.dumps(found), detail=number)
-    except NoSuchThing as error:
-        return Event("control.unknown", value=str(error), detail=number)
     except Refused as error:
-        return Event("control.error", value=str(error), detail=number)
+        return Event(_TOPICS.get(type(error), "control.error"), value=str(error), detail=number)
     except Exception as error:  # the answer to one question must not end the daemon
         _log.exception("cannot answer %s", question.topic)
         return Event("control.error", value=f"the daemon failed to answer: {type(error).__name__}", detail=number)
@@ -245,8 +255,9 @@ def _ask(channel: mchannel.Channel[Event], topic: str, value: str = "") -> objec
         raise Unreachable("the daemon hung up: it answers root and its own user, and few at once") from None
     except CodecError as error:
         raise ControlError(f"the daemon's answer is no event: {error}") from None
-    if reply.topic == "control.unknown":
-        raise NoSuchThing(str(reply.value))
+    for refusal in (NoSuchThing, Absent):
+        if reply.topic == _TOPICS[refusal]:
+            raise refusal(str(reply.value))
     if reply.topic != "control.answer":
         raise ControlError(str(reply.value))
     return _parsed(str(reply.value))

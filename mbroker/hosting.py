@@ -13,7 +13,7 @@ import attrs
 from mbroker import control
 from mbroker.config import FleetSection, Loaded
 from mbroker.fleet.fleet import Fleet, Member
-from mbroker.fleet.migration import MigrationError, Progress, Result
+from mbroker.fleet.migration import MigrationError, NoSuchHost, Progress, Result
 from mbroker.fleet.mover import Mover
 from mbroker.fleet.parked import ParkedFile
 from mbroker.fleet.residents import Residents
@@ -116,7 +116,9 @@ class Hosting:
                 )
                 async with asyncio.TaskGroup() as tasks:
                     if self._fleet is not None:
-                        self._mover = Mover(hypervisor, self._fleet, self._residents, tasks)
+                        self._mover = Mover(
+                            hypervisor, self._fleet, self._residents, tasks, port=self._section.port
+                        )
                     tasks.create_task(self._residents.run())
         finally:
             self._hypervisor = self._residents = self._mover = None
@@ -167,11 +169,11 @@ class Hosting:
     async def _domains(self, _: str) -> list[Any]:
         hypervisor, residents = self._hypervisor, self._residents
         if hypervisor is None or residents is None:
-            raise control.Refused(self._absent())
+            raise self._absent()
         try:
             domains = await hypervisor.domains()
         except HypervisorError as error:
-            raise control.Refused(str(error)) from None
+            raise _refused(error) from None
         port = self._section.port if self._section else ""
         return [
             plain(
@@ -198,33 +200,39 @@ class Hosting:
     async def _migrate(self, value: str) -> int:
         self._members()
         if self._mover is None:
-            raise control.Refused(self._absent())
+            raise self._absent()
         try:
             wanted: Wanted = build(Wanted, json.loads(value))
             return await self._mover.start(wanted.domain, wanted.host, live=wanted.live, timeout=wanted.timeout)
-        except (MigrationError, Invalid, ValueError) as error:
-            raise control.Refused(str(error)) from None
-        except NoSuchDomain as error:
-            raise control.NoSuchThing(str(error)) from None
-        except HypervisorError as error:
-            raise control.Refused(str(error)) from None
+        except (MigrationError, HypervisorError, Invalid, ValueError) as error:
+            raise _refused(error) from None
 
     def _migration(self, value: str) -> Mapping[str, Any]:
         if self._mover is None:
-            raise control.Refused(self._absent())
+            raise self._absent()
         try:
             number = int(value)
             found = self._mover.migration(number)
         except (ValueError, MigrationError) as error:
-            raise control.Refused(str(error)) from None
+            raise _refused(error) from None
         row = MigrationRow(number, found.order.name, found.order.destination, found.progress, found.result)
         shown: Mapping[str, Any] = plain(row)
         return shown
 
-    def _absent(self) -> str:
+    def _absent(self) -> control.Refused:
         if self._section is None:
-            return "this broker knows no hypervisor; add [hypervisor] to the configuration of mbrokerd"
-        return f"the hypervisor at {self._section.uri} does not answer; is libvirtd running?"
+            return control.Refused("this broker knows no hypervisor; add [hypervisor] to the configuration of mbrokerd")
+        return control.Absent(f"the hypervisor at {self._section.uri} does not answer; is its libvirtd running?")
+
+
+def _refused(error: Exception) -> control.Refused:
+    match error:
+        case NoSuchDomain() | NoSuchHost():
+            return control.NoSuchThing(str(error))
+        case HypervisorUnreachable():
+            return control.Absent(str(error))
+        case _:
+            return control.Refused(str(error))
 
 
 def _fleet(name: str, section: FleetSection) -> Fleet:
