@@ -20,8 +20,14 @@ from tests.system import guest_image, xen_image
 Steps: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 QEMU = "qemu-system-x86_64"
-LONGEST = 900.0
-MOVES = ("pv: save and restore", "pv: save and restore unannounced", "pvh: save and restore", "pvh: live migration")
+LONGEST = 1500.0
+MOVES = (
+    "pv: save and restore",
+    "pv: save and restore unannounced",
+    "pvh: save and restore",
+    "pvh: live migration",
+    "pvh: live migration unannounced",
+)
 COPIES = ("pv: save and go on", "pv: announced, then only copied")
 
 pytestmark = [pytest.mark.xen, pytest.mark.timeout(LONGEST + 300)]
@@ -93,6 +99,13 @@ def test_a_guest_that_was_only_copied_goes_on(steps: Steps, what: str) -> None:
 @pytest.mark.parametrize("what", ["pv: save and restore", "pvh: live migration", "pv: announced, then only copied"])
 def test_agents_let_go_when_a_suspend_is_announced(steps: Steps, what: str) -> None:
     assert steps[what]["quiet"]
+
+
+@pytest.mark.parametrize("kind", ["pv", "pvh"])
+def test_a_broker_that_comes_back_maps_the_same_ring(steps: Steps, kind: str) -> None:
+    step = steps[f"{kind}: another broker"]
+    assert step["answered"] >= steps[f"{kind}: end"]["said"] + 100
+    assert (step["lost"], step["repeated"], step["boots"], step["error"]) == (0, 0, 1, "")
 
 
 @pytest.mark.parametrize("kind", ["pv", "pvh"])

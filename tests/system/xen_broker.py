@@ -17,11 +17,11 @@ import mchannel
 from mchannel.transports import xen
 from mchannel.transports.xenlib import LIBXEN
 
-SOON = 120.0
+SOON = 300.0
 UNANSWERED = 8
 """Numbers that the agent has not answered, before the broker waits: some are on their way at any time."""
 CONFIG = """
-name = "{name}"
+name = "{kind}"
 type = "{kind}"
 kernel = "/guest/kernel"
 ramdisk = "/guest/initrd"
@@ -36,11 +36,15 @@ on_crash = "destroy"
 class Broker(Thread):
     """Sends numbers to one agent, hears its own, and counts what is amiss."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Broker | None = None) -> None:
         super().__init__(daemon=True)
         self.identity = ""
         self.boots: set[str] = set()
-        self.said = self.answered = self.heard = self.lost = self.repeated = 0
+        self.lost = self.repeated = 0
+        self.said: int = before.said if before else 0
+        self.answered = self._first = self.said
+        self.heard: int = before.heard if before else 0
+        """Highest number of the agent that this broker, or the one before it, took care of."""
         self.error = ""
         self._leave = Event()
         self.listener = mchannel.listen("xen:///mgmt", codec=mchannel.RawCodec())
@@ -48,7 +52,8 @@ class Broker(Thread):
     def run(self) -> None:
         """Talk until told to stop."""
         try:
-            with self.listener, self.listener.accept(timeout=SOON) as channel:
+            with self.listener:
+                channel = self.listener.accept(timeout=SOON)
                 self.identity = channel.peer.identity
                 while not self._leave.is_set():
                     if self.said - self.answered < UNANSWERED:
@@ -58,6 +63,7 @@ class Broker(Thread):
                         self._hear(channel.read(timeout=0.05))
                     except mchannel.ChannelTimeout:
                         continue
+                    channel.done()
         except Exception as error:  # whatever it is, the test must see it
             self.error = repr(error)
 
@@ -67,7 +73,7 @@ class Broker(Thread):
         self.lost += max(said["number"] - self.heard - 1, 0)
         self.repeated += said["number"] <= self.heard
         self.heard = max(self.heard, said["number"])
-        if said["heard"] is not None:
+        if said["heard"] is not None and said["heard"] > self._first:  # not an answer to the one before
             self.lost += max(said["heard"] - self.answered - 1, 0)
             self.repeated += said["heard"] <= self.answered
             self.answered = max(self.answered, said["heard"])
@@ -110,10 +116,10 @@ def number(name: str) -> int:
     return int(xl("domid", name))
 
 
-def create(name: str, kind: str) -> None:
-    """Start a guest."""
-    config = Path(f"/tmp/{name}.cfg")
-    config.write_text(CONFIG.format(name=name, kind=kind))
+def create(kind: str) -> None:
+    """Start a guest, called by its kind."""
+    config = Path(f"/tmp/{kind}.cfg")
+    config.write_text(CONFIG.format(kind=kind))
     xl("create", "-q", str(config))
 
 
@@ -135,17 +141,17 @@ def migrate(name: str) -> None:
     xl("migrate", "-s", "", name, "xl migrate-receive")
 
 
-def life(name: str, kind: str, moves: Mapping[str, tuple[Callable[[str], None], bool]]) -> None:
+def life(kind: str, moves: Mapping[str, tuple[Callable[[str], None], bool]]) -> None:
     """Start a guest, do to it what *moves* names, announced or not, and talk to it all the time."""
     broker = Broker()
     broker.start()
-    create(name, kind)
-    say(f"{kind}: ping", seconds=broker.ping(), domain=number(name), **broker.counts())
+    create(kind)
+    say(f"{kind}: ping", seconds=broker.ping(), domain=number(kind), **broker.counts())
     for what, (move, announced) in moves.items():
-        before = number(name)
+        before = number(kind)
         quiet = xen.quiesce(before, timeout=20) if announced else None
-        move(name)
-        after, start = number(name), time.monotonic()
+        move(kind)
+        after, start = number(kind), time.monotonic()
         if announced and after == before:
             xen.resume(after)
         answered = broker.answered
@@ -154,10 +160,14 @@ def life(name: str, kind: str, moves: Mapping[str, tuple[Callable[[str], None], 
         first = time.monotonic() - start
         seconds = broker.ping()
         say(f"{kind}: {what}", seconds=seconds, first=first, quiet=quiet, before=before, after=after, **broker.counts())
-    strangers(kind, number(name), broker)
+    strangers(kind, number(kind), broker)
     broker.stop()
     say(f"{kind}: end", **broker.counts())
-    xl("destroy", name)
+    successor = Broker(broker)
+    successor.start()
+    say(f"{kind}: another broker", seconds=successor.ping(), **successor.counts())
+    successor.stop()
+    xl("destroy", kind)
 
 
 def strangers(kind: str, domain: int, broker: Broker) -> None:
@@ -190,7 +200,6 @@ def main() -> None:
     try:
         life(
             "pv",
-            "pv",
             {
                 "save and restore": (save, True),
                 "save and go on": (checkpoint, False),
@@ -198,7 +207,14 @@ def main() -> None:
                 "save and restore unannounced": (save, False),
             },
         )
-        life("pvh", "pvh", {"save and restore": (save, True), "live migration": (migrate, True)})
+        life(
+            "pvh",
+            {
+                "save and restore": (save, True),
+                "live migration": (migrate, True),
+                "live migration unannounced": (migrate, False),
+            },
+        )
         say("all")
     except Exception as error:  # the console is the only way out
         say("failed", error=repr(error))
