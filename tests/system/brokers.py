@@ -21,6 +21,9 @@ from tests.system.libvirt_hosts import Host, Inside
 
 HERE = Path(__file__).parent
 FLEET_PORT = 7700
+GUEST, MVM = "guest", "mvm"
+TCP = "tcp://169.254.42.1:7600"
+"""Where a guest dials whichever host it is on; both hosts have this key and address towards their guests."""
 
 
 @attrs.define(eq=False)
@@ -111,11 +114,16 @@ def brokers(hosts: tuple[Host, Host], folder: Path, *, interval: float = 0.01) -
         for other in hosts:
             if other is not host:
                 keys.trust(folder / host.name, other.name, keys.show(folder / other.name))
+    for name in (GUEST, MVM):
+        keys.new(folder / name, name)
+    keys.trust(folder / MVM, GUEST, keys.show(folder / GUEST))
+    keys.trust(folder / GUEST, MVM, keys.show(folder / MVM))
     made: list[BrokerProcess] = []
     for host in hosts:
         argv: list[str | Path] = [sys.executable, "-u", HERE / "host_numbers.py", host.name]
         argv += ["--state", folder / host.name, "--keys", folder / host.name]
         argv += ["--listen", f"tcp://{host.address}:{FLEET_PORT}", "--interval", str(interval)]
+        argv += ["--tcp", TCP, "--tcp-keys", folder / MVM]
         for other in hosts:
             if other is not host:
                 argv += ["--member", other.name, f"tcp://{other.address}:{FLEET_PORT}", other.peer_uri]
@@ -130,9 +138,14 @@ def brokers(hosts: tuple[Host, Host], folder: Path, *, interval: float = 0.01) -
 
 
 @contextmanager
-def talking(guest: Guest, address: str, interval: float = 0.01) -> Generator[Guest]:
-    """Run an agent in *guest* that talks to whichever broker is there."""
+def talking(guest: Guest, address: str, interval: float = 0.01, folder: Path | None = None) -> Generator[Guest]:
+    """Run an agent in *guest* that talks to whichever broker is there; *folder* has keys for tcp."""
     guest.put("/tmp/talk.py", (HERE / "guest_talk.py").read_text())
+    if folder is not None:
+        guest.run("sh", "-c", "ip address replace 169.254.42.9/24 dev eth0; mkdir -p -m 700 /tmp/keys/trusted")
+        for file in ("identity.key", f"trusted/{MVM}.pub"):
+            guest.put(f"/tmp/keys/{file}", (folder / GUEST / file).read_text())
+        guest.run("sh", "-c", "chmod 700 /tmp/keys /tmp/keys/trusted; chmod 600 /tmp/keys/identity.key")
     pid = guest.start("python3", "/tmp/talk.py", address, str(interval))
     try:
         yield guest

@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import mchannel
 from mchannel import Event
 from mchannel.errors import ChannelTimeout
+from mchannel.transport import Wishes
 
 
 def main(address: str, interval: float) -> None:
     heard: Counter[tuple[str, int]] = Counter()
     sent, longest, last = 0, 0.0, time.monotonic()
-    with mchannel.open(address, timeout=None) as channel:
+    wishes: Wishes = {"keys": Path("/tmp/keys")} if address.startswith("tcp:") else {}
+    with mchannel.open(address, timeout=None, **wishes) as channel:
         print("open", flush=True)
         due = time.monotonic()
         while True:
@@ -31,7 +34,7 @@ def main(address: str, interval: float) -> None:
                     hosts = {source: 0 for source, _ in heard}
                     for source, _ in heard:
                         hosts[source] += 1
-                    detail = {f"from_{source}": count for source, count in hosts.items()}
+                    detail: dict[str, float] = {f"from_{source}": count for source, count in hosts.items()}
                     detail |= {"repeated": heard.total() - len(heard), "longest": longest, "cpu": time.process_time()}
                     channel.write(Event("end", value=sent, detail=detail))
                     channel.flush(timeout=30)

@@ -19,7 +19,7 @@ from mbroker.fleet.mover import Mover
 from mbroker.fleet.parked import ParkedFile
 from mbroker.fleet.residents import Residents
 from mbroker.hypervisor import Hypervisor, connect
-from mchannel.aio import AsyncChannel, AsyncListener
+from mchannel.aio import AsyncChannel, AsyncListener, listen_async
 from mchannel.errors import ChannelClosed, EndOfChannel, MChannelError
 from mchannel.event import Event
 
@@ -111,6 +111,8 @@ async def main() -> None:
     parser.add_argument("--keys", type=Path, required=True)
     parser.add_argument("--listen", required=True)
     parser.add_argument("--member", nargs=3, action="append", default=[], metavar=("NAME", "ADDRESS", "HYPERVISOR"))
+    parser.add_argument("--tcp", help="an address for agents that dial; they are not handed over")
+    parser.add_argument("--tcp-keys", type=Path)
     parser.add_argument("--interval", type=float, default=0.01)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {options.name} %(message)s")
@@ -121,6 +123,8 @@ async def main() -> None:
         residents = Residents(numbers.welcome, hypervisor, ParkedFile(options.state / "parked"), fleet)
         tasks.create_task(residents.run())
         tasks.create_task(events(hypervisor))
+        if options.tcp:
+            tasks.create_task(numbers.welcome(listen_async(options.tcp, keys=options.tcp_keys), "tcp"))
         say("ready")
         await obey(numbers, Mover(hypervisor, fleet, residents, tasks))
         raise SystemExit
