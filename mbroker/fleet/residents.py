@@ -81,16 +81,16 @@ class Residents:
         if self._fleet is not None:
             self._fleet.on_change = self.members_changed
             self.members_changed()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                if self._fleet is not None:
-                    tasks.create_task(self._fleet.serve(self.hear))
-                tasks.create_task(self._listen())
+        async with asyncio.TaskGroup() as tasks:
+            if self._fleet is not None:
+                tasks.create_task(self._fleet.serve(self.hear))
+            tasks.create_task(self._listen())
+            try:
                 await self._carry_out(tasks)
-        finally:
-            for door in self._doors.values():
-                door.listener.close()
-            self._doors.clear()
+            finally:  # before those who serve the channels end, which would say goodbye
+                for door in self._doors.values():
+                    door.listener.close()
+                self._doors.clear()
 
     async def hear(self, host: str, message: Message) -> Message | None:
         """Take in what the member *host* says; return the answer to a question."""
