@@ -35,12 +35,12 @@ from mchannel.agents.sla import Recorder
 from mchannel.agents.tail import Tail
 from mchannel.errors import AddressError, CodecError
 from mchannel.event import Detail, Event
-from mchannel.transport import Delivery
+from mchannel.transport import Delivery, State
 
 __all__ = ["Daemon", "run"]
 
 _LOOK_AGAIN = 5.0  # seconds between two looks for a way to the broker, or for a log
-_BUSY, _QUIET = 0.05, 0.2  # seconds until the next look at a log that has just grown, and at one that has not
+_BUSY, _QUIET = 0.05, 0.25  # seconds until the next look at a log that has just grown, and at one that has not
 _FLUSH = 1.0  # seconds that the end waits for the broker
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -52,6 +52,7 @@ class _Shown:
     """Stands for a channel at ``--dry-run``."""
 
     printer: Printer
+    state: State = State.OPEN
 
     async def write(self, message: Event, timeout: float | None = None) -> None:
         self.printer.write(message)
@@ -146,8 +147,9 @@ class Daemon:
     async def _measure(self, channel: Talk) -> None:
         metrics = Metrics(self.settings.agent.domain)
         while True:
-            for event in metrics.sample():
-                await channel.write(event)
+            if channel.state is State.OPEN:  # what nobody hears is not measured
+                for event in metrics.sample():
+                    await channel.write(event)
             await self._pace.wait()
 
     async def _obey(self, channel: Talk) -> None:

@@ -14,7 +14,7 @@ from mchannel.agents.discover import Way
 from mchannel.aio import AsyncChannel, open_async
 from mchannel.errors import ChannelTimeout, MChannelError
 from mchannel.event import Event
-from mchannel.transport import Delivery
+from mchannel.transport import Delivery, State
 
 __all__ = ["Line", "Open", "Talk"]
 
@@ -31,6 +31,11 @@ _log = logging.getLogger("magent")
 
 class Talk(Protocol):
     """An open channel, as far as the daemon uses it."""
+
+    @property
+    def state(self) -> State:
+        """Where it stands."""
+        ...
 
     async def write(self, message: Event, timeout: float | None = None) -> None:
         """Send *message*."""

@@ -29,7 +29,13 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip archive can say
 
 def bundle() -> dict[str, bytes]:
     """Return every file of the bundle by its path in it, sorted."""
-    return dict(sorted({"__main__.py": MAIN, **dict(_mchannel()), **dict(_attrs())}.items()))
+    return dict(sorted({"__main__.py": MAIN, **dict(_service()), **dict(_mchannel()), **dict(_attrs())}.items()))
+
+
+def _service() -> Iterator[tuple[str, bytes]]:
+    """Yield what an operator copies to where systemd and magent look for it."""
+    for path in (HOUSE / "mbroker/systemd/magent.service", HOUSE / "examples/magent.toml"):
+        yield path.name, path.read_bytes()
 
 
 def _mchannel() -> Iterator[tuple[str, bytes]]:

@@ -82,9 +82,9 @@ def test_the_ring_of_the_folder_runs_on_the_guests_cffi(bundle: Path, guest: Pat
     assert (done.stdout, done.stderr) == ("True\n", "")
 
 
-def test_only_the_channel_and_attrs_are_in_the_bundle(bundle: Path) -> None:
+def test_only_the_channel_attrs_and_the_service_are_in_the_bundle(bundle: Path) -> None:
     names = {path.name.partition("-")[0] for path in (bundle / "magent").iterdir()}
-    assert names == {"__main__.py", "mchannel", "attr", "attrs"}
+    assert names == {"__main__.py", "magent.service", "magent.toml", "mchannel", "attr", "attrs"}
 
 
 def test_two_builds_are_the_same_bytes(tmp_path: Path) -> None:

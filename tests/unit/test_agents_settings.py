@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 
 from mchannel.agents.exits import NOT_FOUND, USAGE, Exit
-from mchannel.agents.settings import AgentSettings, Settings, load, parse
+from mchannel.agents.settings import AgentSettings, Settings, SlaSettings, load, parse
 
 WHOLE = """
 [agent]
@@ -34,6 +35,16 @@ time_field = "took"
 unit = "ms"
 at_field = "at"
 """
+
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples/magent.toml"
+
+
+def test_the_example_says_the_defaults_and_one_log() -> None:
+    settings = load(EXAMPLE)
+    assert attrs.evolve(settings, sla=()) == Settings()
+    (shop,) = settings.sla
+    assert shop == SlaSettings(log="/var/log/nginx/access.log", service="shop")
 
 
 def test_an_empty_configuration_reports_metrics_and_obeys() -> None:
