@@ -107,7 +107,7 @@ class FakeFleet:
                 asyncio.get_running_loop().call_later(0.001, broker.post, self.name, message)
 
 
-async def _welcome(listener: object, domain: str) -> None:
+async def _welcome(*_: object) -> None:
     """Attend to nobody."""
     await asyncio.Event().wait()
 

@@ -80,8 +80,10 @@ def test_more_files_are_merged_in_the_order_of_their_names(tmp_path: Path) -> No
         ("[fleet]\nlisten = 'tcp://10.0.0.1:7700'", "fleet: is of no use without [hypervisor]"),
         ("[fleet]\nlisten = 'shm:///fleet'", "fleet.listen: must be an address like tcp://"),
         (
-            "[broker]\nname = 'a'\n[hypervisor]\nuri = 'qemu:///system'\n[fleet]\nlisten = 'tcp://10.0.0.1:7700'\n"
-            "[fleet.hosts.a]\naddress = 'tcp://10.0.0.1:7700'",
+            (
+                "[broker]\nname = 'a'\n[hypervisor]\nuri = 'qemu:///system'\n"
+                "[fleet]\nlisten = 'tcp://10.0.0.1:7700'\n[fleet.hosts.a]\naddress = 'tcp://10.0.0.1:7700'"
+            ),
             "fleet.hosts.a: is this host itself",
         ),
         ("[policies.sla]\nisolaton = 'process'", "policies.sla.isolaton: unknown key; did you mean isolation?"),
