@@ -37,6 +37,7 @@ CASES = (
     Case("shm_batch_msgs_s", peers.channel("shm", batch=True), Measure.STREAM),
     Case("shm_each_msgs_s", peers.channel("shm"), Measure.STREAM),
     Case("event_each_msgs_s", peers.event("shm"), Measure.STREAM),
+    Case("ipc_batch_msgs_s", peers.channel("ipc", batch=True), Measure.STREAM),
     Case("ipc_each_msgs_s", peers.channel("ipc"), Measure.STREAM),
     Case("pyzmq_ipc_msgs_s", peers.pyzmq("ipc"), Measure.STREAM),
     Case("iceoryx2_msgs_s", peers.iceoryx2(), Measure.STREAM),
