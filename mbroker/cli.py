@@ -21,7 +21,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"mbroker needs {missing.name} and other packages of a host; install them: pip install 'mchannel[host]'")
 
-from mbroker import control, fleet_commands
+from mbroker import control, doctor, fleet_commands
 from mbroker.action import Action
 from mbroker.broker import PolicyReport
 from mbroker.config import Config, ConfigError, Isolation, load
@@ -381,7 +381,7 @@ def _policy_row(report: PolicyReport) -> tuple[str, ...]:
     )
 
 
-for _command in (fleet_commands.domains, fleet_commands.fleet, fleet_commands.migrate):
+for _command in (fleet_commands.domains, fleet_commands.fleet, fleet_commands.migrate, doctor.doctor):
     main.add_command(_command)
 
 if __name__ == "__main__":

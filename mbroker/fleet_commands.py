@@ -48,8 +48,8 @@ def fleet(address: str, output: str) -> None:
         print_json(plain(rows))
         return
     print_table(
-        ("HOST", "ADDRESS", "PRESENT", "HYPERVISOR"),
-        ((row.name, row.address, _yes(row.present), row.hypervisor or "not given") for row in rows),
+        ("HOST", "ADDRESS", "PRESENT", "VERSION", "HYPERVISOR"),
+        ((row.name, row.address, _yes(row.present), row.version, row.hypervisor or "not given") for row in rows),
     )
 
 

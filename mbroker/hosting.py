@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ import attrs
 
 from mbroker import control
 from mbroker.config import FleetSection, Loaded
-from mbroker.fleet.fleet import Fleet, Member
+from mbroker.fleet.fleet import Away, Fleet, Member
+from mbroker.fleet.message import Hail, Hailed
 from mbroker.fleet.migration import MigrationError, NoSuchHost, Progress, Result
 from mbroker.fleet.mover import Mover
 from mbroker.fleet.parked import ParkedFile
@@ -27,6 +29,9 @@ __all__ = ["DomainRow", "Hosting", "MemberRow", "MigrationRow", "Wanted"]
 
 _SHORTEST, _LONGEST = 1.0, 30.0
 """Seconds between two attempts to reach the hypervisor at the start: the first, and the last after doubling."""
+
+_HAIL = 1.5
+"""Seconds that a member has to say what it runs."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +57,10 @@ class MemberRow:
     address: str
     present: bool
     hypervisor: str
+    version: str = ""
+    """Of mchannel there; empty when it does not answer."""
+    ahead: float = 0.0
+    """Seconds by which its clock is ahead of this host's."""
 
 
 @attrs.frozen
@@ -116,9 +125,7 @@ class Hosting:
                 )
                 async with asyncio.TaskGroup() as tasks:
                     if self._fleet is not None:
-                        self._mover = Mover(
-                            hypervisor, self._fleet, self._residents, tasks, port=self._section.port
-                        )
+                        self._mover = Mover(hypervisor, self._fleet, self._residents, tasks, port=self._section.port)
                     tasks.create_task(self._residents.run())
         finally:
             self._hypervisor = self._residents = self._mover = None
@@ -136,7 +143,7 @@ class Hosting:
         """What can be asked."""
         return {
             "control.domains": self._domains,
-            "control.fleet": lambda _: [plain(row) for row in self._members()],
+            "control.fleet": self._members,
             "control.migrate": self._migrate,
             "control.migration": self._migration,
         }
@@ -188,17 +195,18 @@ class Hosting:
             for each in sorted(domains, key=lambda each: each.name)
         ]
 
-    def _members(self) -> list[MemberRow]:
-        fleet = self._fleet
-        if fleet is None:
+    async def _members(self, _: str) -> list[Any]:
+        fleet = self._joined()
+        rows = await asyncio.gather(*(_row(fleet, member) for _, member in sorted(fleet.members.items())))
+        return [plain(row) for row in rows]
+
+    def _joined(self) -> Fleet:
+        if self._fleet is None:
             raise control.Refused("this host is in no fleet; add [fleet] to the configuration of mbrokerd")
-        return [
-            MemberRow(name, member.address, name in fleet.present, member.hypervisor)
-            for name, member in sorted(fleet.members.items())
-        ]
+        return self._fleet
 
     async def _migrate(self, value: str) -> int:
-        self._members()
+        self._joined()
         if self._mover is None:
             raise self._absent()
         try:
@@ -233,6 +241,16 @@ def _refused(error: Exception) -> control.Refused:
             return control.Absent(str(error))
         case _:
             return control.Refused(str(error))
+
+
+async def _row(fleet: Fleet, member: Member) -> MemberRow:
+    row = MemberRow(member.name, member.address, member.name in fleet.present, member.hypervisor)
+    asked = time.time()
+    try:
+        hailed = await fleet.ask(member.name, Hail(), Hailed, _HAIL)
+    except Away:
+        return row
+    return attrs.evolve(row, version=hailed.version, ahead=hailed.unix - (asked + time.time()) / 2)
 
 
 def _fleet(name: str, section: FleetSection) -> Fleet:

@@ -22,6 +22,8 @@ __all__ = [
     "Claimed",
     "Expect",
     "Expected",
+    "Hail",
+    "Hailed",
     "Message",
     "MessageCodec",
     "Numbered",
@@ -105,10 +107,25 @@ class Whereabouts:
     """Whether the broker listens to it."""
 
 
-Message: TypeAlias = Offer | Taken | Claim | Claimed | Expect | Expected | Wherever | Whereabouts
+@attrs.frozen
+class Hail:
+    """What do you run? Answered by :class:`Hailed`."""
+
+
+@attrs.frozen
+class Hailed:
+    """What the broker of this host is, and when it said so."""
+
+    version: str
+    unix: float
+    """Seconds since 1970, by the clock of this host."""
+
+
+Message: TypeAlias = Offer | Taken | Claim | Claimed | Expect | Expected | Wherever | Whereabouts | Hail | Hailed
 
 _KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind for kind in (Offer, Taken, Claim, Claimed, Expect, Expected, Wherever, Whereabouts)
+    kind.__name__: kind
+    for kind in (Offer, Taken, Claim, Claimed, Expect, Expected, Wherever, Whereabouts, Hail, Hailed)
 }
 
 

@@ -6,12 +6,25 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from importlib.metadata import version
 
 import attrs
 
 from mbroker.fleet.custody import Attend, Custody, Part, Tell
 from mbroker.fleet.fleet import Fleet
-from mbroker.fleet.message import Claim, Claimed, Expect, Expected, Message, Offer, Taken, Whereabouts, Wherever
+from mbroker.fleet.message import (
+    Claim,
+    Claimed,
+    Expect,
+    Expected,
+    Hail,
+    Hailed,
+    Message,
+    Offer,
+    Taken,
+    Whereabouts,
+    Wherever,
+)
 from mbroker.fleet.parked import ParkedFile
 from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachable, State
 from mchannel.aio import AsyncListener, listen_async
@@ -108,6 +121,8 @@ class Residents:
                 return await self.whereabouts(message.domain)
             case Expect():
                 return await self._expect(message)
+            case Hail():
+                return Hailed(version("mchannel"), self._unix())
             case _:
                 _log.warning("fleet member %s answered what nobody asked", host)
         self._wake.set()

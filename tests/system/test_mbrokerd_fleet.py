@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def nodes(hosts: tuple[Host, Host], tmp_path_factory: pytest.TempPathFactory) ->
         for node in pair:
             node.start()
         for node, other in (pair, pair[::-1]):
-            node.until(lambda node=node, other=other: node.sees(other.host))
+            node.until(partial(node.sees, other.host))
         yield pair
     finally:
         for node in pair:
@@ -175,6 +176,16 @@ def _until_hung_up(terminal: int) -> str:
         except OSError:  # how a terminal says that nobody writes any more
             pass
     return shown.decode(errors="replace")
+
+
+def test_the_doctor_finds_both_hosts_well(agent: Guest, nodes: tuple[Node, Node]) -> None:
+    for node, other in (nodes, nodes[::-1]):
+        found = node.json("doctor", "--config", str(node.config))
+        assert {each["verdict"] for each in found} == {"ok"}, found
+        said = [each["meaning"] for each in found]
+        assert any(f"the broker of {other.host.name} answers" in each for each in said)
+        assert any(f"the hypervisor of {other.host.name} answers" in each for each in said)
+    assert f"{agent.name} has the port {PORT}" in str(nodes[0].json("doctor", "--config", str(nodes[0].config)))
 
 
 def test_what_cannot_be_moved_is_one_line_and_an_exit_code(agent: Guest, nodes: tuple[Node, Node]) -> None:
