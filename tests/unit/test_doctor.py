@@ -219,7 +219,11 @@ def test_a_socket_that_is_not_on_this_machine_is_a_failure(tmp_path: Path) -> No
 def test_a_socket_that_this_user_may_not_open_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     socket = tmp_path / "socket"
     socket.touch()
-    monkeypatch.setattr("os.access", lambda *_: False)  # root may open all
+
+    def denied(_path: str, _mode: int) -> bool:  # root may open all
+        return False
+
+    monkeypatch.setattr("os.access", denied)
     (found,) = doctor.ports(domain(socket), "org.mchannel.0")
     assert found.verdict is Verdict.FAIL
     assert "may not open" in found.meaning
