@@ -28,6 +28,7 @@ from mchannel.transport import MAX_MESSAGE, MAX_NAME, MAX_WINDOW, Delivery
 
 __all__ = [
     "HEADER",
+    "MAX_AUTHORS",
     "MOST_TOGETHER",
     "OVERHEAD",
     "VERSION",
@@ -50,6 +51,10 @@ MOST_TOGETHER = 1 << 16
 _MAGIC = b"mC"
 _MAX_REASON = 512
 _MAX_CONTROL = 1024
+MAX_AUTHORS = 8
+"""Brokers that an agent remembers."""
+_AUTHOR = (0, 8)
+"""Bytes that name an author; none where the wire itself numbers."""
 _MAX_NUMBER = 1 << 62
 """No honest session comes near; sums of two still fit the wire."""
 
@@ -180,6 +185,19 @@ def _fields(body: bytes) -> tuple[object, ...]:
         raise ProtocolError(f"malformed handshake: {error}") from None
 
 
+def _authors(value: object) -> tuple[tuple[bytes, int], ...]:
+    found: list[tuple[bytes, int]] = []
+    for each in cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,):
+        match each:
+            case (bytes() as author, int() as number) if len(author) in _AUTHOR and is_number(number):
+                found.append((author, number))
+            case _:
+                raise ProtocolError("malformed HELLO")
+    if len(found) > MAX_AUTHORS:
+        raise ProtocolError("a HELLO that names too many brokers")
+    return tuple(found)
+
+
 def is_number(value: object) -> TypeGuard[int]:
     """Whether *value* can number a message."""
     return type(value) is int and 0 <= value <= _MAX_NUMBER
@@ -199,11 +217,13 @@ class Hello:
     """Highest number that the agent has ever sent: up to here a broker may have seen them."""
     received: int
     """Last number that the agent has received from the broker side."""
+    authors: tuple[tuple[bytes, int], ...] = ()
+    """Who has written to the agent, and the last number that it received of each; the present one last."""
 
     def encode(self) -> bytes:
         """Return the body as bytes."""
-        body = [VERSION, self.session, self.name, self.terms.fields(), self.base, self.sent, self.received]
-        return pack(body)
+        numbers = (self.base, self.sent, self.received)
+        return pack([VERSION, self.session, self.name, self.terms.fields(), *numbers, self.authors])
 
     @classmethod
     def decode(cls, body: bytes) -> Hello:
@@ -213,7 +233,7 @@ class Hello:
                 raise ProtocolError(
                     f"the peer speaks version {version} of the protocol, this end {VERSION}; upgrade the older"
                 )
-            case [_, bytes() as session, str() as name, terms, base, sent, received] if (
+            case [_, bytes() as session, str() as name, terms, base, sent, received, authors] if (
                 len(session) == 16
                 and is_number(base)
                 and base > 0
@@ -221,7 +241,7 @@ class Hello:
                 and is_number(received)
                 and name.isprintable()
             ):
-                return cls(session, name, Terms.parse(terms), base, sent, received)
+                return cls(session, name, Terms.parse(terms), base, sent, received, _authors(authors))
             case _:
                 raise ProtocolError("malformed HELLO")
 
@@ -236,19 +256,25 @@ class Welcome:
     """Last number that the broker side has received, or None when it knows nothing of the session."""
     base: int
     """Number of the oldest message that the broker side still holds, or will send next."""
+    author: bytes = b""
+    """Whose numbers these are: eight random bytes that a broker makes, and hands over with what it wrote."""
 
     def encode(self) -> bytes:
         """Return the body as bytes."""
-        return pack([VERSION, self.session, self.terms.fields(), self.received, self.base])
+        return pack([VERSION, self.session, self.terms.fields(), self.received, self.base, self.author])
 
     @classmethod
     def decode(cls, body: bytes) -> Welcome:
         """Parse *body*; raise :class:`ProtocolError` when it is malformed."""
         match _fields(body):
-            case [int(), bytes() as session, terms, received, base] if (
-                len(session) == 16 and (received is None or is_number(received)) and is_number(base) and base > 0
+            case [int(), bytes() as session, terms, received, base, bytes() as author] if (
+                len(session) == 16
+                and (received is None or is_number(received))
+                and is_number(base)
+                and base > 0
+                and len(author) in _AUTHOR
             ):
-                return cls(session, Terms.parse(terms), received, base)
+                return cls(session, Terms.parse(terms), received, base, author)
             case _:
                 raise ProtocolError("malformed WELCOME")
 

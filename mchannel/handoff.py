@@ -28,24 +28,28 @@ class Handoff:
     unacknowledged: tuple[bytes, ...]
     unsure: int
     """Messages up to this number may have been seen by a broker that died earlier."""
+    author: bytes
+    """Who wrote :attr:`unacknowledged`, as the agent was told; see :class:`mchannel.frame.Welcome`."""
 
     def encode(self) -> bytes:
         """Return the handoff as bytes."""
         terms = self.terms.fields()
         numbers = (self.epoch, self.received, self.base, self.unsure)
-        return pack((self.session, self.name, terms, numbers, self.unacknowledged))
+        return pack((self.session, self.name, self.author, terms, numbers, self.unacknowledged))
 
     @classmethod
     def decode(cls, data: bytes) -> Handoff:
         """Parse *data*; raise :class:`ProtocolError` when it is malformed."""
         try:
-            session, name, terms, numbers, kept = unpack(data, Limits(text=255, binary=1 << 30, items=1 << 22))
+            session, name, author, terms, numbers, kept = unpack(data, Limits(text=255, binary=1 << 30, items=1 << 22))
             epoch, received, base, unsure = _numbers(numbers)
             if not (isinstance(session, bytes) and isinstance(name, str) and len(session) == 16):
                 raise ValueError("malformed")
+            if not (isinstance(author, bytes) and len(author) == 8):
+                raise ValueError("nobody wrote it")
             if not (epoch < 1 << 32 and base > 0):
                 raise ValueError("numbers out of range")
-            return cls(session, name, epoch, Terms.parse(terms), received, base, _payloads(kept), unsure)
+            return cls(session, name, epoch, Terms.parse(terms), received, base, _payloads(kept), unsure, author)
         except ValueError as error:
             raise ProtocolError(f"not a session that was handed over: {error}") from None
 

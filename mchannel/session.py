@@ -15,7 +15,8 @@ Feed :meth:`Session.receive` with frames, take :attr:`Session.outgoing` away, an
 
 from __future__ import annotations
 
-from collections import deque
+import os
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from enum import Enum
 
@@ -30,7 +31,7 @@ from mchannel.errors import (
     MessageTooBig,
     ProtocolError,
 )
-from mchannel.frame import OVERHEAD, Flag, Frame, Hello, Kind, Terms, Welcome, encode, reason
+from mchannel.frame import MAX_AUTHORS, OVERHEAD, Flag, Frame, Hello, Kind, Terms, Welcome, encode, reason
 from mchannel.handoff import Handoff
 from mchannel.packing import pack
 from mchannel.reader import Reader, Received
@@ -87,6 +88,10 @@ class Session:
         """Frames to be sent, in order; the owner takes them away."""
         self.writer = Writer()
         self.reader = Reader()
+        self.author = b"" if role is Role.AGENT else os.urandom(8)
+        """Whose numbers the broker side's are. Brokers that know nothing of each other use the same numbers."""
+        self._authors: OrderedDict[bytes, int] = OrderedDict()
+        """Agent: earlier authors, and the last number that was received of each."""
 
         self._agreed = False
         self._shaken = False
@@ -205,7 +210,8 @@ class Session:
         self._suspend_until = self._ping_due = self._silent_since = None
         self._retry_due = now + self.timing.retry
         self._lost_since = self._lost_since or now
-        body = Hello(self.session, self.name, self.terms, self.writer.base, self.writer.sent, self.newest)
+        authors = (*self._authors.items(), (self.author, self.newest)) if self.author else ()
+        body = Hello(self.session, self.name, self.terms, self.writer.base, self.writer.sent, self.newest, authors)
         self._emit(Kind.HELLO, body=body.encode())
 
     def call(self, now: float) -> None:
@@ -240,7 +246,8 @@ class Session:
         self.done()
         kept, reader = tuple(self.writer.unacked), self.reader
         terms, base = self.terms, self.writer.base
-        found = Handoff(self.session, self.name, self.epoch, terms, reader.done, base, kept, reader.unsure)
+        numbers = (reader.done, base, kept, reader.unsure)
+        found = Handoff(self.session, self.name, self.epoch, terms, *numbers, self.author)
         self._let_go()
         return found
 
@@ -255,7 +262,7 @@ class Session:
         taken.state = State.SUSPENDED
         taken._agreed, taken._known = True, not overtaken
         taken.reader = Reader(found.received, found.unsure)
-        taken.writer = Writer(found.base, found.unacknowledged)
+        taken.writer, taken.author = Writer(found.base, found.unacknowledged), found.author
         return taken
 
     def close(self) -> None:
@@ -419,10 +426,10 @@ class Session:
             self.reader.begin(hello.base, hello.sent)
         else:
             self.reader.skip_to(hello.base)  # another broker took care of what came before
-        self.writer.count_on(hello.received)
+        self.writer.count_on(hello.received, dict(hello.authors).get(self.author))
         self.epoch = frame.epoch
         self.outgoing.clear()
-        welcome = Welcome(self.session, self.terms, received, self.writer.base)
+        welcome = Welcome(self.session, self.terms, received, self.writer.base, self.author)
         self._emit(Kind.WELCOME, body=welcome.encode())
         self._open(frame.ack, hello.received, now)
 
@@ -434,9 +441,20 @@ class Session:
         if terms != welcome.terms or (self._agreed and terms != self.terms):
             raise ProtocolError("the broker changed terms that were agreed")
         self.terms, self._agreed = terms, True
+        self._heed(welcome.author)
         self.reader.skip_to(welcome.base)  # the broker side has nothing older any more
         self._ping_due = now + self.timing.heartbeat
         self._open(frame.ack, self.writer.base - 1 if welcome.received is None else welcome.received, now)
+
+    def _heed(self, author: bytes) -> None:
+        """Note what was received of the author before, when another one writes now."""
+        if author != self.author:
+            if self.author:
+                self._authors[self.author] = self.newest
+            self._authors.pop(author, None)
+            self.author = author
+            while len(self._authors) >= MAX_AUTHORS:
+                self._authors.popitem(last=False)
 
     def _open(self, done: int, received: int, now: float) -> None:
         """Both sides know what the other has: forget what it is done with, replay what it has not received."""

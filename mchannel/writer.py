@@ -76,9 +76,17 @@ class Writer:
         self.size -= len(self.unacked.popleft()) + OVERHEAD
         self.base += 1
 
-    def count_on(self, received: int) -> None:
-        """Leave out the numbers up to *received*, which another broker used."""
-        if received > self.last:
+    def count_on(self, received: int, mine: int | None) -> None:
+        """Go on after the numbers up to *received*, where other brokers used those after *mine*.
+
+        What the peer has not received of this writer's gets new numbers. *mine* is None when the peer
+        has forgotten, or never knew, who wrote what.
+        """
+        if mine is None:
+            mine = self.base - 1 if received > self.last else received
+        if received > mine:
+            while self.unacked and self.base <= mine:
+                self.forget_first()
             self.base = received + 1
 
     def after(self, number: int) -> tuple[int, Iterable[bytes]]:

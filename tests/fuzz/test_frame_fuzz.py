@@ -108,6 +108,7 @@ def test_an_event_arrives_as_it_was_sent(topic: str, source: str, value: object,
         st.integers(1, 99),
         st.lists(st.binary(max_size=9), max_size=5).map(tuple),
         st.integers(0, 99),
+        st.binary(min_size=8, max_size=8),
     )
 )
 def test_a_handoff_arrives_as_it_was_sent(handoff: Handoff) -> None:

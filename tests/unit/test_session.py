@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mchannel.errors import MessageTooBig, ProtocolError
-from mchannel.frame import MOST_TOGETHER, OVERHEAD, Flag, Frame, Hello, Kind, Terms
+from mchannel.frame import MAX_AUTHORS, MOST_TOGETHER, OVERHEAD, Flag, Frame, Hello, Kind, Terms
 from mchannel.packing import pack
 from mchannel.session import Role, Session, Timing
 from mchannel.transport import Delivery
@@ -143,3 +145,80 @@ def test_a_shared_frame_is_bounded_whatever_was_agreed_for_messages() -> None:
     body = pack([b""] * (MOST_TOGETHER // 2 + 1))
     with pytest.raises(ProtocolError):
         Frame(Kind.DATA, 1, 1, flags=Flag.MANY, body=body).messages()
+
+
+# --- brokers that know nothing of each other -------------------------------------------------------
+
+
+def _roam(choices: list[int]) -> None:
+    """An agent goes from broker to broker without a handoff, and all of them write to it all the time."""
+    agent = Session(Role.AGENT, NAME, TERMS, Timing())
+    brokers = [Session(Role.BROKER, NAME, TERMS, Timing()) for _ in range(3)]
+    written: list[list[bytes]] = [[], [], []]
+    heard: list[list[bytes]] = [[], [], []]
+    at, now = 0, 0.0
+    agent.hello(now)
+    for choice in choices:
+        now += 0.1
+        broker = brokers[at]
+        match choice:
+            case 0 | 1 | 2:
+                at = choice
+                agent.hello(now)
+            case 3 | 4 | 5:
+                payload = b"%d:%d" % (choice - 3, len(written[choice - 3]))
+                if brokers[choice - 3].send(payload):
+                    written[choice - 3].append(payload)
+            case 6 if agent.outgoing:
+                broker.receive(agent.outgoing.popleft(), now)
+            case 7 if broker.outgoing:
+                agent.receive(broker.outgoing.popleft(), now)
+            case 8 if (message := agent.next()) is not None:
+                heard[int(message.payload[:1])].append(message.payload)
+            case 9:
+                broker.outgoing.clear()  # the connection broke
+                agent.hello(now)
+            case _:
+                pass
+    for at in (0, 1, 2, 0, 1, 2):
+        agent.hello(now)
+        while agent.outgoing or brokers[at].outgoing:
+            now += 0.1
+            while agent.outgoing:
+                brokers[at].receive(agent.outgoing.popleft(), now)
+            while brokers[at].outgoing:
+                agent.receive(brokers[at].outgoing.popleft(), now)
+            while (message := agent.next()) is not None:
+                heard[int(message.payload[:1])].append(message.payload)
+            agent.done()
+            agent.acknowledge()
+    assert heard == written
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=120))
+def test_an_agent_hears_each_broker_once_and_in_order_without_any_handoff(choices: list[int]) -> None:
+    _roam(choices)
+
+
+def test_what_a_broker_wrote_while_its_agent_was_elsewhere_is_not_taken_for_the_others() -> None:
+    _roam([6, 7, 6, 3, 7, 8, 3, 3, 3, 1, 6, 7, 4, 4, 7, 7, 8, 8, 0])
+
+
+def test_a_hello_that_names_too_many_brokers_is_refused() -> None:
+    authors = tuple((bytes([each] * 8), 0) for each in range(MAX_AUTHORS + 1))
+    with pytest.raises(ProtocolError):
+        Hello.decode(Hello(NAME, "", TERMS, 1, 0, 0, authors).encode())
+
+
+def test_an_agent_remembers_few_brokers() -> None:
+    agent, broker = Session(Role.AGENT, NAME, TERMS, Timing()), Session(Role.BROKER, NAME, TERMS, Timing())
+    for number in range(20):
+        agent.hello(float(number))
+        broker = Session(Role.BROKER, NAME, TERMS, Timing())
+        broker.receive(agent.outgoing.popleft(), float(number))
+        agent.receive(broker.outgoing.popleft(), float(number))
+    agent.hello(20.0)
+    hello = Hello.decode(Frame.decode(agent.outgoing[0], 1000).body)
+    assert len(hello.authors) == MAX_AUTHORS
+    assert hello.authors[-1] == (broker.author, 0)
