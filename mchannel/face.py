@@ -145,6 +145,11 @@ class ListenerFace(Generic[T]):
         """Where it really listens."""
         return self._gate.address
 
+    @property
+    def gate(self) -> Gate:
+        """What accepts, for what a transport's gate can do beyond the rest, as that of ``ivshmem://`` can."""
+        return self._gate
+
     def adopt(self, handoff: bytes, *, overtaken: bool = False) -> None:
         """Expect the agent of a channel that another broker handed over; accept() returns it when it comes.
 

@@ -80,6 +80,8 @@ class RingPort:
         if self._epoll.closed:
             return
         for fd, _ in self._epoll.poll(0, 64):
+            if self._epoll.closed:  # by one that was heeded
+                return
             if fd == self._again:
                 os.eventfd_read(fd)
             elif (heed := self._watched.get(fd)) is not None:  # one that was heeded may have let go of another
