@@ -24,10 +24,12 @@ from mchannel.aio import AsyncChannel, AsyncListener
 from mchannel.errors import AuthenticationError, ChannelBroken, ChannelClosed, ChannelError, CodecError, EndOfChannel
 from mchannel.event import Event
 from mchannel.transport import State
+from mchannel.transports.complaints import Complaints
 
 __all__ = ["Node", "Traffic", "serve"]
 
 _TURN = 32  # messages of one agent before the others get theirs
+_LINES = 8  # in the log about the agents of one domain in a minute, each another one
 _LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.CRITICAL: logging.CRITICAL}
 _STATES = {State.OPEN: AgentState.LIVE, State.SUSPENDED: AgentState.SUSPENDED, State.LOST: AgentState.LOST}
 
@@ -68,6 +70,7 @@ class Node:
         self._clock = clock
         self._unix = unix
         self._channels: dict[str, AsyncChannel[Event]] = {}
+        self._complaints: dict[str, Complaints] = {}
 
     def take(self, event: Event) -> list[Outcome]:
         """Let the policies decide about *event* and carry out what they ask for."""
@@ -95,7 +98,7 @@ class Node:
         try:
             agent = self.registry.connect(owner, channel.peer.name, channel.session, self._unix())
         except RegistryFull as full:
-            _log.warning("%s: %s", owner, full)
+            self._complain(owner, f"{owner}: {full}")
             channel.abort()
             return
         self._channels[agent.identity] = channel
@@ -105,12 +108,12 @@ class Node:
         except EndOfChannel:
             after = AgentState.GONE
         except RegistryFull as forgotten:
-            _log.warning("%s: %s", agent.identity, forgotten)
+            self._complain(owner, f"{agent.identity}: {forgotten}")
         except (ChannelBroken, ChannelClosed):
-            _log.warning("%s: lost the channel to its agent; it may come back", agent.identity)
+            self._complain(owner, f"{agent.identity}: lost the channel to its agent; it may come back")
         except ChannelError as error:
             after = AgentState.GONE
-            _log.warning("%s: %s; its channel was closed", agent.identity, error)
+            self._complain(owner, f"{agent.identity}: {error}; its channel was closed")
         except Exception:
             _log.exception("%s: its channel was closed by an error of this broker", agent.identity)
         finally:
@@ -152,14 +155,18 @@ class Node:
                 event = attributed(await channel.read(), domain)
             except CodecError as error:
                 self.traffic.malformed += 1
-                _log.warning("%s: sent what is no event: %s", identity, error)
+                self._complain(domain, f"{identity}: sent what is no event: {error}")
                 continue
             except AuthenticationError as error:
                 self.traffic.refused += 1
-                _log.warning("%s: refused: %s", identity, error)
+                self._complain(domain, f"{identity}: refused: {error}")
                 continue
             self.registry.heard(identity, self._unix())
             self.take(event)
+
+    def _complain(self, domain: str, text: str) -> None:
+        """Log what an agent did wrong, so rarely that no domain can fill the disk."""
+        self._complaints.setdefault(domain, Complaints(_LINES, log=_log)).make(text)
 
     def _meet(self, domain: str) -> None:
         """Put a domain that is not configured into the picture, on no physical CPU: it cannot hold one up."""

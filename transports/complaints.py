@@ -12,9 +12,10 @@ _log = logging.getLogger("mchannel.transports")
 
 
 class Complaints:
-    """Log lines about peers that misbehave: each once a minute, and not more than 64 of them."""
+    """Log lines about peers that misbehave: each once a minute, and not more than *limit* of them."""
 
-    def __init__(self, limit: int = 64, interval: float = 60.0) -> None:
+    def __init__(self, limit: int = 64, interval: float = 60.0, log: logging.Logger = _log) -> None:
+        self._log = log
         self._limit = limit
         self._interval = interval
         self._made: OrderedDict[str, float] = OrderedDict()
@@ -29,5 +30,5 @@ class Complaints:
             self._withheld += 1
             return
         self._made[text] = now
-        _log.warning("%s%s", text, f" ({self._withheld} more were not logged)" if self._withheld else "")
+        self._log.warning("%s%s", text, f" ({self._withheld} more were not logged)" if self._withheld else "")
         self._withheld = 0
