@@ -64,9 +64,9 @@ def software() -> Iterator[Finding]:
     """Say what runs here."""
     words = f"mchannel {version('mchannel')}, Python {platform.python_version()}"
     try:
-        import zmq  # noqa: PLC0415 - its absence is a finding
+        from mchannel.transports.zmq import library_version  # noqa: PLC0415 - its absence is a finding
 
-        words += f", libzmq {zmq.zmq_version()}"
+        words += f", libzmq {library_version()}"
     except ImportError as error:
         yield Finding("software", Verdict.FAIL, f"libzmq cannot be used: {error}", "pip install 'mchannel[host]'")
     if find_spec("mchannel._ring") is None:

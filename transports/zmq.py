@@ -35,7 +35,7 @@ from mchannel.transports import local
 from mchannel.transports.curve import server_key
 from mchannel.transports.doors import Context, CurveDoor, Door, LocalDoor, OpenDoor, Socket
 
-__all__ = ["IPC", "TCP"]
+__all__ = ["IPC", "TCP", "library_version"]
 
 _BATCH = 256  # messages taken in by one pump
 _BATCH_BYTES = 4 << 20
@@ -545,6 +545,11 @@ def _bind_tcp(address: Address, options: Options) -> _Listener:
         raise AddressError(f"cannot listen at {address}: {error.strerror}") from None
     port = int(socket.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
     return _Listener(socket, attrs.evolve(address, port=port), _limit(options), door)
+
+
+def library_version() -> str:
+    """Return the version of libzmq."""
+    return zmq.zmq_version()
 
 
 IPC = Framed(_dial_ipc, _bind_ipc)
