@@ -76,13 +76,21 @@ def measure(hosts: tuple[Host, Host], guest: Guest, transport: str, migrations: 
             at[guest.host].wait("number", number=50)
             boot, begin = guest.boot_id(), at[guest.host].wait("number")["at"]
             crossings: list[tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]] = []
-            for _ in range(2 * migrations):
+
+            def move() -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
                 source, target = guest.host, hosts[guest.host == hosts[0]]
                 at[source].tell("migrate", guest.name, target.name)
-                crossings.append(_crossing(at[source], at[target]))
+                crossing = _crossing(at[source], at[target])
                 guest.host = target
                 at[target].listen(_STAY)
+                return crossing
+
+            for _ in range(2 * migrations):
+                crossings.append(move())
                 bar.advance(task)
+            at[guest.host].tell("quiet")  # what was not heard would wait there for the guest's return
+            at[guest.host].wait("quiet")
+            move()
             talk = Talk(pair)
             end = talk.end(at[guest.host])
             return Result(
@@ -95,7 +103,9 @@ def measure(hosts: tuple[Host, Host], guest: Guest, transport: str, migrations: 
             )
 
 
-def _crossing(source: BrokerProcess, target: BrokerProcess) -> tuple[Mapping[str, Any], ...]:
+def _crossing(
+    source: BrokerProcess, target: BrokerProcess
+) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
     """Return when the source saw the guest pause, the target saw it run, and the target heard a number of it."""
     resumed = target.wait("event", kind="arrived", timeout=120)
     heard = target.wait("number")

@@ -9,12 +9,14 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from mbroker.fleet.fleet import Fleet, Member
+from mbroker.fleet.message import Message, Whereabouts
 from mbroker.fleet.mover import Mover
 from mbroker.fleet.parked import ParkedFile
 from mbroker.fleet.residents import Residents
@@ -22,6 +24,7 @@ from mbroker.hypervisor import Hypervisor, connect
 from mchannel.aio import AsyncChannel, AsyncListener, listen_async
 from mchannel.errors import ChannelClosed, EndOfChannel, MChannelError
 from mchannel.event import Event
+from mchannel.transport import State
 
 
 def say(what: str, **more: Any) -> None:
@@ -65,18 +68,35 @@ class Numbers:
     async def tell(self, channel: AsyncChannel[Event]) -> None:
         due = time.monotonic()
         while True:
-            try:
-                await channel.write(Event("number", source=self.name, value=self.sent))
-            except MChannelError:
-                return
-            self.sent += 1
+            if channel.state is State.OPEN:  # and not to an agent that is elsewhere
+                try:
+                    await channel.write(Event("number", source=self.name, value=self.sent))
+                except MChannelError:
+                    return
+                self.sent += 1
             due += self.interval
             await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    async def quiet(self) -> None:
+        """Tell nothing more, and wait until all was heard."""
+        for channel, telling in self.telling.items():
+            telling.cancel()
+            if channel.state is State.OPEN:
+                await channel.flush(10)
 
     async def stop(self) -> None:
         for channel, telling in self.telling.items():
             telling.cancel()
             await channel.write(Event("stop"))
+
+
+class Liar(Residents):
+    """Answers wrongly what the class named by ``LIE`` in the environment asks."""
+
+    async def hear(self, host: str, message: Message) -> Message | None:
+        if type(message).__name__ != os.environ.get("LIE"):
+            return await super().hear(host, message)
+        return Whereabouts("elsewhere", here=False, running=False)
 
 
 async def events(hypervisor: Hypervisor) -> None:
@@ -92,12 +112,18 @@ async def obey(numbers: Numbers, mover: Mover) -> None:
         match line:
             case ["sent"]:
                 say("sent", number=numbers.sent)
+            case ["quiet"]:
+                await numbers.quiet()
+                say("quiet")
             case ["stop"]:
                 await numbers.stop()
             case ["migrate", domain, host]:
                 number = await mover.start(domain, host, live=True, timeout=120.0)
-                while (result := mover.migration(number).result) is None:  # noqa: ASYNC110 - as the command does
-                    await asyncio.sleep(0.05)
+                step = ""
+                while (result := mover.migration(number).result) is None:
+                    if step != (step := mover.migration(number).progress.step):
+                        say("step", step=step)
+                    await asyncio.sleep(0.02)
                 say("migrated", moved=result.moved, host=result.host, step=result.step, reason=result.reason)
             case _:
                 say("error", reason=f"no such command: {line}")
@@ -120,7 +146,7 @@ async def main() -> None:
     numbers = Numbers(options.name, options.interval)
     fleet = Fleet(options.name, members, options.listen, {"keys": options.keys})
     async with await connect(options.uri) as hypervisor, asyncio.TaskGroup() as tasks:
-        residents = Residents(numbers.welcome, hypervisor, ParkedFile(options.state / "parked"), fleet)
+        residents = Liar(numbers.welcome, hypervisor, ParkedFile(options.state / "parked"), fleet)
         tasks.create_task(residents.run())
         tasks.create_task(events(hypervisor))
         if options.tcp:
