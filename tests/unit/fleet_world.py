@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -148,13 +149,14 @@ class Broker:
         self.residents = Residents(
             _welcome, self.hypervisor, self._parked, fleet, clock=clock, unix=lambda: clock() + 1e9
         )
-        self._task = asyncio.ensure_future(self._run(fleet, self.residents))
+        self._task = asyncio.ensure_future(self._run(fleet, self.residents, self._parked))
         self.network_changed()
 
-    async def _run(self, fleet: Fleet, residents: Residents) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            self.mover = Mover(self.hypervisor, fleet, residents, tasks)
-            tasks.create_task(residents.run())
+    async def _run(self, fleet: Fleet, residents: Residents, parked: ParkedFile) -> None:
+        with contextlib.closing(parked):
+            async with asyncio.TaskGroup() as tasks:
+                self.mover = Mover(self.hypervisor, fleet, residents, tasks)
+                tasks.create_task(residents.run())
 
     def network_changed(self) -> None:
         for broker in self.network.brokers.values():
