@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -37,12 +39,29 @@ class BrokerProcess:
     _process: Inside | None = None
     _lines: queue.SimpleQueue[dict[str, Any]] = attrs.field(factory=queue.SimpleQueue[dict[str, Any]])
 
-    def start(self) -> None:
-        """Start it, or start it again."""
+    def start(self, **environment: str) -> None:
+        """Start it, or start it again, with more in its environment."""
         with self.log.open("a") as log:
-            self._process = self.host.enter(self.argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+            self._process = self.host.enter(
+                self.argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **environment},
+            )
         threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
         self.wait("ready")
+
+    def pause(self) -> None:
+        """Let it hang until :meth:`go_on`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it run again, and the ``nsenter`` before it, which stops when it does."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGCONT)
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it without a word."""
