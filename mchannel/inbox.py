@@ -60,8 +60,12 @@ class Inbox:
         self._pending: dict[tuple[bytes, int], Recorded] = {}
         self._live = 0
         self._closed = False
-        for record in self._journal.records:
-            self._replay(record)
+        try:
+            for record in self._journal.records:
+                self._replay(record)
+        except JournalError:
+            self._journal.close()
+            raise
         self.backlog = tuple(self._pending.values())
         """What a predecessor recorded and did not finish, oldest first."""
 
