@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from pathlib import Path
 
 import attrs
@@ -63,12 +64,19 @@ def fake(request: pytest.FixtureRequest, tmp_path: Path) -> Fake:
     return fake
 
 
-Start = Callable[[], CpuBandwidth]
+Start = Callable[..., CpuBandwidth]
 
 
 @pytest.fixture
-def start(fake: Fake, tmp_path: Path) -> Start:
-    return lambda: CpuBandwidth(host=HOST, state=tmp_path, cgroups=GROUPS, root=fake.root)
+def start(fake: Fake, tmp_path: Path) -> Generator[Start]:
+    with ExitStack() as started:
+
+        def start(cpus: dict[str, float] | None = None) -> CpuBandwidth:
+            actuator = CpuBandwidth(host=HOST, state=tmp_path, cgroups=GROUPS, cpus=cpus or {}, root=fake.root)
+            started.callback(actuator.close)
+            return actuator
+
+        yield start
 
 
 def quota(fake: Fake, quota_us: int) -> tuple[str, ...]:
@@ -94,15 +102,13 @@ def test_a_domain_on_two_cpus_gets_twice_the_quota(fake: Fake, start: Start) -> 
     assert fake.shown("db") == quota(fake, 8333)
 
 
-def test_a_configured_number_of_cpus_counts_before_the_hosts(fake: Fake, tmp_path: Path) -> None:
-    actuator = CpuBandwidth(host=HOST, state=tmp_path, cgroups=GROUPS, cpus={"web1": 0.5}, root=fake.root)
-    actuator.apply(SetFrequency("web1", level=4))
+def test_a_configured_number_of_cpus_counts_before_the_hosts(fake: Fake, start: Start) -> None:
+    start({"web1": 0.5}).apply(SetFrequency("web1", level=4))
     assert fake.shown("web1") == quota(fake, 5000)
 
 
-def test_a_quota_is_never_below_what_the_kernel_takes(fake: Fake, tmp_path: Path) -> None:
-    actuator = CpuBandwidth(host=HOST, state=tmp_path, cgroups=GROUPS, cpus={"web1": 0.01}, root=fake.root)
-    assert actuator.apply(SetFrequency("web1", level=0)).done
+def test_a_quota_is_never_below_what_the_kernel_takes(fake: Fake, start: Start) -> None:
+    assert start({"web1": 0.01}).apply(SetFrequency("web1", level=0)).done
     assert fake.shown("web1") == quota(fake, 1000)
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from pathlib import Path
 
 import attrs
@@ -111,11 +112,15 @@ def reboot(machine: Machine, name: str) -> None:
 
 
 @pytest.fixture
-def start(machine: Machine, tmp_path: Path) -> Callable[..., CpuFreq]:
-    def start(method: Method = "cap") -> CpuFreq:
-        return CpuFreq(host=HOST, state=tmp_path, root=machine.root, method=method)
+def start(machine: Machine, tmp_path: Path) -> Generator[Callable[..., CpuFreq]]:
+    with ExitStack() as started:
 
-    return start
+        def start(method: Method = "cap") -> CpuFreq:
+            actuator = CpuFreq(host=HOST, state=tmp_path, root=machine.root, method=method)
+            started.callback(actuator.close)
+            return actuator
+
+        yield start
 
 
 Start = Callable[..., CpuFreq]

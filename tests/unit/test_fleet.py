@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import attrs
@@ -160,4 +161,5 @@ def test_parked_sessions_outlive_a_restart(tmp_path: Path) -> None:
     assert again.kept == kept
     again.keep(())
     again.close()
-    assert ParkedFile(tmp_path / "parked").kept == ()
+    with closing(ParkedFile(tmp_path / "parked")) as last:
+        assert last.kept == ()

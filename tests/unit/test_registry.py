@@ -190,7 +190,8 @@ def test_a_kill_loses_no_change_of_state(tmp_path: Path) -> None:
     registry = Registry("h", journal)
     registry.heard(registry.connect("web1", "sla", S1, 1.0).identity, 2.0)
     journal.close()  # as a kill does: nothing is written at the end
-    assert only(Registry("h", Journal.open(tmp_path / "agents"))).established == 1
+    with Journal.open(tmp_path / "agents") as journal:
+        assert only(Registry("h", journal)).established == 1
 
 
 def test_the_journal_does_not_grow_with_reconnections(tmp_path: Path) -> None:
@@ -217,14 +218,16 @@ def test_a_disk_that_refuses_does_not_stop_the_registry(tmp_path: Path, monkeypa
     registry.heard(agent.identity, 2.0)
     assert registry.problem == ""
     registry.close()
-    assert only(Registry("h", Journal.open(tmp_path / "agents"))).established == 1
+    with Journal.open(tmp_path / "agents") as journal:
+        assert only(Registry("h", journal)).established == 1
 
 
 def test_a_record_that_makes_no_sense_is_left_out(tmp_path: Path) -> None:
     with Journal.open(tmp_path / "agents") as journal:
         journal.append(b'{"identity": 5}')
         journal.append(b"\xff")
-    assert Registry("h", Journal.open(tmp_path / "agents")).agents() == ()
+    with Journal.open(tmp_path / "agents") as journal:
+        assert Registry("h", journal).agents() == ()
 
 
 def test_a_host_keeps_its_identity_and_does_not_show_its_machine_id(tmp_path: Path) -> None:
