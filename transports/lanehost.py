@@ -131,6 +131,7 @@ class LaneDoor:
     def unplug(self) -> None:
         """Give the memory up, whoever uses it still; idempotent."""
         memory, self._memory = self._memory, None
+        self._on_vacant = None
         if memory is None:
             return
         for berth in tuple(self._berths):
@@ -221,6 +222,9 @@ class LaneDoor:
     def _released(self, berth: _Berth, wire: SlotWire) -> None:
         if berth.wire is wire:
             berth.wire = None
+        if wire.spoilt and berth.slot is not None:
+            self._complaints.make(f"{wire.peer.address}: {wire.spoilt}; it goes through the virtio port")
+            self._say(berth, Leave(berth.slot.place.nonce).encode())
 
     def _take_back(self, berth: _Berth, why: str) -> None:
         """Have back the slot of a channel that left it, or must be taken to have left."""

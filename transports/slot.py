@@ -120,6 +120,8 @@ class SlotWire(RingWire):
             release()
 
         self._slot = slot
+        self.spoilt = ""
+        """Why it is of no use any more, when that is the peer's doing, or somebody's who writes into its memory."""
         anew = side is Side.A
         super().__init__(slot.lanes, side, ring, port, peer, longest=longest, release=unmap, anew=anew)
 
@@ -129,7 +131,7 @@ class SlotWire(RingWire):
         try:
             return super().send(frame)
         except ProtocolError as error:
-            raise ChannelBroken(f"{self.peer.address}: {error}") from None
+            raise self._spoil(str(error)) from None
 
     def recv(self) -> bytes | None:
         """Return the next frame, or None; raise ChannelBroken when the ring is of no use any more."""
@@ -137,7 +139,7 @@ class SlotWire(RingWire):
         try:
             return super().recv()
         except ProtocolError as error:
-            raise ChannelBroken(f"{self.peer.address}: {error}") from None
+            raise self._spoil(str(error)) from None
 
     def hear(self) -> None:
         """Look into the ring, unless it is one no more: then whoever reads is to find out."""
@@ -148,7 +150,11 @@ class SlotWire(RingWire):
 
     def _check(self) -> None:
         if not self._slot.current:
-            raise ChannelBroken(f"{self.peer.address}: what was shared memory became something else")
+            raise self._spoil("what was shared memory became something else")
+
+    def _spoil(self, why: str) -> ChannelBroken:
+        self.spoilt = self.spoilt or why
+        return ChannelBroken(f"{self.peer.address}: {why}")
 
 
 def find(devices: Path, place: Place) -> Slot | None:
