@@ -211,11 +211,13 @@ def quiesce(domain: int, *, timeout: float = 5.0, hold: int = 60, machine: Machi
     try:
         store.watch(folder("", domain).rstrip("/"), "agents")
         names = _tell(store, domain, b"quiesce %d" % hold)
+        news = select.poll()  # select() ends at descriptor 1023, and a broker may have more
+        news.register(store, select.POLLIN)
         until = time.monotonic() + timeout
         while any(store.read(f"{folder(name, domain)}/offer") is not None for name in names):
             if (left := until - time.monotonic()) <= 0:
                 return False
-            select.select([store], [], [], left)
+            news.poll(left * 1000)
             while store.fired() is not None:
                 pass
         return True
