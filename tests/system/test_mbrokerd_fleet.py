@@ -32,11 +32,11 @@ def configuration(host: Host, other: Host, folder: Path) -> str:
     """Return examples/fleet.toml for these hosts."""
     text = (HOUSE / "examples/fleet.toml").read_text()
     changes = {
+        "qemu+tls://node2/system": other.peer_uri,
         "node1": host.name,
         "node2": other.name,
         "10.0.0.1": host.address,
         "10.0.0.2": other.address,
-        f"qemu+ssh://root@{other.address}/system": other.peer_uri,
         "/var/lib/mbroker": str(folder / "state"),
         '# keys = "/etc/mchannel/keys"': f'keys = "{folder / "keys"}"',
     }
