@@ -381,7 +381,13 @@ def _policy_row(report: PolicyReport) -> tuple[str, ...]:
     )
 
 
-for _command in (fleet_commands.domains, fleet_commands.fleet, fleet_commands.migrate, doctor.doctor):
+for _command in (
+    fleet_commands.domains,
+    fleet_commands.fleet,
+    fleet_commands.migrate,
+    fleet_commands.lane,
+    doctor.doctor,
+):
     main.add_command(_command)
 
 if __name__ == "__main__":

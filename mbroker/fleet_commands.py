@@ -13,12 +13,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from mbroker import control
 from mbroker.exits import Failure
 from mbroker.fleet.migration import Result
-from mbroker.hosting import DomainRow, MemberRow, MigrationRow, Wanted
+from mbroker.hosting import DomainRow, LaneRow, LaneWanted, MemberRow, MigrationRow, Wanted
 from mbroker.options import with_control, with_output
 from mbroker.terminal import print_json, print_line, print_table, span
 from mbroker.values import plain
 
-__all__ = ["domains", "fleet", "migrate"]
+__all__ = ["domains", "fleet", "lane", "migrate"]
 
 _LOOK = 0.25  # seconds between two looks at a migration
 
@@ -85,6 +85,28 @@ def migrate(domain: str, host: str, live: bool, timeout: float, address: str, ou
     if not result.moved or result.reason:
         where = f"it is on {result.host}" if result.host else "where it is could not be found out; ask both hosts"
         raise Failure(f"{domain}: {result.step}: {result.reason}; {where}")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mbroker lane web1 on
+  mbroker lane web1 off && virsh migrate --live web1 qemu+tls://host2/system
+\b
+A domain cannot be migrated while it has shared memory. "mbroker migrate" takes it out by itself and plugs it in
+again; before any other program migrates or saves the domain, turn it off."""
+)
+@click.argument("domain")
+@click.argument("state", type=click.Choice(["on", "off"]))
+@with_control
+def lane(domain: str, state: str, address: str) -> None:
+    """Plug shared memory for its channels into DOMAIN, a name or UUID, or take it out."""
+    wanted = json.dumps(plain(LaneWanted(domain, state == "on")))
+    while True:
+        row: LaneRow = control.ask(address, LaneRow, "control.lane", wanted)
+        if row.done:
+            print_line(f"{domain}: shared memory is {state}")
+            return
 
 
 def _watched(address: str, number: int, what: str) -> Result:

@@ -14,6 +14,7 @@ import attrs
 from mbroker import control
 from mbroker.config import FleetSection, Loaded
 from mbroker.fleet.fleet import Away, Fleet, Member
+from mbroker.fleet.lanes import Lanes, lane_size
 from mbroker.fleet.message import Hail, Hailed
 from mbroker.fleet.migration import MigrationError, NoSuchHost, Progress, Result
 from mbroker.fleet.mover import Mover
@@ -25,13 +26,15 @@ from mbroker.values import Invalid, build, plain
 from mchannel.errors import MChannelError
 from mchannel.transport import Wishes
 
-__all__ = ["DomainRow", "Hosting", "MemberRow", "MigrationRow", "Wanted"]
+__all__ = ["DomainRow", "Hosting", "LaneRow", "LaneWanted", "MemberRow", "MigrationRow", "Wanted"]
 
 _SHORTEST, _LONGEST = 1.0, 30.0
 """Seconds between two attempts to reach the hypervisor at the start: the first, and the last after doubling."""
 
 _HAIL = 1.5
 """Seconds that a member has to say what it runs."""
+_LANE = 2.0
+"""Seconds after which whoever asked for a lane is told that it takes longer."""
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +88,23 @@ class MigrationRow:
     result: Result | None = None
 
 
+@attrs.frozen
+class LaneWanted:
+    """Shared memory for the channels of a domain that is asked for, or is to go."""
+
+    domain: str
+    """UUID or name."""
+    on: bool
+
+
+@attrs.frozen
+class LaneRow:
+    """How that stands."""
+
+    done: bool
+    """False: ask again."""
+
+
 class Hosting:
     """What ``[hypervisor]`` and ``[fleet]`` ask for."""
 
@@ -101,6 +121,9 @@ class Hosting:
         self._fleet: Fleet | None = None
         self._residents: Residents | None = None
         self._mover: Mover | None = None
+        self._lanes: Lanes | None = None
+        self._changing: dict[LaneWanted, asyncio.Task[None]] = {}
+        """Lanes that are being turned on or off."""
         self._parked: ParkedFile | None = None
         if config.hypervisor is not None:
             try:
@@ -120,15 +143,17 @@ class Hosting:
         try:
             hypervisor = self._hypervisor = self._hypervisor or await self._connect(self._section.uri)
             async with hypervisor:
+                port = self._section.port
+                lanes = self._lanes = Lanes(hypervisor, default=lane_size(self._section.lane))
                 self._residents = Residents(
-                    self._node.welcome, hypervisor, self._parked, self._fleet, port=self._section.port
+                    self._node.welcome, hypervisor, self._parked, self._fleet, port=port, lanes=lanes
                 )
                 async with asyncio.TaskGroup() as tasks:
                     if self._fleet is not None:
-                        self._mover = Mover(hypervisor, self._fleet, self._residents, tasks, port=self._section.port)
+                        self._mover = Mover(hypervisor, self._fleet, self._residents, tasks, port=port, lanes=lanes)
                     tasks.create_task(self._residents.run())
         finally:
-            self._hypervisor = self._residents = self._mover = None
+            self._hypervisor = self._residents = self._mover = self._lanes = None
             self.close()
 
     def close(self) -> None:
@@ -146,6 +171,7 @@ class Hosting:
             "control.fleet": self._members,
             "control.migrate": self._migrate,
             "control.migration": self._migration,
+            "control.lane": self._lane,
         }
 
     async def open(self) -> None:
@@ -225,6 +251,26 @@ class Hosting:
             raise _refused(error) from None
         row = MigrationRow(number, found.order.name, found.order.destination, found.progress, found.result)
         shown: Mapping[str, Any] = plain(row)
+        return shown
+
+    async def _lane(self, value: str) -> Mapping[str, Any]:
+        hypervisor, lanes = self._hypervisor, self._lanes
+        if hypervisor is None or lanes is None:
+            raise self._absent()
+        try:
+            wanted: LaneWanted = build(LaneWanted, json.loads(value))
+            task = self._changing.get(wanted)
+            if task is None:
+                uuid = (await hypervisor.info(wanted.domain)).uuid
+                change = lanes.turn_on(uuid) if wanted.on else lanes.turn_off(uuid)
+                task = self._changing[wanted] = asyncio.create_task(change)
+            done, _ = await asyncio.wait((task,), timeout=_LANE)
+            if done:
+                self._changing.pop(wanted, None)
+                task.result()
+        except (MChannelError, HypervisorError, Invalid, ValueError) as error:
+            raise _refused(error) from None
+        shown: Mapping[str, Any] = plain(LaneRow(done=bool(done)))
         return shown
 
     def _absent(self) -> control.Refused:

@@ -57,6 +57,11 @@ class LaneGate(FramedGate):
         self._door.unplug()
 
     @property
+    def plugged(self) -> bool:
+        """Whether there is memory."""
+        return self._door.plugged
+
+    @property
     def sharing(self) -> int:
         """How many channels go through the memory."""
         return self._door.sharing

@@ -124,6 +124,11 @@ class LaneDoor:
         self._look_vacant()
 
     @property
+    def plugged(self) -> bool:
+        """Whether there is memory."""
+        return self._memory is not None
+
+    @property
     def sharing(self) -> int:
         """How many channels go through the memory."""
         return sum(berth.wire is not None for berth in self._berths)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import attrs
 
 from mbroker.fleet.fleet import Fleet
+from mbroker.fleet.lanes import Lanes
 from mbroker.fleet.message import Expect, Expected, Whereabouts, Wherever
 from mbroker.fleet.migration import MigrationError, NoSuchHost, Order, Progress, Result, migrate
 from mbroker.fleet.residents import PORT, Residents
@@ -42,8 +43,13 @@ class Mover:
         tasks: asyncio.TaskGroup,
         *,
         port: str = PORT,
+        lanes: Lanes | None = None,
     ) -> None:
-        """Use *hypervisor*; *tasks* outlives every migration. Domains must have a port called *port*."""
+        """Use *hypervisor*; *tasks* outlives every migration. Domains must have a port called *port*.
+
+        *lanes* takes shared memory out before a move.
+        """
+        self._lanes = lanes
         self._hypervisor = hypervisor
         self._port = port
         self._fleet = fleet
@@ -102,10 +108,14 @@ class Mover:
         return await self._fleet.ask(order.destination, Expect(order.domain, order.name), Expected, _ANSWER)
 
     async def unplug(self, domain: str) -> None:
-        """Nothing yet is plugged in that cannot travel."""
+        """Take its shared memory out."""
+        if self._lanes is not None:
+            await self._lanes.unplug(domain)
 
     async def plug(self, domain: str) -> None:
-        """Nothing was taken out."""
+        """Give it shared memory again."""
+        if self._lanes is not None:
+            await self._lanes.plug(domain)
 
     async def move(self, order: Order, on_copied: Callable[[float], None]) -> None:
         """Let the hypervisors move the domain."""

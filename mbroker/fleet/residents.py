@@ -7,11 +7,13 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from importlib.metadata import version
+from pathlib import Path
 
 import attrs
 
 from mbroker.fleet.custody import Attend, Custody, Part, Tell
 from mbroker.fleet.fleet import Fleet
+from mbroker.fleet.lanes import Lanes
 from mbroker.fleet.message import (
     Claim,
     Claimed,
@@ -30,6 +32,7 @@ from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachabl
 from mchannel.aio import AsyncListener, listen_async
 from mchannel.errors import MChannelError
 from mchannel.event import Event
+from mchannel.transports.ivshmem import LaneGate
 
 __all__ = ["PORT", "Residents", "Welcome"]
 
@@ -64,17 +67,19 @@ class Residents:
         fleet: Fleet | None = None,
         *,
         port: str = PORT,
+        lanes: Lanes | None = None,
         clock: Callable[[], float] = time.monotonic,
         unix: Callable[[], float] = time.time,
     ) -> None:
         """Attend to the domains of *hypervisor* that have a port called *port*: *welcome* serves their agents.
 
-        It is given a listener and the domain's name, and runs until cancelled.
+        It is given a listener and the domain's name, and runs until cancelled. *lanes* plugs shared memory in.
         """
         self._welcome = welcome
         self._hypervisor = hypervisor
         self._fleet = fleet
         self._port = port
+        self._lanes = lanes
         self._clock = clock
         self._unix = unix
         self._file = parked
@@ -101,7 +106,9 @@ class Residents:
             try:
                 await self._carry_out(tasks)
             finally:  # before those who serve the channels end, which would say goodbye
-                for door in self._doors.values():
+                for domain, door in self._doors.items():
+                    if self._lanes is not None:
+                        self._lanes.part(domain)
                     door.listener.close()
                 self._doors.clear()
 
@@ -200,13 +207,16 @@ class Residents:
             return
         self._late.pop(domain, None)
         self._close(domain)  # what an earlier life of it left
-        listener = listen_async(f"virtio://{where}?domain={domain}", name="mbrokerd")
+        scheme = "virtio" if self._lanes is None else "ivshmem"
+        listener = listen_async(f"{scheme}://{where}?domain={domain}", name="mbrokerd")
         for snapshot in order.snapshots:
             try:
                 listener.adopt(snapshot, overtaken=order.overtaken)
             except MChannelError as error:
                 _log.warning("%s: a session that was handed over cannot be read: %s", info.name, error)
         _log.info("attending to %s, with %d sessions handed over", info.name, len(order.snapshots))
+        if self._lanes is not None and isinstance(listener.gate, LaneGate):
+            self._lanes.attend(info, listener.gate, Path(where))
         self._doors[domain] = _Door(info.name, listener, tasks.create_task(self._welcome(listener, info.name)))
 
     def _part(self, domain: str) -> None:
@@ -219,6 +229,8 @@ class Residents:
         door = self._doors.pop(domain, None)
         if door is None:
             return ()
+        if self._lanes is not None:
+            self._lanes.part(domain)
         snapshots = door.listener.hand_over()
         door.task.cancel()
         _log.info("parted from %s, with %d sessions", door.name, len(snapshots))

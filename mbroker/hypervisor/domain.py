@@ -82,6 +82,8 @@ class DomainInfo:
     """Attributes of our element (:data:`METADATA`) in its XML, such as ``class`` and ``sla``."""
     devices: frozenset[str] = frozenset()
     """Aliases (``ua-...``) of devices that were given one."""
+    free_ports: tuple[int, ...] = ()
+    """Buses of the PCI Express root ports with nothing in them, where a device can be plugged in."""
 
     def port(self, name: str) -> Port:
         """Return the port called *name*; raise :exc:`NoSuchPort` with the XML that it takes."""
@@ -125,6 +127,7 @@ def read_domain(xml: str, state: State, *, persistent: bool) -> DomainInfo:
         count = int((vcpus.get("current") or vcpus.text or "0") if vcpus is not None else "0")
         told = root.find("currentMemory")
         size = _bytes(told if told is not None else root.find("memory"))
+        free = tuple(_free_ports(root))
     except (ET.ParseError, ValueError) as error:
         raise HypervisorError(f"the XML of a domain cannot be understood: {error}") from error
     mine = root.find(f"metadata/{{{METADATA}}}m")
@@ -140,6 +143,7 @@ def read_domain(xml: str, state: State, *, persistent: bool) -> DomainInfo:
         devices=frozenset(
             alias for each in root.findall("devices/*/alias") if _ALIAS.fullmatch(alias := each.get("name", ""))
         ),
+        free_ports=free,
     )
 
 
@@ -151,6 +155,12 @@ def _ports(root: ET.Element) -> Iterator[Port]:
         state = target.get("state")
         path = "" if source is None else source.get("path", "")
         yield Port(name, path, None if state is None else state == "connected")
+
+
+def _free_ports(root: ET.Element) -> list[int]:
+    controllers = root.findall("devices/controller[@type='pci'][@model='pcie-root-port']")
+    taken = {int(each.get("bus", "0"), 0) for each in root.findall("devices/*/address[@type='pci']")}
+    return sorted({int(each.get("index", "0")) for each in controllers} - taken)
 
 
 def _bytes(element: ET.Element | None) -> int:

@@ -1,0 +1,203 @@
+"""Shared memory for the channels of domains that ask for it: plugged in while a domain stays, and out before it moves.
+
+A domain asks by ``lane="4MiB"`` in its metadata (:data:`~mbroker.hypervisor.domain.METADATA`), or the host's
+configuration does for all. The memory is a file in /dev/shm that only the hypervisor's user and this broker's can
+open; its name goes as soon as both have it. The device has ``role='peer'``: what a host writes into a *master* is not
+carried over by a migration, and so the hypervisor refuses to migrate a domain that has a peer. Whoever wants to
+migrate it by other means than this broker takes the lane off before: ``mbroker lane DOMAIN off``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from mbroker.hypervisor import DomainInfo, Hypervisor, HypervisorError
+from mchannel.errors import MChannelError
+from mchannel.transports.ivshmem import LaneGate
+
+__all__ = ["ALIAS", "LaneError", "Lanes", "lane_size"]
+
+ALIAS: Final = "ua-mchannel-lane"
+"""Alias of the device, by which ``virsh detach-device-alias`` takes it out as well."""
+_FOLDER: Final = Path("/dev/shm")  # noqa: S108 - where the hypervisor looks; the names are ours alone, and exclusive
+_PREFIX: Final = "mchannel-lane-"
+_LEAVE: Final = 3.0
+"""Seconds that a guest has to unmap the memory before it is taken away."""
+_DETACH: Final = 10.0
+_TRIES: Final = (0.5, 1.0, 2.0, 5.0, 15.0)
+"""Seconds until a lane that could not be plugged in is tried again; then it stays off."""
+_SIZE = re.compile(r"([1-9][0-9]{0,3})MiB")
+
+_log = logging.getLogger(__name__)
+
+
+class LaneError(MChannelError):
+    """A domain has no lane, or none can be made; the message says why."""
+
+
+def lane_size(text: str) -> int:
+    """Return the bytes that ``4MiB`` stands for, 0 for ``off``; raise ValueError for other than a power of two."""
+    if text == "off":
+        return 0
+    found = _SIZE.fullmatch(text)
+    count = int(found[1]) if found else 0
+    if not 0 < count <= 256 or count & (count - 1):
+        raise ValueError(f"a lane is off, or a power of two from 1MiB to 256MiB, not {text!r:.40}")
+    return count << 20
+
+
+@attrs.define(eq=False)
+class _Lane:
+    """The lane of one domain that this broker attends to."""
+
+    name: str
+    gate: LaneGate
+    socket: Path
+    size: int
+    """Bytes that it asks for; 0 for none."""
+    busy: asyncio.Lock = attrs.field(factory=asyncio.Lock)
+    task: asyncio.Task[None] | None = None
+
+
+class Lanes:
+    """The lanes of the domains of one host."""
+
+    def __init__(self, hypervisor: Hypervisor, *, default: int = 0, folder: Path = _FOLDER) -> None:
+        """Give domains that do not say how much they want *default* bytes. Removes what a killed broker left."""
+        self._hypervisor = hypervisor
+        self._default = default
+        self._folder = folder
+        self._lanes: dict[str, _Lane] = {}
+        for left in folder.glob(f"{_PREFIX}*"):
+            with suppress(OSError):
+                left.unlink()
+
+    def attend(self, info: DomainInfo, gate: LaneGate, socket: Path) -> None:
+        """Look after the lane of a domain whose port's *socket* is listened to by *gate*."""
+        wanted = info.metadata.get("lane")
+        try:
+            size = self._default if wanted is None else lane_size(wanted)
+        except ValueError as error:
+            _log.warning("%s: its metadata cannot be followed: %s", info.name, error)
+            size = 0
+        lane = self._lanes[info.uuid] = _Lane(info.name, gate, socket, size)
+        if size or ALIAS in info.devices:
+            lane.task = asyncio.create_task(self._settle(info.uuid, lane))
+
+    def part(self, domain: str) -> None:
+        """Look no more after the lane of a domain that is gone, or is attended to anew."""
+        lane = self._lanes.pop(domain, None)
+        if lane is not None:
+            if lane.task is not None:
+                lane.task.cancel()
+            lane.gate.unplug()
+
+    async def turn_on(self, domain: str, size: int = 0) -> None:
+        """Plug memory in, if there is none; raises LaneError, or HypervisorError."""
+        lane = self._lane(domain)
+        lane.size = size or lane.size or self._default or 4 << 20
+        await self.plug(domain)
+
+    async def turn_off(self, domain: str) -> None:
+        """Take the memory out, so that anybody can migrate the domain; raises LaneError, or HypervisorError."""
+        self._lane(domain).size = 0
+        await self.unplug(domain)
+
+    async def plug(self, domain: str) -> None:
+        """Give the domain the lane that it asks for, if it has none; raises HypervisorError or LaneError."""
+        lane = self._lanes.get(domain)
+        if lane is None or not lane.size:
+            return
+        async with lane.busy:
+            await self._plug(domain, lane)
+
+    async def unplug(self, domain: str) -> None:
+        """Let the guest leave the lane and take it out; raises HypervisorError when the device stays attached.
+
+        The channels go on by the virtio port in any case. Cancelled, they do too, and the device may be there still.
+        """
+        lane = self._lanes.get(domain)
+        if lane is None:
+            return
+        if lane.task is not None:
+            lane.task.cancel()
+        async with lane.busy:
+            left = asyncio.Event()
+            lane.gate.quiesce(left.set)
+            try:
+                async with asyncio.timeout(_LEAVE):
+                    await left.wait()
+            except TimeoutError:
+                _log.warning("%s: its guest did not unmap the shared memory in %g s", lane.name, _LEAVE)
+            finally:
+                lane.gate.unplug()
+            await self._detach(domain)
+
+    async def _settle(self, domain: str, lane: _Lane) -> None:
+        """Bring about what the domain asks for, when it has come."""
+        for pause in _TRIES:
+            try:
+                async with lane.busy:
+                    await (self._plug(domain, lane) if lane.size else self._detach(domain))
+            except (HypervisorError, MChannelError) as error:
+                _log.warning("%s: its channels go by the virtio port, without shared memory: %s", lane.name, error)
+                await asyncio.sleep(pause)
+            else:
+                return
+
+    async def _plug(self, domain: str, lane: _Lane) -> None:
+        """Make new memory, whatever is plugged in that this broker knows nothing of."""
+        if lane.gate.plugged:
+            return
+        await self._detach(domain)
+        info = await self._hypervisor.info(domain)
+        path = self._folder / f"{_PREFIX}{domain}-{secrets.token_hex(8)}"
+        try:
+            _make(path, lane)
+            await self._hypervisor.attach(domain, _device(path.name, lane.size, info.free_ports))
+            lane.gate.plug(path)
+        except OSError as error:
+            raise LaneError(f"no shared memory in {self._folder}: {error.strerror}") from None
+        finally:
+            path.unlink(missing_ok=True)
+        _log.info("%s: has %d MiB of shared memory for its channels", lane.name, lane.size >> 20)
+
+    async def _detach(self, domain: str) -> None:
+        if ALIAS in (await self._hypervisor.info(domain)).devices:
+            await self._hypervisor.detach(domain, ALIAS, timeout=_DETACH)
+
+    def _lane(self, domain: str) -> _Lane:
+        try:
+            return self._lanes[domain]
+        except KeyError:
+            raise LaneError(f"this broker does not attend to domain {domain}; see: mbroker domains") from None
+
+
+def _make(path: Path, lane: _Lane) -> None:
+    """Make the memory: for the user that made the domain's socket, who is the hypervisor's; raise OSError."""
+    owner = lane.socket.stat()
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, lane.size)
+        if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(fd)
+
+
+def _device(name: str, size: int, ports: tuple[int, ...]) -> str:
+    """Return the device's XML: in the last free root port, where the machine has some."""
+    where = f"<address type='pci' bus='{ports[-1]:#04x}' slot='0x00'/>" if ports else ""
+    return (
+        f"<shmem name='{name}' role='peer'><model type='ivshmem-plain'/>"
+        f"<size unit='M'>{size >> 20}</size><alias name='{ALIAS}'/>{where}</shmem>"
+    )

@@ -1,0 +1,189 @@
+"""Shared memory for domains: when it is plugged in, when it is taken out, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import attrs
+import pytest
+
+from mbroker.fleet.lanes import ALIAS, LaneError, Lanes, lane_size
+from mbroker.hypervisor import HypervisorError, StillAttached
+from mbroker.hypervisor.fake import FakeHypervisor, World
+from mchannel.transports.ivshmem import LaneGate
+from tests.unit.fleet_world import run
+
+
+@attrs.define
+class Gate:
+    """As :class:`~mchannel.transports.ivshmem.LaneGate`, with a guest that leaves when it is *polite*."""
+
+    polite: bool = True
+    plugged: bool = False
+    memory: Path | None = None
+    content: bytes = b""
+    mode: int = 0
+    calls: list[str] = attrs.field(factory=list[str])
+
+    def plug(self, memory: Path) -> None:
+        self.calls.append("plug")
+        self.plugged, self.memory, self.content = True, memory, memory.read_bytes()
+        self.mode = memory.stat().st_mode & 0o777
+
+    def quiesce(self, on_vacant: Callable[[], None]) -> None:
+        self.calls.append("quiesce")
+        if self.polite:
+            on_vacant()
+
+    def unplug(self) -> None:
+        self.calls.append("unplug")
+        self.plugged = False
+
+
+@attrs.define
+class Site:
+    """A host with one domain, whose channels this broker attends to."""
+
+    host: FakeHypervisor
+    domain: str
+    gate: Gate
+    lanes: Lanes
+
+    async def devices(self) -> frozenset[str]:
+        return (await self.host.info(self.domain)).devices
+
+
+async def site(folder: Path, *, lane: str | None = None, default: int = 0, polite: bool = True) -> Site:
+    host = World(now=asyncio.get_running_loop().time).host("a")
+    domain = host.world.boot(host, "web1")
+    half = host.halves[domain]
+    half.info = attrs.evolve(half.info, metadata={} if lane is None else {"lane": lane})
+    found = Site(host, domain, Gate(polite), Lanes(host, default=default, folder=folder))
+    attend(found, folder)
+    return found
+
+
+def left(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
+def attend(site: Site, folder: Path) -> None:
+    """Let the broker attend to the domain as it is now."""
+    info = site.host.halves[site.domain].described
+    site.lanes.attend(info, cast("LaneGate", site.gate), folder)
+
+
+def test_a_domain_that_asks_for_memory_gets_it_when_it_is_attended_to(tmp_path: Path) -> None:
+    async def main() -> None:
+        here = await site(tmp_path, lane="1MiB")
+        await asyncio.sleep(1)
+        assert ALIAS in await here.devices()
+        assert here.gate.content == bytes(1 << 20)
+        assert here.gate.mode == 0o600
+        assert not left(tmp_path)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("lane", "default", "given"), [(None, 0, False), (None, 1 << 20, True), ("off", 1 << 20, False)]
+)
+def test_what_the_domain_says_goes_before_what_the_host_gives(
+    tmp_path: Path, lane: str | None, default: int, given: bool
+) -> None:
+    async def main() -> None:
+        here = await site(tmp_path, lane=lane, default=default)
+        await asyncio.sleep(1)
+        assert (ALIAS in await here.devices()) is given
+
+    run(main())
+
+
+@pytest.mark.parametrize("polite", [True, False])
+def test_memory_is_taken_out_after_the_guest_left_it_or_did_not_in_time(tmp_path: Path, polite: bool) -> None:
+    async def main() -> None:
+        here = await site(tmp_path, lane="1MiB", polite=polite)
+        await asyncio.sleep(1)
+        began = asyncio.get_running_loop().time()
+        await here.lanes.unplug(here.domain)
+        assert here.gate.calls == ["plug", "quiesce", "unplug"]
+        assert ALIAS not in await here.devices()
+        assert (asyncio.get_running_loop().time() - began < 1) is polite
+        await here.lanes.plug(here.domain)  # the migration failed
+        assert here.gate.plugged
+
+    run(main())
+
+
+def test_a_device_that_stays_is_an_error_and_its_memory_is_given_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        here = await site(tmp_path, lane="1MiB")
+        await asyncio.sleep(1)
+        here.host.world.stubborn.add(ALIAS)
+        with pytest.raises(StillAttached):
+            await here.lanes.unplug(here.domain)
+        assert not here.gate.plugged
+
+    run(main())
+
+
+def test_what_a_broker_left_plugged_in_is_replaced(tmp_path: Path) -> None:
+    async def main() -> None:
+        here = await site(tmp_path)
+        await here.host.attach(here.domain, f"<shmem><alias name='{ALIAS}'/></shmem>")
+        attend(here, tmp_path)
+        await asyncio.sleep(1)
+        assert ALIAS not in await here.devices()
+        await here.lanes.turn_on(here.domain, 1 << 20)
+        assert here.host.calls["attach"] == 2
+        assert ALIAS in await here.devices()
+
+    run(main())
+
+
+def test_memory_that_a_killed_broker_left_is_removed(tmp_path: Path) -> None:
+    old, other = tmp_path / "mchannel-lane-x-y", tmp_path / "other"
+    old.touch()
+    other.touch()
+    Lanes(World().host("a"), folder=tmp_path)
+    assert left(tmp_path) == [other]
+
+
+def test_a_hypervisor_that_refuses_leaves_no_file_and_is_asked_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        here = await site(tmp_path, lane="1MiB")
+        here.host.disconnect()
+        await asyncio.sleep(0.3)
+        assert not here.gate.plugged
+        with pytest.raises(HypervisorError):
+            await here.lanes.plug(here.domain)
+        assert not left(tmp_path)
+        here.host.reconnect()
+        await asyncio.sleep(3)
+        assert here.gate.plugged
+
+    run(main())
+
+
+def test_a_domain_that_nobody_attends_to_has_no_lane(tmp_path: Path) -> None:
+    async def main() -> None:
+        here = await site(tmp_path)
+        here.lanes.part(here.domain)
+        await here.lanes.unplug(here.domain)
+        with pytest.raises(LaneError, match="mbroker domains"):
+            await here.lanes.turn_on(here.domain)
+
+    run(main())
+
+
+@pytest.mark.parametrize("text", ["", "4", "3MiB", "0MiB", "512MiB", "-1MiB", "4 MiB"])
+def test_a_size_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="power of two"):
+        lane_size(text)
+
+
+def test_a_size_is_understood() -> None:
+    assert (lane_size("off"), lane_size("1MiB"), lane_size("256MiB")) == (0, 1 << 20, 256 << 20)
