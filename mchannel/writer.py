@@ -80,10 +80,10 @@ class Writer:
         """Go on after the numbers up to *received*, where other brokers used those after *mine*.
 
         What the peer has not received of this writer's gets new numbers. *mine* is None when the peer
-        has forgotten, or never knew, who wrote what.
+        does not know this writer: nothing of it arrived, or so long ago that it was forgotten.
         """
         if mine is None:
-            mine = self.base - 1 if received > self.last else received
+            mine = self.base - 1
         if received > mine:
             while self.unacked and self.base <= mine:
                 self.forget_first()

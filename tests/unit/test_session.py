@@ -195,7 +195,7 @@ def _roam(choices: list[int]) -> None:
     assert heard == written
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.integers(0, 9), max_size=120))
 def test_an_agent_hears_each_broker_once_and_in_order_without_any_handoff(choices: list[int]) -> None:
     _roam(choices)
@@ -203,6 +203,10 @@ def test_an_agent_hears_each_broker_once_and_in_order_without_any_handoff(choice
 
 def test_what_a_broker_wrote_while_its_agent_was_elsewhere_is_not_taken_for_the_others() -> None:
     _roam([6, 7, 6, 3, 7, 8, 3, 3, 3, 1, 6, 7, 4, 4, 7, 7, 8, 8, 0])
+
+
+def test_what_a_broker_wrote_whose_welcome_was_lost_is_not_taken_for_the_others() -> None:
+    _roam([2, 6, 0, 6, 3, 5])
 
 
 def test_a_hello_that_names_too_many_brokers_is_refused() -> None:
