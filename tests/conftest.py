@@ -8,6 +8,11 @@ from importlib.abc import MetaPathFinder
 from types import ModuleType
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Seconds say how busy the machine is, and nothing about a property.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -22,7 +22,7 @@ from mchannel.transport import Delivery, Options, State
 from mchannel.transports.memory import MEMORY
 from tests.crash.points import WHOLE
 
-EXAMPLES = settings(max_examples=50_000 if WHOLE else 300, deadline=None, database=None)
+EXAMPLES = settings(max_examples=50_000 if WHOLE else 300, database=None)
 SESSION = b"s" * 16
 _ADDRESS = Address.parse("memory:///fuzz")
 TERMS = Terms(100, 1000, Delivery.ALL)

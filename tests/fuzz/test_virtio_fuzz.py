@@ -17,9 +17,11 @@ from mchannel.transport import Delivery, Options
 from mchannel.transports import domain
 from mchannel.transports.stream import BEGIN, EVERYBODY, Key, Multiplexer
 from mchannel.transports.virtio import VIRTIO
+from tests.crash.points import WHOLE
 
 LIMITS = Options(max_message=10_000, window=100_000)
 UUID = "aaaaaaaa-0000-4000-8000-000000000001"
+EXAMPLES = settings(max_examples=20_000 if WHOLE else 200, database=None)
 KEYS = st.sampled_from([EVERYBODY, Key(b"abcd"), Key(b"abcd", "sla"), Key(b"\xc1\xf6\0\1", "x")])
 HELLO = Frame(Kind.HELLO, 1, body=Hello(bytes(16), "", Terms(100, 1000, Delivery.ALL), 1, 0, 0).encode()).encode()
 FRAMES = st.one_of(
@@ -49,7 +51,7 @@ def folder() -> Iterator[Path]:
         yield Path(found)
 
 
-@settings(deadline=None)
+@EXAMPLES
 @given(wires(), st.booleans())
 def test_a_domain_socket_and_its_gate_survive_whatever_a_guest_sends(folder: Path, wire: bytes, hangs_up: bool) -> None:
     path = folder / "socket"

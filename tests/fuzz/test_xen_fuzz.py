@@ -15,7 +15,7 @@ from mchannel.transports.xenoffer import Offer
 from tests.crash.points import WHOLE
 from tests.unit.test_ringwire import CAPACITY, make, memory
 
-EXAMPLES = settings(max_examples=20_000 if WHOLE else 200, deadline=None, database=None)
+EXAMPLES = settings(max_examples=20_000 if WHOLE else 200, database=None)
 Step: TypeAlias = tuple[bytes, list[tuple[int, bytes]]]
 
 numbers = st.one_of(st.integers(-2, 300), st.integers(0, 1 << 40)).map(lambda number: b"%d" % number)

@@ -430,4 +430,4 @@ class Fleet(RuleBasedStateMachine):
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestFleet.settings = settings(max_examples=200, stateful_step_count=60)

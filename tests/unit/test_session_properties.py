@@ -143,7 +143,6 @@ def _run(machine: type[Anything], examples: int, *phases: Phase) -> None:
         settings=settings(
             max_examples=examples,
             stateful_step_count=60,
-            deadline=None,
             phases=phases or (Phase.generate, Phase.shrink),
             derandomize=not WHOLE,
             database=None,

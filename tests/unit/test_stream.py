@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mchannel.transports.stream import (
@@ -57,7 +57,6 @@ def received(demux: Demultiplexer, data: bytes, sizes: Sequence[int] = (1 << 30,
     return found
 
 
-@settings(deadline=None)
 @given(FRAMES, SIZES)
 def test_frames_arrive_whole_and_in_order_however_the_bytes_are_portioned(drawn: Drawn, sizes: list[int]) -> None:
     frames = made(drawn)
@@ -66,7 +65,6 @@ def test_frames_arrive_whole_and_in_order_however_the_bytes_are_portioned(drawn:
     assert demux.garbage == demux.incomplete == 0
 
 
-@settings(deadline=None)
 @given(FRAMES, st.integers(0, 10), PIECES, SIZES)
 def test_garbage_between_two_frames_harms_none_of_them(
     drawn: Drawn, at: int, garbage: tuple[bytes, int], sizes: list[int]
@@ -76,7 +74,6 @@ def test_garbage_between_two_frames_harms_none_of_them(
     assert received(Demultiplexer(LIMIT, 8), wire, sizes) == frames
 
 
-@settings(deadline=None)
 @given(FRAMES, PLACES, NASTY)
 def test_a_tear_takes_the_frames_that_it_hits_and_no_others(
     drawn: Drawn, places: tuple[int, int], instead: bytes
@@ -98,7 +95,6 @@ def test_a_tear_takes_the_frames_that_it_hits_and_no_others(
     assert all(each in left for each in whole), "a frame was lost that was not hit"
 
 
-@settings(deadline=None)
 @given(st.integers(4001, 30_000), st.integers(4001, 30_000), PLACES)
 def test_the_head_of_one_frame_and_the_tail_of_another_never_make_a_third(
     first: int, second: int, places: tuple[int, int]
@@ -110,7 +106,6 @@ def test_the_head_of_one_frame_and_the_tail_of_another_never_make_a_third(
 
 
 @example(b"\xc1" * 100)
-@settings(deadline=None)
 @given(st.binary(max_size=2000))
 def test_noise_is_no_frame_and_is_counted(noise: bytes) -> None:
     demux = Demultiplexer(LIMIT, 8)
@@ -196,7 +191,6 @@ def test_a_small_frame_waits_for_one_turn_of_each_other_stream() -> None:
     assert sent <= len(bulky) * 2 * QUANTUM + 100
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 60_000), min_size=2, max_size=5), st.sampled_from([b"a", b"\xc1"]))
 def test_streams_that_always_have_something_to_send_share_the_wire_evenly(sizes: list[int], letter: bytes) -> None:
     mux = Multiplexer(60_000)
