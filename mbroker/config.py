@@ -188,7 +188,7 @@ class HypervisorSection:
     port: str = attrs.field(default="org.mchannel.0", validator=attrs.validators.matches_re(r"[A-Za-z0-9._-]{1,64}"))
     """Name of the virtio port that domains are given for their channels."""
     lane: str = attrs.field(default="off", validator=attrs.validators.matches_re(r"off|(1|2|4|8|16|32|64|128|256)MiB"))
-    """Shared memory that a domain is given for its channels when its metadata does not say: ``off``, or as ``4MiB``."""
+    """Shared memory that a domain is given for its channels when its metadata does not say: ``off``, or as ``1MiB``."""
 
 
 @attrs.frozen

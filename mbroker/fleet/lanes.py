@@ -1,6 +1,6 @@
 """Shared memory for the channels of domains that ask for it: plugged in while a domain stays, and out before it moves.
 
-A domain asks by ``lane="4MiB"`` in its metadata (:data:`~mbroker.hypervisor.domain.METADATA`), or the host's
+A domain asks by ``lane="1MiB"`` in its metadata (:data:`~mbroker.hypervisor.domain.METADATA`), or the host's
 configuration does for all. The memory is a file in /dev/shm that only the hypervisor's user and this broker's can
 open; its name goes as soon as both have it. The device has ``role='peer'``: what a host writes into a *master* is not
 carried over by a migration, and so the hypervisor refuses to migrate a domain that has a peer. Whoever wants to
@@ -30,12 +30,14 @@ ALIAS: Final = "ua-mchannel-lane"
 """Alias of the device, by which ``virsh detach-device-alias`` takes it out as well."""
 _FOLDER: Final = Path("/dev/shm")  # noqa: S108 - where the hypervisor looks; the names are ours alone, and exclusive
 _PREFIX: Final = "mchannel-lane-"
+_SIZE: Final = 1 << 20
+"""Bytes when nobody says how many: firmware leaves QEMU's root ports room for a device of 2 MiB."""
 _LEAVE: Final = 3.0
 """Seconds that a guest has to unmap the memory before it is taken away."""
 _DETACH: Final = 10.0
 _TRIES: Final = (0.5, 1.0, 2.0, 5.0, 15.0)
 """Seconds until a lane that could not be plugged in is tried again; then it stays off."""
-_SIZE = re.compile(r"([1-9][0-9]{0,3})MiB")
+_WRITTEN = re.compile(r"([1-9][0-9]{0,3})MiB")
 
 _log = logging.getLogger(__name__)
 
@@ -45,10 +47,10 @@ class LaneError(MChannelError):
 
 
 def lane_size(text: str) -> int:
-    """Return the bytes that ``4MiB`` stands for, 0 for ``off``; raise ValueError for other than a power of two."""
+    """Return the bytes that ``1MiB`` stands for, 0 for ``off``; raise ValueError for other than a power of two."""
     if text == "off":
         return 0
-    found = _SIZE.fullmatch(text)
+    found = _WRITTEN.fullmatch(text)
     count = int(found[1]) if found else 0
     if not 0 < count <= 256 or count & (count - 1):
         raise ValueError(f"a lane is off, or a power of two from 1MiB to 256MiB, not {text!r:.40}")
@@ -104,7 +106,7 @@ class Lanes:
     async def turn_on(self, domain: str, size: int = 0) -> None:
         """Plug memory in, if there is none; raises LaneError, or HypervisorError."""
         lane = self._lane(domain)
-        lane.size = size or lane.size or self._default or 4 << 20
+        lane.size = size or lane.size or self._default or _SIZE
         await self.plug(domain)
 
     async def turn_off(self, domain: str) -> None:
