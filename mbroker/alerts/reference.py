@@ -128,7 +128,7 @@ class Reference:
     def value(self, comparison: Comparison, key: Endpoint) -> float | None:
         """Return what *comparison*, a part of the rule, compares for *key*; None while that is not known."""
         value = self._value(comparison, key)
-        return value if isinstance(value, float) else None
+        return None if isinstance(value, Truth) else value
 
     def _accepts(self, sample: Sample) -> bool:
         history = self._histories.get(sample.series)
@@ -222,7 +222,7 @@ class Reference:
         if not isinstance(expression, Spatial):
             return self._sampled(expression, members[0]) if members else Truth.UNKNOWN
         values = [self._sampled(expression.member, series) for series in members]
-        known = [value for value in values if isinstance(value, float)]
+        known = [value for value in values if not isinstance(value, Truth)]
         if expression.function is Function.COUNT:
             return float(len(known)) if values and Truth.UNKNOWN not in values else Truth.UNKNOWN
         quorum = len(values) if expression.function in (Function.ALL, Function.ATLEAST) else 1
