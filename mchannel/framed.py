@@ -69,6 +69,8 @@ class FramedLink:
         self._heard = 0
         """Frames taken in."""
         self._turn = 0.0
+        self._waited = False
+        """Whether the port was waited at, and so pumped, since this end looked around."""
         self._wait: Wait | None = None
         if transport is not None:
             self.attach(transport)
@@ -103,7 +105,7 @@ class FramedLink:
         if session.outgoing:
             self._flush()
         if (now := time.monotonic()) >= self._turn:  # who only writes must see too that the peer went away
-            self._look_around(now)
+            self._look_around(now, pumped=self._waited)
         if not taken:
             self._pull()  # there may be an acknowledgement
             taken = session.send(payload)
@@ -165,8 +167,12 @@ class FramedLink:
         wait = self._wait
         if wait is None:
             wait = self._wait = waiter(self.port)
+        self._waited = True
         now = time.monotonic()
-        if now < self._turn and (timeout is None or timeout > _TURN):  # what is due can wait for so long
+        if now < self._turn:  # what is due can wait for so long
+            if timeout is not None and timeout <= _TURN:
+                wait(timeout)
+                return
             if wait(_TURN):
                 return
             self._session.acknowledge()  # nothing is said soon that could carry it along
@@ -248,9 +254,11 @@ class FramedLink:
         if self.on_news is not None:
             self.on_news()
 
-    def _look_around(self, now: float) -> None:
+    def _look_around(self, now: float, *, pumped: bool = False) -> None:
         self._turn = now + (_LATEST_TURN if self._session.terms.delivery is _LATEST else _TURN)
-        self.port.pump()
+        self._waited = False
+        if not pumped:
+            self.port.pump()
         self.tick(now)
 
     def _catch_up(self) -> None:

@@ -222,6 +222,8 @@ class Demultiplexer:
         self._overlong = False
         """Whether the segment that is coming in is too long already."""
         self._partials: OrderedDict[bytes, _Partial] = OrderedDict()
+        self._keys: dict[bytes, Key] = {}
+        """Keys that were decoded already; no more than *streams*."""
 
     def feed(self, data: bytes) -> Iterator[tuple[Key, bytes]]:
         """Take in *data* and yield the frames that it completes; exhaust it before the next call."""
@@ -250,7 +252,7 @@ class Demultiplexer:
             flags, sequence, size = _HEAD.unpack_from(raw)
             start = _HEAD.size + size
             name, piece = raw[_HEAD.size : start], raw[start:-4]
-            key = Key.decode(name)
+            key = self._keys.get(name) or self._decode(name)
             if not piece and flags != _WHOLE:
                 raise ValueError("a piece of nothing")
         except ValueError:
@@ -260,6 +262,12 @@ class Demultiplexer:
             return key, piece
         frame = self._piece(name, flags, sequence, piece)
         return None if frame is None else (key, frame)
+
+    def _decode(self, name: bytes) -> Key:
+        if len(self._keys) >= self._streams:
+            self._keys.clear()
+        key = self._keys[name] = Key.decode(name)
+        return key
 
     def _piece(self, name: bytes, flags: int, sequence: int, piece: bytes) -> bytes | None:
         partial = self._partials.pop(name, None)

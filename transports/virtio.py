@@ -1,8 +1,8 @@
 """``virtio:///org.mchannel.0``: channels over a virtio port, which leads to whichever host runs the domain.
 
 The guest's descriptor stays valid while the domain moves. As long as no host is attached, a read
-gives ``b""`` at once, a write EAGAIN, and poll says HUP all the time: the descriptor is looked at
-only when something about it has changed (edge-triggered), or a select loop would spin. What is
+gives ``b""`` at once, a write EAGAIN, and poll says HUP all the time: then the descriptor is looked
+at only when something about it has changed (edge-triggered), or a select loop would spin. What is
 sent meanwhile is lost, as on a cable that is not plugged in; the session on top replays it.
 
 The kernel lets one process open a port, once. So all channels of a process share the descriptor as
@@ -42,7 +42,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _CHUNK = 1 << 13
 """Bytes written at once. The kernel queues 128 writes: what is written cannot be overtaken any more."""
 _READS = 16
-"""Reads in one pump; each gives a page at most."""
+"""Reads in one pump."""
+_PAGE = 4096
+"""Bytes that one read gives at most; after a shorter one there is seldom more, and what there is wakes us."""
 _STREAMS = 64
 """Frames of how many streams may be under way from the host at once."""
 _LINGER = 1.0
@@ -116,7 +118,9 @@ class _Wire:
         self.pid = os.getpid()
         self._path = path
         self.broken = False
-        self._attached = self._heard = False
+        self.attached = False
+        """Whether a host is there. It wakes whoever waits for as long as there is something to read."""
+        self._heard = False
         self._asked = 0.0
         self._late = math.inf
         """When what still waits is given up, after the last stream was closed."""
@@ -152,27 +156,28 @@ class _Wire:
     def has_room(self, key: Key) -> bool:
         return self._sender.has_room(key)
 
-    def pump(self, stream: _Stream | None) -> bool:
-        """Read for all streams, on behalf of *stream*, and write; return whether there may be more to read."""
+    def pump(self, stream: _Stream | None) -> None:
+        """Read for all streams, on behalf of *stream*, and write. What is left to read wakes them again."""
         if self.broken:
-            return False
+            return
         try:
             for _ in range(_READS):
                 data = self.device.read(_CHUNK)
                 if data == b"":
                     self._detach()
-                    return False
-                self._attach()
+                    return
+                if not self.attached:
+                    self._attach()
                 if data is None:
-                    self._write()
-                    return False
+                    break
                 for key, frame in self._receiver.feed(data):
                     self._deliver(key, frame, stream)
+                if len(data) < _PAGE:
+                    break
         except OSError as error:
             self._break(f"{self._path}: {error.strerror}")
-            return False
+            return
         self._write()
-        return True
 
     def leave(self, stream: _Stream) -> None:
         if self._streams.pop(stream.key, None) is None or self.broken:
@@ -186,13 +191,18 @@ class _Wire:
                 self._close()
 
     def _attach(self) -> None:
-        if not self._attached:
-            self._attached = True
-            self._receiver.begin()
-            self._ask()
+        self.attached = True
+        for stream in self._streams.values():
+            stream.watch(self.device)
+        self._receiver.begin()
+        self._ask()
 
     def _detach(self) -> None:
-        self._attached = self._heard = False
+        if self.attached:
+            self.attached = False
+            for stream in self._streams.values():
+                stream.watch(self.device)
+        self._heard = False
         self._rest = b""
         self._asked = 0.0
         self._sender.clear()
@@ -200,7 +210,7 @@ class _Wire:
     def _ask(self) -> None:
         """Begin anew, unless a host was asked a short while ago and may be about to answer."""
         now = time.monotonic()
-        if self._attached and now - self._asked > _PATIENCE:
+        if self.attached and now - self._asked > _PATIENCE:
             self._asked = now
             self._sender.say(BEGIN)
             self._write()
@@ -220,6 +230,8 @@ class _Wire:
             stream.put(_CALL, reader)
 
     def _write(self) -> None:
+        if not self._rest and not self._sender:
+            return
         try:
             while self._rest or self._sender:
                 self._rest = self._rest or self._sender.take(_CHUNK)
@@ -284,15 +296,19 @@ class _Stream:
         self._inbox: deque[bytes] = deque()
         self._size = 0
         self._failure: ChannelBroken | None = None
-        self._closed = self._stalled = False
+        self._closed = self._stalled = self._rung = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll = select.epoll()
         self._epoll.register(self._bell, select.EPOLLIN)
-        self._epoll.register(wire.device, select.EPOLLIN | select.EPOLLET)
+        self._epoll.register(wire.device, self._interest)
         wire.join(self, options)
 
     def fileno(self) -> int:
         return self._epoll.fileno()
+
+    def watch(self, device: _Device) -> None:
+        """Wait on *device* as it is to be now that a host has come or gone."""
+        self._epoll.modify(device, self._interest)
 
     def send(self, frame: bytes) -> bool:
         with _lock:
@@ -302,6 +318,8 @@ class _Stream:
             return taken
 
     def recv(self) -> bytes | None:
+        if not self._inbox and self._failure is None:  # asked for more often than there is anything
+            return None
         with _lock:
             if self._inbox:
                 frame = self._inbox.popleft()
@@ -310,14 +328,23 @@ class _Stream:
             self._raise()
             return None
 
+    def wait(self, timeout: float | None) -> bool:
+        """Sleep until something arrives, at most *timeout* seconds, and take it in."""
+        if not self._epoll.poll(timeout):
+            return False
+        self.pump()
+        return True
+
     def pump(self) -> None:
         with _lock:
             if self._closed:
                 return
-            if self._bell in dict(self._epoll.poll(0)):  # takes the edge away, before what it tells about is read
+            if not self._wire.attached:
+                self._epoll.poll(0)  # takes the edge away, before what it tells about is read
+            if self._rung:
+                self._rung = False
                 os.eventfd_read(self._bell)
-            if self._wire.pump(self):
-                self._ring()
+            self._wire.pump(self)
             news = bool(self._inbox) or self._failure is not None
             if self._stalled and self._wire.has_room(self.key):
                 self._stalled, news = False, True
@@ -363,8 +390,13 @@ class _Stream:
             raise self._failure.with_traceback(None)
 
     def _ring(self) -> None:
-        if not self._closed:
+        if not self._closed and not self._rung:
+            self._rung = True
             os.eventfd_write(self._bell, 1)
+
+    @property
+    def _interest(self) -> int:
+        return select.EPOLLIN if self._wire.attached else select.EPOLLIN | select.EPOLLET
 
 
 def _limit(options: Options) -> int:

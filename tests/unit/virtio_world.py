@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -18,8 +19,8 @@ BUFFERED = 1 << 16
 class Hypervisor:
     """Behaves as QEMU and Linux do: one client at a time; what it had not read when it left is gone.
 
-    The guest's descriptor is always readable, as a port's is while no host is attached; only an
-    edge tells that something has changed.
+    The guest's descriptor is readable while something is there to be read, and all the time while no
+    host is attached: then only an edge tells that something has changed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,6 +87,7 @@ class Hypervisor:
                 return None if self.attached else b""
             taken = bytes(self._to_guest[: min(size, PAGE)])
             del self._to_guest[: len(taken)]
+            self._settle()
             os.eventfd_write(self._kick, 1)
             return taken
 
@@ -121,6 +123,7 @@ class Hypervisor:
                     self._client.setblocking(False)
                     self.attached = True
                     self._wake()
+                    self._settle()
                 if client and writable:
                     self._send(client)
                 if client in ready:
@@ -133,7 +136,6 @@ class Hypervisor:
     def _send(self, client: socket.socket) -> None:
         try:
             del self._to_host[: client.send(self._to_host)]
-            self._wake()
         except BlockingIOError:
             pass
         except OSError:
@@ -162,3 +164,9 @@ class Hypervisor:
 
     def _wake(self) -> None:
         os.eventfd_write(self._edge, 1)
+
+    def _settle(self) -> None:
+        """Be readable no more when nothing is left."""
+        if self.attached and not self._to_guest:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._edge)
