@@ -153,6 +153,8 @@ class Hosting:
                         self._mover = Mover(hypervisor, self._fleet, self._residents, tasks, port=port, lanes=lanes)
                     tasks.create_task(self._residents.run())
         finally:
+            for change in self._changing.values():
+                change.cancel()
             self._hypervisor = self._residents = self._mover = self._lanes = None
             self.close()
 
@@ -264,6 +266,7 @@ class Hosting:
                 uuid = (await hypervisor.info(wanted.domain)).uuid
                 change = lanes.turn_on(uuid) if wanted.on else lanes.turn_off(uuid)
                 task = self._changing[wanted] = asyncio.create_task(change)
+                task.add_done_callback(lambda ended: self._changed(wanted, ended))
             done, _ = await asyncio.wait((task,), timeout=_LANE)
             if done:
                 self._changing.pop(wanted, None)
@@ -272,6 +275,12 @@ class Hosting:
             raise _refused(error) from None
         shown: Mapping[str, Any] = plain(LaneRow(done=bool(done)))
         return shown
+
+    def _changed(self, wanted: LaneWanted, ended: asyncio.Task[None]) -> None:
+        """Remember for a while how it ended: whoever asked asks again."""
+        if not ended.cancelled():
+            ended.exception()
+        asyncio.get_running_loop().call_later(5 * _LANE, self._changing.pop, wanted, None)
 
     def _absent(self) -> control.Refused:
         if self._section is None:
