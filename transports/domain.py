@@ -42,6 +42,11 @@ _GARBAGE = 1 << 16
 _PENALTY = 1.0
 _SHORTEST, _LONGEST = 0.02, 1.0
 """Seconds between two attempts to connect: the first, and the last after doubling."""
+_SILENCE, _LONGEST_SILENCE = 1.0, 60.0
+"""Seconds of silence after which a new connection is made again: the first time, and the last after doubling.
+
+QEMU 7.2 takes nothing from a guest that was writing when its last client died, until the next one leaves.
+"""
 _LINGER = 1.0
 _SLACK = 4096
 _ABSENT = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)
@@ -109,6 +114,9 @@ class DomainSocket:
         self._asked = False
         """Whether the guest waits for READY; once a pump, so that it cannot fill our memory with answers."""
         self._again = _SHORTEST
+        self._silence = _SILENCE
+        self._silent = True
+        """Whether nothing was heard since the connection was made."""
         self._mask = 0
         self._listens = True
         """False while the guest is not heard, because it misbehaved."""
@@ -141,6 +149,10 @@ class DomainSocket:
             return
         if self._timer.expired():
             self._listens = True
+            if self._socket is not None and self._silent:
+                self._socket.close()
+                self._socket = None
+                self._silence = min(2 * self._silence, _LONGEST_SILENCE)
             if self._socket is None:
                 self._connect()
         if self._socket is not None:
@@ -197,7 +209,8 @@ class DomainSocket:
                 self._complain(f"cannot connect to the domain's socket: {error.strerror}; may this user open it?")
             self._retry()
             return
-        self._socket, self._mask, self._listens = found, 0, True
+        self._socket, self._mask, self._listens, self._silent = found, 0, True, True
+        self._timer.set(self._silence)
         self._receiver.begin()
         self._rest = b""
         self._sender = Multiplexer()
@@ -228,7 +241,7 @@ class DomainSocket:
             if not data:
                 self._lose(connection)
                 return
-            self._again = _SHORTEST
+            self._again, self._silence, self._silent = _SHORTEST, _SILENCE, False
             for key, frame in self._receiver.feed(data):
                 frames += 1
                 self._deliver(key, frame)
