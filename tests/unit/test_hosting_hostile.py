@@ -30,6 +30,7 @@ from mchannel.codec import EventCodec
 from mchannel.frame import Frame, Hello, Kind, Terms, Welcome
 from mchannel.journal import Journal
 from mchannel.transport import Delivery
+from mchannel.transports import domain
 from mchannel.transports.stream import EVERYBODY, Demultiplexer, Key, Multiplexer
 
 TERMS = Terms(65536, 1 << 20, Delivery.ALL)
@@ -45,13 +46,18 @@ class Guest:
         self.path = path
         self.mux, self.demux = Multiplexer(1 << 40), Demultiplexer(1 << 20, 64)
         self.attached = asyncio.Event()
+        self.visits = 0
+        """How often the host has connected."""
         self.server: asyncio.Server | None = None
 
     async def start(self) -> None:
         self.server = await asyncio.start_unix_server(self._met, self.path)
 
     async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.visits:
+            self.writer.close()
         self.reader, self.writer = reader, writer
+        self.visits += 1
         self.attached.set()
 
     def say(self, frame: Frame | bytes, key: Key = KEY) -> None:
@@ -80,7 +86,7 @@ class Guest:
     def close(self) -> None:
         if self.server is not None:
             self.server.close()
-        if self.attached.is_set():
+        if self.visits:
             self.writer.close()
 
 
@@ -108,27 +114,27 @@ class Stage:
     leave: Callable[[], None]
     """The hostile domain begins to go elsewhere."""
 
-    async def heard(self, domain: str, count: int) -> list[object]:
+    async def heard(self, source: str, count: int) -> list[object]:
         """Return what a domain said, once that is *count* events."""
         async with asyncio.timeout(SOON):
-            while len(self.recorder.heard[domain]) < count:  # noqa: ASYNC110 - a policy is not asynchronous
+            while len(self.recorder.heard[source]) < count:  # noqa: ASYNC110 - a policy is not asynchronous
                 await asyncio.sleep(0.01)
-        return self.recorder.heard[domain]
+        return self.recorder.heard[source]
 
 
 @asynccontextmanager
 async def stage() -> AsyncGenerator[Stage]:
-    with TemporaryDirectory(prefix="mc-") as name:
-        folder = Path(name)
+    with TemporaryDirectory(prefix="mc-") as made:
+        folder = Path(made)
         world, recorder = World(), Recorder()
         host = world.host("node1")
         guests: dict[str, Guest] = {}
         halves: dict[str, Half] = {}
-        for domain in ("hostile", "honest"):
-            half = halves[domain] = host.halves[world.boot(host, domain)]
-            guests[domain] = Guest(folder / domain)
-            half.info = attrs.evolve(half.info, ports=(Port("org.mchannel.0", str(folder / domain)),))
-            await guests[domain].start()
+        for name in ("hostile", "honest"):
+            half = halves[name] = host.halves[world.boot(host, name)]
+            guests[name] = Guest(folder / name)
+            half.info = attrs.evolve(half.info, ports=(Port("org.mchannel.0", str(folder / name)),))
+            await guests[name].start()
         journal, parked = Journal.open(folder / "agents"), ParkedFile(folder / "parked")
         node = Node(Broker(Host("node1"), [recorder]), Registry("node1", journal))
         running = asyncio.create_task(Residents(node.welcome, host, parked).run())
@@ -258,3 +264,20 @@ async def test_sessions_that_were_handed_over_for_one_domain_are_of_no_use_to_an
         listener.close()
         victim.close()
         thief.close()
+
+
+async def test_a_hypervisor_that_took_nothing_is_connected_to_again_until_the_guest_is_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(domain, "_SILENCE", 0.05)
+    async with stage() as on:
+        await asyncio.wait_for(on.honest.attached.wait(), SOON)
+        async with asyncio.timeout(SOON):
+            while on.honest.visits < 3:  # noqa: ASYNC110 - a server does not tell
+                await asyncio.sleep(0.01)
+        await on.honest.open()
+        heard_at = on.honest.visits
+        on.honest.number(1)
+        assert await on.heard("honest", 1) == [1]
+        await asyncio.sleep(0.5)
+        assert on.honest.visits == heard_at
