@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import threading
+import time
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import attrs
 
 from mchannel.address import Address
 from mchannel.errors import AddressError, ChannelBroken
+from mchannel.frame import Kind, encode
 from mchannel.transport import Options, Peer, Transport
 from mchannel.transports.complaints import Complaints
 from mchannel.transports.stream import BEGIN, EVERYBODY, READY, Demultiplexer, Key, Multiplexer
@@ -40,6 +42,10 @@ _STREAMS = 64
 _GARBAGE = 1 << 16
 """Bytes of garbage after which a guest is not heard for a while; a tear makes some thousand at most."""
 _PENALTY = 1.0
+_PATIENCE = 0.5
+"""Seconds that a guest which runs again has to hear BEGIN: what it goes on with until then is for the host before."""
+_GOES_ON = tuple(encode(kind, 0, 0, 0, 0, b"")[:3] for kind in (Kind.DATA, Kind.ACK))
+"""How frames begin that a session sends in the middle of an epoch."""
 _SHORTEST, _LONGEST = 0.02, 1.0
 """Seconds between two attempts to connect: the first, and the last after doubling."""
 _SILENCE, _LONGEST_SILENCE = 1.0, 60.0
@@ -111,6 +117,8 @@ class DomainSocket:
         self._complaints = Complaints()
         self._forgiven = 0
         """Bytes of garbage that were punished already."""
+        self._leftovers_until: float | None = None
+        """When the guest ought to have heard BEGIN; None while nothing was heard of it."""
         self._asked = False
         """Whether the guest waits for READY; once a pump, so that it cannot fill our memory with answers."""
         self._again = _SHORTEST
@@ -215,6 +223,7 @@ class DomainSocket:
         self._rest = b""
         self._sender = Multiplexer()
         self._sender.say(BEGIN)
+        self._leftovers_until = None
         self._write()
 
     def _retry(self) -> None:
@@ -264,6 +273,8 @@ class DomainSocket:
                 self.forget(found, "the guest's agent let go of it")
             return
         if found is None:
+            if self._is_leftover(frame):
+                return
             found = self._meet(key)
         self._streams.move_to_end(key)
         self._heard[found] = None
@@ -273,6 +284,13 @@ class DomainSocket:
             self.forget(found, "it sends more than was agreed")
             found.drop()
             self._punish("floods this broker")
+
+    def _is_leftover(self, frame: bytes) -> bool:
+        """Whether *frame* belongs to an epoch that ends as soon as the guest hears BEGIN: a CALL would detain it."""
+        now = time.monotonic()
+        if self._leftovers_until is None:
+            self._leftovers_until = now + _PATIENCE
+        return now < self._leftovers_until and frame.startswith(_GOES_ON)
 
     def _meet(self, key: Key) -> _Accepted:
         label = (("stream", key.label),) if key.label else ()

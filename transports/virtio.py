@@ -42,9 +42,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _CHUNK = 1 << 13
 """Bytes written at once. The kernel queues 128 writes: what is written cannot be overtaken any more."""
 _READS = 16
-"""Reads in one pump."""
-_PAGE = 4096
-"""Bytes that one read gives at most; after a shorter one there is seldom more, and what there is wakes us."""
+"""Reads in one pump; each gives a page at most. What is left wakes us again."""
 _STREAMS = 64
 """Frames of how many streams may be under way from the host at once."""
 _LINGER = 1.0
@@ -172,8 +170,6 @@ class _Wire:
                     break
                 for key, frame in self._receiver.feed(data):
                     self._deliver(key, frame, stream)
-                if len(data) < _PAGE:
-                    break
         except OSError as error:
             self._break(f"{self._path}: {error.strerror}")
             return

@@ -272,7 +272,7 @@ def test_an_unplugged_port_breaks_the_transport_and_is_opened_again(
     with monkeypatch.context() as patch:
         patch.setattr(world, "read", gone)
         with pytest.raises(ChannelTimeout):
-            agent.read(timeout=0.01)
+            agent.read(timeout=0.1)
     assert agent.state is not State.ENDED
     agent.write(b"plugged in again")
     with ThreadPoolExecutor(1) as threads:
@@ -465,6 +465,21 @@ def test_a_domain_that_comes_back_is_connected_to_again(raw: Raw) -> None:
     assert raw.heard() == [(EVERYBODY, BEGIN)]
     raw.say(KEY, b"back")
     assert raw.accepted().recv() == b"back"
+
+
+def test_what_a_guest_goes_on_with_before_it_hears_the_new_host_is_not_answered(raw: Raw) -> None:
+    raw.say(KEY, Frame(Kind.DATA, 7, number=3, body=b"for the host before").encode())
+    assert raw.acceptor.accept() is None
+    raw.say(KEY, Frame(Kind.HELLO, 8).encode())
+    assert raw.accepted().recv() == Frame(Kind.HELLO, 8).encode()
+
+
+def test_a_guest_that_goes_on_as_if_it_had_not_heard_the_new_host_is_met(raw: Raw) -> None:
+    frame = Frame(Kind.DATA, 7, number=3).encode()
+    raw.say(KEY, frame)
+    time.sleep(0.6)
+    raw.say(KEY, frame)
+    assert raw.accepted().recv() == frame
 
 
 def test_a_domain_that_is_not_there_is_tried_ever_more_rarely(tmp_path: Path) -> None:
