@@ -59,7 +59,7 @@ def _expression(expression: Expression, operator: Operator) -> Expression:
             return Temporal(function, _selector(selector), window, quantile)
         case Spatial(function, member, by, least, quantile):
             if function is Function.ANY:  # neither has a quorum, unlike all and atleast
-                function = Function.MAX if operator in (Operator.ABOVE, Operator.AT_LEAST) else Function.MIN
+                function = Function.MAX if operator.wants_more else Function.MIN
             function, quantile = _order(function, quantile)
             inner = _expression(member, operator)
             assert not isinstance(inner, Spatial)

@@ -69,7 +69,7 @@ def spatial(expression: Spatial, direction: Operator, values: Sequence[float]) -
     All, any and at least k are one order statistic: of the values in the order in which they satisfy *direction*,
     the last, the first and the k-th. Its comparison holds exactly when that many members satisfy it.
     """
-    ordered = sorted(values, reverse=direction in (Operator.ABOVE, Operator.AT_LEAST))
+    ordered = sorted(values, reverse=direction.wants_more)
     match expression.function:
         case Function.ALL:
             return ordered[-1]
@@ -77,7 +77,7 @@ def spatial(expression: Spatial, direction: Operator, values: Sequence[float]) -
             return ordered[0]
         case Function.ATLEAST:
             assert expression.least is not None
-            worst = -math.inf if direction in (Operator.ABOVE, Operator.AT_LEAST) else math.inf
+            worst = -math.inf if direction.wants_more else math.inf
             return ordered[expression.least - 1] if expression.least <= len(ordered) else worst
         case function:
             return _aggregate(function, values, expression.quantile)

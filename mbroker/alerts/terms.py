@@ -88,6 +88,11 @@ class Operator(Enum):
         return _HOLDS[self]
 
     @property
+    def wants_more(self) -> bool:
+        """Whether a greater number satisfies it when a smaller one does: of ``>`` and ``>=``."""
+        return self in (Operator.ABOVE, Operator.AT_LEAST)
+
+    @property
     def negated(self) -> Operator:
         """The operator that holds exactly when this one does not."""
         return _NEGATED[self]
