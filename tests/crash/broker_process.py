@@ -1,8 +1,8 @@
 """A broker process for the tests that kill it.
 
 It appends each message to a log, one write each, and says so before it asks for the next. It is
-done when the message ``end`` came, unless it dies by SIGKILL before the so-manieth line of Python
-that runs in the channel's files.
+done when its agent said goodbye after the message ``end``, unless it dies by SIGKILL before the
+so-manieth line of Python that runs in the channel's files.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,7 @@ from typing import Any
 
 import mchannel
 from mchannel import RawCodec
+from mchannel.errors import ChannelTimeout, EndOfChannel
 
 FILES = {
     "session.py",
@@ -56,8 +58,9 @@ def main(address: str, log: Path, told: Connection, kill: int = 0) -> None:
             message = channel.receive(timeout=60)
             os.write(out, b"%s %d\n" % (message.value, message.redelivered))
             if message.value == b"end":
-                channel.done()
                 break
+        with suppress(EndOfChannel, ChannelTimeout):  # an agent that looks for its broker now must find it
+            channel.receive(timeout=30)
     sys.settrace(None)
     told.send(lines)
     told.poll(60)  # last words may be on their way still; whoever started this ends it

@@ -91,7 +91,11 @@ def test_a_broker_killed_at_any_line_and_started_again_loses_nothing(scheme: str
 
     def check(point: int) -> None:
         log = tmp_path / f"{point}.log"
-        run(f"{scheme}://{tmp_path}/at{point}", log, point)
+        try:
+            run(f"{scheme}://{tmp_path}/at{point}", log, point)
+        except Exception as error:
+            error.add_note(f"killed at line event {point} of {whole}")
+            raise
         assert_none_lost(log, f"line event {point} of {whole}")
 
     with ThreadPoolExecutor(AT_ONCE) as threads:
