@@ -150,7 +150,11 @@ class Multiplexer:
 
     def take(self, size: int) -> bytes:
         """Return what is to be written next, whole segments: *size* bytes or a little more, if so much waits."""
-        taken, total, turns = list[bytes](), 0, self._turns
+        turns = self._turns
+        if not turns:  # asked for after each message
+            return b""
+        taken: list[bytes] = []
+        total = 0
         while turns and total < size:
             queue = turns[0]
             if queue.credit <= 0:

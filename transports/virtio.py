@@ -226,18 +226,18 @@ class _Wire:
             stream.put(_CALL, reader)
 
     def _write(self) -> None:
-        if not self._rest and not self._sender:
-            return
         try:
-            while self._rest or self._sender:
-                self._rest = self._rest or self._sender.take(_CHUNK)
-                taken = self.device.write(self._rest)
-                self._rest = self._rest[taken:]
+            while rest := self._rest or self._sender.take(_CHUNK):
+                taken = self.device.write(rest)
+                self._rest = rest[taken:]
                 if not taken:
                     break
+            else:
+                return
         except OSError as error:
             self._break(f"{self._path}: {error.strerror}")
-        if (self._rest or self._sender) and not self._drains:
+            return
+        if not self._drains:
             self._drains = True
             threading.Thread(target=self._drain, name="mchannel-drain", daemon=True).start()
 

@@ -261,6 +261,22 @@ def test_a_closed_port_is_let_go_of_though_the_host_takes_nothing(world: Hypervi
         is_let_go(world)
 
 
+def test_what_one_turn_leaves_unread_wakes_again(
+    stack: ExitStack, world: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, broker = pair(stack, world, mvm(stack, world.path))
+    monkeypatch.setattr(virtio, "_READS", 1)
+    for _ in range(3):
+        broker.write(b"x" * 4096)
+    time.sleep(0.2)  # all of it is in the guest, and nothing follows
+    count = 0
+    while select.select([agent], [], [], 0.3)[0]:
+        with suppress(ChannelTimeout):
+            while agent.read(timeout=0):
+                count += 1
+    assert count == 3
+
+
 def test_an_unplugged_port_breaks_the_transport_and_is_opened_again(
     stack: ExitStack, world: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
