@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +32,8 @@ __all__ = ["TARGETS", "main"]
 
 _INTERVAL = 0.01  # seconds between two numbers, in each direction
 _STAY = 1.0  # seconds on a host between two migrations
+LANES = {"ivshmem": "1MiB"}
+"""Shared memory that every host plugs into the guest."""
 
 ADDRESSES = {"virtio": f"virtio:///{PORT}", "ivshmem": f"ivshmem:///{PORT}", "tcp": f"{TCP}?server={MVM}"}
 
@@ -69,7 +71,7 @@ def measure(hosts: tuple[Host, Host], guest: Guest, transport: str, migrations: 
     task = bar.add_task(transport, total=2 * migrations)
     with (
         TemporaryDirectory(prefix="mchannel-bench-") as folder,
-        brokers(hosts, Path(folder), interval=_INTERVAL) as pair,
+        brokers(hosts, Path(folder), interval=_INTERVAL, lane=LANES.get(transport, "")) as pair,
     ):
         at = dict(zip(hosts, pair, strict=True))
         with talking(guest, ADDRESSES[transport], _INTERVAL, Path(folder)):
@@ -79,6 +81,9 @@ def measure(hosts: tuple[Host, Host], guest: Guest, transport: str, migrations: 
 
             def move() -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
                 source, target = guest.host, hosts[guest.host == hosts[0]]
+                if transport in LANES:
+                    at[source].tell("share")
+                    at[source].wait("shares")
                 at[source].tell("migrate", guest.name, target.name)
                 crossing = _crossing(at[source], at[target])
                 guest.host = target
@@ -128,7 +133,7 @@ def _counted(talk: Talk, end: Mapping[str, Any], pair: Sequence[BrokerProcess]) 
 
 
 @contextmanager
-def _testbed() -> Iterator[tuple[tuple[Host, Host], Guest]]:
+def _testbed() -> Generator[tuple[tuple[Host, Host], Guest]]:
     with TemporaryDirectory(prefix="mchannel-bench-") as folder, libvirt_hosts.hosts() as hosts:
         image = guest_image.image(Path(folder), (*guest_image.PYTHON, *guest_image.ZMQ))
         guest = libvirt_guest.start(hosts[0], image, Path(folder))

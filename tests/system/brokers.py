@@ -125,8 +125,10 @@ class Talk:
 
 
 @contextmanager
-def brokers(hosts: tuple[Host, Host], folder: Path, *, interval: float = 0.01) -> Generator[tuple[BrokerProcess, ...]]:
-    """Run a broker on each host, members of one fleet."""
+def brokers(
+    hosts: tuple[Host, Host], folder: Path, *, interval: float = 0.01, lane: str = ""
+) -> Generator[tuple[BrokerProcess, ...]]:
+    """Run a broker on each host, members of one fleet, which gives every domain a *lane* of that size, if any."""
     for host in hosts:
         keys.new(folder / host.name, host.name)
     for host in hosts:
@@ -143,6 +145,7 @@ def brokers(hosts: tuple[Host, Host], folder: Path, *, interval: float = 0.01) -
         argv += ["--state", folder / host.name, "--keys", folder / host.name]
         argv += ["--listen", f"tcp://{host.address}:{FLEET_PORT}", "--interval", str(interval)]
         argv += ["--tcp", TCP, "--tcp-keys", folder / MVM]
+        argv += ["--lane", lane] if lane else []
         for other in hosts:
             if other is not host:
                 argv += ["--member", other.name, f"tcp://{other.address}:{FLEET_PORT}", other.peer_uri]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mbroker.fleet.fleet import Fleet, Member
+from mbroker.fleet.lanes import Lanes, lane_size
 from mbroker.fleet.message import Message, Whereabouts
 from mbroker.fleet.mover import Mover
 from mbroker.fleet.parked import ParkedFile
@@ -25,6 +26,9 @@ from mchannel.aio import AsyncChannel, AsyncListener, listen_async
 from mchannel.errors import ChannelClosed, EndOfChannel, MChannelError
 from mchannel.event import Event
 from mchannel.transport import State
+from mchannel.transports.ivshmem import LaneGate
+
+TCP = "tcp"
 
 
 def say(what: str, **more: Any) -> None:
@@ -39,9 +43,13 @@ class Numbers:
         self.interval = interval
         self.sent = 0
         self.telling: dict[AsyncChannel[Event], asyncio.Task[None]] = {}
+        self.listener: AsyncListener[Event] | None = None
+        """Where the domain that came last comes in."""
 
     async def welcome(self, listener: AsyncListener[Event], domain: str) -> None:
         say("attend", domain=domain)
+        if domain != TCP:
+            self.listener = listener
         async with asyncio.TaskGroup() as tasks:
             async for channel in listener:
                 tasks.create_task(self.serve(channel))
@@ -76,6 +84,11 @@ class Numbers:
                 self.sent += 1
             due += self.interval
             await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    async def share(self) -> None:
+        """Wait until the guest's channel goes through memory."""
+        while not (self.listener and isinstance(self.listener.gate, LaneGate) and self.listener.gate.sharing):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
     async def quiet(self) -> None:
         """Tell nothing more, and wait until all was heard."""
@@ -112,6 +125,9 @@ async def obey(numbers: Numbers, mover: Mover) -> None:
         match line:
             case ["sent"]:
                 say("sent", number=numbers.sent)
+            case ["share"]:
+                await numbers.share()
+                say("shares")
             case ["quiet"]:
                 await numbers.quiet()
                 say("quiet")
@@ -140,19 +156,21 @@ async def main() -> None:
     parser.add_argument("--tcp", help="an address for agents that dial; they are not handed over")
     parser.add_argument("--tcp-keys", type=Path)
     parser.add_argument("--interval", type=float, default=0.01)
+    parser.add_argument("--lane", type=lane_size, metavar="SIZE", help="shared memory for every domain; off: if asked")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s {options.name} %(message)s")
     members = tuple(Member(*each) for each in options.member)
     numbers = Numbers(options.name, options.interval)
     fleet = Fleet(options.name, members, options.listen, {"keys": options.keys})
     async with await connect(options.uri) as hypervisor, asyncio.TaskGroup() as tasks:
-        residents = Liar(numbers.welcome, hypervisor, ParkedFile(options.state / "parked"), fleet)
+        lanes = None if options.lane is None else Lanes(hypervisor, default=options.lane)
+        residents = Liar(numbers.welcome, hypervisor, ParkedFile(options.state / "parked"), fleet, lanes=lanes)
         tasks.create_task(residents.run())
         tasks.create_task(events(hypervisor))
         if options.tcp:
-            tasks.create_task(numbers.welcome(listen_async(options.tcp, keys=options.tcp_keys), "tcp"))
+            tasks.create_task(numbers.welcome(listen_async(options.tcp, keys=options.tcp_keys), TCP))
         say("ready")
-        await obey(numbers, Mover(hypervisor, fleet, residents, tasks))
+        await obey(numbers, Mover(hypervisor, fleet, residents, tasks, lanes=lanes))
         raise SystemExit
 
 

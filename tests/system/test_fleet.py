@@ -70,6 +70,25 @@ def test_a_migration_that_we_start(agent: Guest, pair: Pair, hosts: tuple[Host, 
     assert agent.boot_id() == boot
 
 
+def test_a_migration_of_a_domain_that_shares_memory_with_its_broker(
+    guest: Guest, hosts: tuple[Host, Host], tmp_path: Path
+) -> None:
+    boot = guest.boot_id()
+    with brokers(hosts, tmp_path, lane="1MiB") as pair, talking(guest, f"ivshmem:///{PORT}"):
+        for broker, to in zip(pair, reversed(hosts), strict=True):
+            broker.tell("share")
+            broker.wait("shares")
+            broker.listen(0.5)
+            broker.tell("migrate", guest.name, to.name)
+            result = broker.wait("migrated", timeout=120)
+            assert (result["moved"], result["host"], result["reason"]) == (True, to.name, "")
+            guest.host = to
+        pair[0].tell("share")
+        pair[0].wait("shares")
+        exactly_once((pair[0], pair[1]), pair[0])
+    assert guest.boot_id() == boot
+
+
 def _virsh(guest: Guest, to: Host, _: Path) -> None:
     guest.migrate(to)
 
