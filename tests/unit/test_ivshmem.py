@@ -7,13 +7,10 @@ import mmap
 import os
 import secrets
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import attrs
 import pytest
@@ -21,119 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mchannel
-from mchannel.channel import Channel, Listener
 from mchannel.codec import RawCodec
-from mchannel.errors import AddressError, ChannelError, ChannelTimeout, ProtocolError
-from mchannel.transport import State
-from mchannel.transports import virtio
-from mchannel.transports.ivshmem import IVSHMEM, LaneGate
-from mchannel.transports.laneguest import GuestLane
+from mchannel.errors import AddressError, ChannelTimeout, ProtocolError
 from mchannel.transports.lanewords import LABEL, Go, Leave, Left, Offer, Ring, Take, Want, decode
 from mchannel.transports.slot import NONCE, SIZE, Place, Slot, find
-from tests.unit.lane_world import Device
-from tests.unit.virtio_world import Hypervisor
-
-UUID = "aaaaaaaa-0000-4000-8000-000000000001"
-SOON = 10.0
-SLOW = 60.0
-"""A heartbeat so slow that nothing in these tests can be due to it."""
-
-
-@attrs.define(eq=False)
-class World:
-    """A guest with one channel, its MVM, and the device between them; both ends are kept moving by a thread."""
-
-    device: Device
-    hypervisor: Hypervisor
-    listener: Listener[bytes]
-    gate: LaneGate
-    agent: Channel[bytes]
-    broker: Channel[bytes]
-    at_agent: list[int] = attrs.field(factory=list[int])
-    at_broker: list[int] = attrs.field(factory=list[int])
-    told: int = 0
-
-    def turn(self) -> None:
-        """Let both ends tell a number, and take in what has come."""
-        number = str(self.told).encode()
-        self.agent.write(number, timeout=SOON)
-        self.broker.write(number, timeout=SOON)
-        self.told += 1
-        self.listen()
-
-    def listen(self) -> None:
-        for end, heard in ((self.agent, self.at_agent), (self.broker, self.at_broker)):
-            try:
-                while True:
-                    message = end.receive(timeout=0.001)
-                    assert not message.redelivered
-                    heard.append(int(message.value))
-            except ChannelTimeout:
-                pass
-
-    def until(self, fact: Callable[[], bool]) -> None:
-        """Go on talking until something is so."""
-        late = time.monotonic() + SOON
-        while not fact():
-            assert time.monotonic() < late, "it never came to be so"
-            self.turn()
-
-    def sharing(self) -> bool:
-        """Whether messages go through memory at present."""
-        return self.gate.sharing == 1 and guest_end(self.agent).sharing and self.broker.state is State.OPEN
-
-    def exact(self) -> bool:
-        """Whether each number arrived once and in order at either end."""
-        late = time.monotonic() + SOON
-        while time.monotonic() < late and min(len(self.at_agent), len(self.at_broker)) < self.told:
-            self.listen()
-        return self.at_agent == self.at_broker == list(range(self.told))
-
-    def plug(self) -> None:
-        """Plug new memory in, at the place of what was there before."""
-        self.gate.plug(self.device.plug())
-
-    def unplug(self) -> None:
-        """Take the memory out, in the order that a migration needs."""
-        vacant = threading.Event()
-        self.gate.quiesce(vacant.set)
-        self.until(vacant.is_set)
-        self.gate.unplug()
-        self.device.unplug()
-
-
-def guest_end(agent: Any) -> GuestLane:
-    """Return the transport below the agent's channel."""
-    found = agent._link._transport
-    assert isinstance(found, GuestLane)
-    return found
-
-
-def make(folder: Path) -> Iterator[World]:
-    """Make a world in *folder*; its device is taken out."""
-    device = Device(folder)
-    device.unplug()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        Hypervisor(folder / "socket") as hypervisor,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        patch.setattr(virtio, "_open", hypervisor.open)
-        patch.setattr(IVSHMEM, "devices", device.devices)
-        listener = mchannel.listen(f"ivshmem://{hypervisor.path}?domain={UUID}", RawCodec(), heartbeat=SLOW)
-        opening = pool.submit(mchannel.open, f"ivshmem://{folder}/port?stream=sla", RawCodec(), heartbeat=SLOW)
-        broker = listener.accept(timeout=SOON)
-        agent = opening.result(SOON)
-        gate = listener.gate
-        assert isinstance(gate, LaneGate)
-        yield World(device, hypervisor, listener, gate, agent, broker)
-        for end in (agent, broker):
-            with suppress(ChannelError):
-                end.close(timeout=0)
-        listener.close()
-        late = time.monotonic() + SOON
-        while hypervisor.is_open and time.monotonic() < late:
-            time.sleep(0.005)
+from tests.unit.lane_world import SLOW, SOON, UUID, Device, World, guest_end, make
 
 
 @pytest.fixture
@@ -171,6 +60,44 @@ def test_a_guest_unmaps_before_it_says_that_it_left(world: World) -> None:
     assert not world.gate.sharing
     world.turn()
     assert world.exact()
+
+
+@pytest.mark.parametrize(("guest", "host"), [("ivshmem", "virtio"), ("virtio", "ivshmem")])
+def test_ends_of_which_one_knows_only_the_port_talk_through_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, guest: str, host: str
+) -> None:
+    for world in make(tmp_path, guest=guest, host=host):
+        for _ in range(10):
+            world.turn()
+        if host == "ivshmem":
+            world.plug()
+            for _ in range(10):
+                world.turn()
+            assert not world.gate.sharing
+            world.unplug()
+        assert world.listener.gate.accept() is None
+        assert world.broker.peer.address.endswith("stream=sla")
+        assert world.exact()
+    assert not caplog.records
+
+
+def test_a_guest_in_memory_goes_on_through_the_port_when_the_next_broker_knows_none(world: World) -> None:
+    world.plug()
+    world.until(world.sharing)
+    assert world.exact()
+    sessions = world.listener.hand_over()
+    where = f"virtio://{world.hypervisor.path}?domain={UUID}"
+    with mchannel.listen(where, RawCodec(), heartbeat=SLOW) as successor, ThreadPoolExecutor(1) as pool:
+        for session in sessions:
+            successor.adopt(session)
+        accepting = pool.submit(successor.accept, SOON)
+        while not accepting.done():
+            with suppress(ChannelTimeout):
+                world.agent.read(timeout=0.05)
+        world.broker = accepting.result()
+        world.turn()
+        assert not guest_end(world.agent).sharing
+        assert world.exact()
 
 
 def test_who_waits_for_a_vacant_memory_is_told_at_once_when_nobody_uses_it(world: World) -> None:
