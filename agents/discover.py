@@ -13,7 +13,6 @@ from mchannel.address import Address
 __all__ = ["Nothing", "Way", "find"]
 
 PORT = "org.mchannel.0"
-_IVSHMEM = ("0x1af4", "0x1110")
 _ADD = f"<channel type='unix'><target type='virtio' name='{PORT}'/></channel>"
 
 
@@ -35,7 +34,8 @@ class Way:
 
     def __str__(self) -> str:
         """Return one line for people."""
-        return f"reaches its broker by {self.base}" + (f" ({self.why})" if self.why else "")
+        shares = ", and by shared memory while its host plugs some in" if self.base.startswith("ivshmem:") else ""
+        return f"reaches its broker by {self.base}{shares}" + (f" ({self.why})" if self.why else "")
 
 
 @attrs.frozen
@@ -56,19 +56,13 @@ def _virtio(root: Path) -> str:
     return "" if any(_word(name) == PORT for name in names) else f"no virtio port {PORT}"
 
 
-def _ivshmem(root: Path) -> str:
-    devices = (root / "sys/bus/pci/devices").glob("*")
-    found = any((_word(device / "vendor"), _word(device / "device")) == _IVSHMEM for device in devices)
-    return "" if found else "no ivshmem device"
-
-
 def _xen(root: Path) -> str:
     return "" if (root / "dev/xen/gntalloc").exists() else "no Xen that lets a guest share pages"
 
 
 _WAYS: tuple[tuple[str, Callable[[Path], str]], ...] = (
+    (f"ivshmem:///{PORT}", _virtio),  # begins at that port, and stays there as long as there is no memory
     (f"virtio:///{PORT}", _virtio),
-    (f"ivshmem:///{PORT}", _ivshmem),
     ("xen:///mgmt", _xen),
 )
 """Addresses in the order in which they are preferred, and what tells why one of them is not there."""
@@ -76,10 +70,10 @@ _WAYS: tuple[tuple[str, Callable[[Path], str]], ...] = (
 
 def find(configured: str = "", *, root: Path = Path("/")) -> Way | Nothing:
     """Return the best way that this guest has now; *configured* is the address that it takes when it has no other."""
-    missing: list[str] = []
+    missing: dict[str, None] = {}  # in order, and each once
     for base, probe in _WAYS:
-        if why := probe(root) or _uninstalled(base):
-            missing.append(why)
+        if why := probe(root) or _unusable(base):
+            missing[why] = None
         else:
             return Way(base, ", ".join(missing))
     return (
@@ -87,10 +81,16 @@ def find(configured: str = "", *, root: Path = Path("/")) -> Way | Nothing:
     )
 
 
-def _uninstalled(base: str) -> str:
+def _unusable(base: str) -> str:
+    """Return why the transport cannot be had, as when what it is compiled of does not fit this guest."""
     scheme = base.partition(":")[0]
-    installed = entry_points(group="mchannel.transports", name=scheme)
-    return "" if installed else f"no transport {scheme} is installed"
+    for installed in entry_points(group="mchannel.transports", name=scheme):
+        try:
+            installed.load()
+        except ImportError as error:
+            return f"the transport {scheme} cannot be loaded: {error}"
+        return ""
+    return f"no transport {scheme} is installed"
 
 
 def _word(path: Path) -> str:

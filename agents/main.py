@@ -38,8 +38,9 @@ examples:
   magent run --dry-run --address shm:///web1
   magent run --config ./magent.toml --address tcp://10.0.0.7:7600?server=mvm1
 
-It takes the first that is there: the virtio port org.mchannel.0, an ivshmem device, Xen, the address of
-its configuration. Until then it waits. SIGHUP reads the configuration again, SIGTERM ends it.
+It takes the first that is there: the virtio port org.mchannel.0 (and shared memory beside it while the host
+plugs some in), Xen, the address of its configuration. Until then it waits. SIGHUP reads the configuration
+again, SIGTERM ends it.
 
 {_STATUS}
 """

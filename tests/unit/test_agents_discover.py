@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 
 from mchannel.agents import discover
@@ -19,70 +20,84 @@ def port(root: Path) -> None:
     put(root / "dev/virtio-ports/org.mchannel.0")
 
 
-def device(root: Path, kind: str = "0x1110") -> None:
-    put(root / "sys/bus/pci/devices/0000:00:05.0/vendor", "0x1af4\n")
-    put(root / "sys/bus/pci/devices/0000:00:05.0/device", f"{kind}\n")
-
-
 def xen(root: Path) -> None:
     put(root / "dev/xen/gntalloc")
 
 
-def everything_is_installed(**_: str) -> list[str]:
-    return ["a transport"]
+@attrs.frozen
+class Installed:
+    """A transport that loads, unless something that it needs is *broken*."""
+
+    broken: str = ""
+
+    def load(self) -> None:
+        if self.broken:
+            raise ImportError(self.broken)
 
 
 @pytest.fixture(autouse=True)
-def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discover, "entry_points", everything_is_installed)
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Installed]:
+    """The transports of this guest, by their schemes."""
+    there = {scheme: Installed() for scheme in ("virtio", "ivshmem", "xen")}
+
+    def entry_points(*, group: str, name: str) -> list[Installed]:
+        assert group == "mchannel.transports"
+        return [there[name]] if name in there else []
+
+    monkeypatch.setattr(discover, "entry_points", entry_points)
+    return there
 
 
-def test_the_virtio_port_goes_before_everything(tmp_path: Path) -> None:
+def test_the_virtio_port_goes_before_everything_and_may_be_joined_by_memory(tmp_path: Path) -> None:
     port(tmp_path)
-    device(tmp_path)
     xen(tmp_path)
-    assert find("shm:///web1", root=tmp_path) == Way("virtio:///org.mchannel.0")
+    found = find("shm:///web1", root=tmp_path)
+    assert found == Way("ivshmem:///org.mchannel.0")
+    assert str(found) == (
+        "reaches its broker by ivshmem:///org.mchannel.0, and by shared memory while its host plugs some in"
+    )
+
+
+def test_it_is_the_plain_port_where_the_ring_does_not_load_and_the_line_says_why(
+    tmp_path: Path, installed: dict[str, Installed]
+) -> None:
+    port(tmp_path)
+    installed["ivshmem"] = Installed("No module named '_cffi_backend'")
+    assert str(find(root=tmp_path)) == (
+        "reaches its broker by virtio:///org.mchannel.0"
+        " (the transport ivshmem cannot be loaded: No module named '_cffi_backend')"
+    )
+    del installed["ivshmem"]
+    assert find(root=tmp_path) == Way("virtio:///org.mchannel.0", "no transport ivshmem is installed")
 
 
 def test_a_virtio_port_without_udev_is_found_by_its_name(tmp_path: Path) -> None:
     put(tmp_path / "sys/class/virtio-ports/vport1p1/name", "org.qemu.guest_agent.0\n")
     assert isinstance(find(root=tmp_path), Nothing)
     put(tmp_path / "sys/class/virtio-ports/vport1p2/name", "org.mchannel.0\n")
-    assert find(root=tmp_path) == Way("virtio:///org.mchannel.0")
+    assert find(root=tmp_path) == Way("ivshmem:///org.mchannel.0")
 
 
-def test_ivshmem_goes_before_xen_and_what_was_missing_is_told(tmp_path: Path) -> None:
-    device(tmp_path)
+def test_xen_comes_next_and_what_was_missing_is_told_once(tmp_path: Path) -> None:
     xen(tmp_path)
-    assert str(find(root=tmp_path)) == (
-        "reaches its broker by ivshmem:///org.mchannel.0 (no virtio port org.mchannel.0)"
-    )
+    assert str(find(root=tmp_path)) == "reaches its broker by xen:///mgmt (no virtio port org.mchannel.0)"
 
 
-def test_another_device_of_the_same_vendor_is_no_ivshmem(tmp_path: Path) -> None:
-    device(tmp_path, "0x1003")
-    xen(tmp_path)
-    assert find(root=tmp_path) == Way("xen:///mgmt", "no virtio port org.mchannel.0, no ivshmem device")
-
-
-def test_a_device_whose_transport_is_not_installed_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_port_whose_transports_are_not_installed_is_passed_over(
+    tmp_path: Path, installed: dict[str, Installed]
 ) -> None:
-    def only_xen(*, name: str, **_: str) -> list[str]:
-        return [name] if name == "xen" else []
-
-    monkeypatch.setattr(discover, "entry_points", only_xen)
-    device(tmp_path)
+    del installed["virtio"], installed["ivshmem"]
+    port(tmp_path)
     xen(tmp_path)
-    found = find(root=tmp_path)
-    assert found == Way("xen:///mgmt", "no virtio port org.mchannel.0, no transport ivshmem is installed")
+    why = "no transport ivshmem is installed, no transport virtio is installed"
+    assert find(root=tmp_path) == Way("xen:///mgmt", why)
 
 
 def test_the_configured_address_comes_last(tmp_path: Path) -> None:
     found = find("tcp://10.0.0.7:7600", root=tmp_path)
     assert isinstance(found, Way)
     assert found.base == "tcp://10.0.0.7:7600"
-    assert found.why == "no virtio port org.mchannel.0, no ivshmem device, no Xen that lets a guest share pages"
+    assert found.why == "no virtio port org.mchannel.0, no Xen that lets a guest share pages"
 
 
 def test_nothing_is_one_line_with_what_to_add(tmp_path: Path) -> None:
