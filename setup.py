@@ -1,6 +1,6 @@
-"""Build the C ring and the binding of Xen's libraries; everything else stands in pyproject.toml.
+"""Build the C ring, the matcher and the binding of Xen's libraries; everything else stands in pyproject.toml.
 
-``MCHANNEL_RING=no`` leaves it out, for machines without a compiler: no shm://, all else works.
+``MCHANNEL_RING=no`` leaves the C out, for machines without a compiler: no shm:// and no alerts, all else works.
 """
 
 import os
@@ -27,7 +27,7 @@ QUICK = Extension(
 
 setup(
     cffi_modules=[
-        *(["native/build_ring.py:ffi"] if RING else []),
+        *(["native/build_ring.py:ffi", "native/build_match.py:ffi"] if RING else []),
         "native/build_xen.py:ffi",  # plain Python, and needs no compiler
     ],
     ext_modules=[QUICK] if RING else [],

@@ -1,0 +1,287 @@
+"""The matcher in C, with Python's types. Series, groups and rules are numbers; :mod:`.engine` knows more."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Any
+
+import attrs
+
+from ._match import ffi, lib
+
+__all__ = [
+    "ABSENT",
+    "Compare",
+    "Counters",
+    "Edge",
+    "Kernel",
+    "KernelError",
+    "Made",
+    "NoDataCode",
+    "Step",
+    "Term",
+    "View",
+]
+
+
+class Made(IntEnum):
+    """What is made of a window of a series, or of the members of a group."""
+
+    LAST = 0
+    MEAN = 1
+    SUM = 2
+    VARIANCE = 3
+    STDDEV = 4
+    COUNT = 5
+    QUANTILE = 6
+    SMALLEST = 7
+    LARGEST = 8
+    RATE = 9
+    DELTA = 10
+    EWMA = 11
+    ABSENT = 12
+
+
+class Compare(IntEnum):
+    """How a value is compared with a threshold."""
+
+    ABOVE = 0
+    AT_LEAST = 1
+    BELOW = 2
+    AT_MOST = 3
+    EQUAL = 4
+    UNEQUAL = 5
+    NEVER = 6
+
+
+class Step(IntEnum):
+    """What a rule's program does besides naming a term by its index."""
+
+    NOT = 0xFD
+    AND = 0xFE
+    OR = 0xFF
+
+
+class NoDataCode(IntEnum):
+    """What silence of its series means to a rule."""
+
+    KEEP = 0
+    CLEAR = 1
+    FIRE = 2
+
+
+class KernelError(Exception):
+    """The matcher refuses; nothing has changed."""
+
+
+_REASONS = {
+    lib.MATCH_NO_MEMORY: "there is no memory for it",
+    lib.MATCH_BAD: "it names what is not there, is in use, or out of range",
+    lib.MATCH_TOO_MANY: "there are too many already",
+    lib.MATCH_TOO_LONG: "its window is longer than the engine keeps samples",
+}
+
+
+@attrs.frozen
+class View:
+    """A function of the last *samples* or the last *span* milliseconds of a series; neither: of the newest one."""
+
+    made: Made
+    samples: int = 0
+    span: int = 0
+    rank: int = 0
+    """Of ``QUANTILE`` in millionths; of ``SMALLEST`` and ``LARGEST`` counted from 1."""
+
+
+@attrs.frozen
+class Term:
+    """One comparison."""
+
+    source: int
+    """A series, or a group."""
+    view: View
+    compare: Compare = Compare.NEVER
+    threshold: float = 0.0
+    of_group: bool = False
+    quorum: bool = False
+    """Of a group: whether it is unknown unless all members are present."""
+
+
+def ABSENT(series: int, span: int) -> Term:  # noqa: N802 -- one kind of term
+    """Return the term that is true when *series* had no sample for *span* milliseconds."""
+    return Term(series, View(Made.ABSENT, span=span))
+
+
+@attrs.frozen
+class Edge:
+    """A rule begins or ends to fire."""
+
+    rule: int
+    fires: bool
+    at: int
+    """Event time, or time of the broker's clock where that made the edge; milliseconds."""
+    value: float
+    """What was compared last; NaN if nothing was."""
+
+
+@attrs.frozen
+class Counters:
+    """What the matcher has seen and holds; each is described in native/match.h."""
+
+    samples: int
+    nans: int
+    late: int
+    infinite: int
+    unknown: int
+    crossings: int
+    exact: int
+    overflows: int
+    rules: int
+    streams: int
+    series: int
+    bytes: int
+
+
+class Kernel:
+    """One matcher, for one thread at a time.
+
+    :exc:`KernelError` says that nothing has changed; :exc:`MemoryError` that memory ran out halfway, and that only a
+    snapshot of before is of use.
+    """
+
+    def __init__(self, *, clock: int = 0, longest: int = 1 << 20, room: int = 4096) -> None:
+        """Make an empty one; *longest*: samples kept of one series, *room*: edges handed over at a time."""
+        self._engine = self._owned(lib.match_new(longest, clock))
+        self._edges: Any = ffi.new("match_edge[]", room)
+        self._room = room
+
+    @staticmethod
+    def _owned(engine: Any) -> Any:
+        if engine == ffi.NULL:
+            raise MemoryError("no memory for the matcher")
+        return ffi.gc(engine, lib.match_free)
+
+    def _checked(self, result: int) -> int:
+        if result < 0:
+            raise KernelError(_REASONS[result])
+        return result
+
+    @property
+    def counters(self) -> Counters:
+        """What it has seen and holds."""
+        counters = lib.match_count(self._engine)
+        return Counters(*(getattr(counters, field.name) for field in attrs.fields(Counters)))
+
+    def open_series(self, patience: int) -> int:
+        """Return a new series, which is silent after *patience* milliseconds without a sample."""
+        return self._checked(lib.match_open_series(self._engine, patience))
+
+    def close_series(self, series: int) -> None:
+        """Forget *series*, which no rule and no group may need."""
+        self._checked(lib.match_close_series(self._engine, series))
+
+    def open_group(self, member: View) -> int:
+        """Return a new group; its members contribute *member*."""
+        return self._checked(lib.match_open_group(self._engine, ffi.new("match_view *", _view(member))))
+
+    def close_group(self, group: int) -> None:
+        """Forget *group*, which no rule may need."""
+        self._checked(lib.match_close_group(self._engine, group))
+
+    def join(self, group: int, series: int, at: int = -(1 << 63)) -> None:
+        """Make *series* a member of *group*; *at*: the time of the first sample, if that is the reason."""
+        self._checked(lib.match_join(self._engine, group, series, at))
+
+    def leave(self, group: int, series: int) -> None:
+        """End the membership of *series*."""
+        self._checked(lib.match_leave(self._engine, group, series))
+
+    def add(
+        self,
+        *terms: Term,
+        program: bytes = b"",
+        hold: int = 0,
+        clear: tuple[Compare, float] | None = None,
+        nodata: NoDataCode = NoDataCode.KEEP,
+        fires: bool = False,
+    ) -> int:
+        """Return a new rule; *program* combines the *terms* in reverse Polish notation, *hold* is in milliseconds.
+
+        *fires*: it takes over from one that fires, so that only the end will be told.
+        """
+        kept = ffi.new("match_term[]", [_term(term) for term in terms])
+        steps = ffi.new("uint8_t[]", program)
+        clears, bound = clear or (Compare.NEVER, 0.0)
+        rule = ffi.new(
+            "match_rule *",
+            {
+                "terms": kept,
+                "program": steps,
+                "count": len(terms),
+                "length": len(program),
+                "hold": hold,
+                "clear": bound,
+                "clears": clears,
+                "nodata": nodata,
+                "fires": fires,
+            },
+        )
+        return self._checked(lib.match_add(self._engine, rule))
+
+    def remove(self, rule: int) -> None:
+        """Forget *rule*. No edge says so; take those that wait first."""
+        self._checked(lib.match_remove(self._engine, rule))
+
+    def fires(self, rule: int) -> bool:
+        """Whether *rule* fires now."""
+        return lib.match_fires(self._engine, rule)
+
+    def push(self, series: array[int], values: array[float], times: array[int]) -> Iterator[Edge]:
+        """Match samples (arrays ``I``, ``d``, ``q`` of one length) and yield the edges; :meth:`settle` ends a batch.
+
+        What is not consumed of the iterator is not matched.
+        """
+        count = len(series)
+        if not count == len(values) == len(times):
+            raise ValueError("series, values and times must be of one length")
+        done = 0
+        while done < count:
+            done += lib.match_push(
+                self._engine,
+                ffi.from_buffer("uint32_t[]", memoryview(series)[done:]),
+                ffi.from_buffer("double[]", memoryview(values)[done:]),
+                ffi.from_buffer("int64_t[]", memoryview(times)[done:]),
+                count - done,
+                self._room,
+            )
+            yield from self.take()
+
+    def settle(self) -> Iterator[Edge]:
+        """End a batch: match what waits for all samples of an instant, and what was added."""
+        lib.match_settle(self._engine)
+        return self.take()
+
+    def tick(self, clock: int) -> Iterator[Edge]:
+        """Yield the edges that time alone makes until *clock*, in milliseconds."""
+        lib.match_tick(self._engine, clock)
+        return self.take()
+
+    def take(self) -> Iterator[Edge]:
+        """Yield the edges that wait."""
+        if lib.match_broken(self._engine):
+            raise MemoryError("the matcher ran out of memory; restore its last snapshot")
+        while taken := lib.match_take(self._engine, self._edges, self._room):
+            yield from [
+                Edge(edge.rule, bool(edge.fires), edge.at, edge.value)
+                for edge in (self._edges[i] for i in range(taken))
+            ]
+
+
+def _view(view: View) -> tuple[int, int, int, int]:
+    return view.span, view.samples, view.rank, view.made
+
+
+def _term(term: Term) -> tuple[object, ...]:
+    return term.threshold, _view(term.view), term.source, term.of_group, term.compare, term.quorum

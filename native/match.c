@@ -1,0 +1,161 @@
+/* The engine: series, and batches of their samples. */
+#include "match_core.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define MOST_SERIES ((size_t)1 << 26)
+#define MOST_LEAVES ((size_t)1 << 28)
+
+match_engine *match_new(uint32_t longest, int64_t clock) {
+  match_engine *e = calloc(1, sizeof *e);
+  if (!e) return NULL;
+  e->longest = longest < 2 ? 2 : longest > (1u << 26) ? 1u << 26 : longest;
+  e->clock = clock;
+  e->scratch_room = 64;
+  e->scratch = malloc(e->scratch_room * sizeof *e->scratch);
+  if (e->scratch && arena_open(&e->series, sizeof(series), MOST_SERIES) &&
+      arena_open(&e->extras, sizeof(extra), MOST_SERIES) && arena_open(&e->leaves, sizeof(leaf), MOST_LEAVES) &&
+      arena_open(&e->truths, 1, MOST_LEAVES))
+    return e;
+  match_free(e);
+  return NULL;
+}
+
+static void bag_close(bag *b) {
+  for (uint32_t i = 0; i < b->width; i++) free(b->streams[i].bounds), free(b->streams[i].feeds);
+  free(b->streams);
+  free(b->sorted);
+}
+
+void match_free(match_engine *e) {
+  if (!e) return;
+  for (size_t i = 0; i < e->series.used; i++) {
+    series *s = SERIES(e) + i;
+    for (uint32_t k = 0; k < s->width; k++) bag_close(&s->windows[k].bag);
+    free(s->windows);
+    free(s->ring);
+    free(EXTRAS(e)[i].watch.items), free(EXTRAS(e)[i].timers.items), free(EXTRAS(e)[i].eager.items);
+  }
+  for (size_t i = 0; i < e->group_count; i++) {
+    bag_close(&e->groups[i].bag);
+    group_close(e->groups + i);
+  }
+  for (size_t i = 0; i < e->rule_count; i++) free(e->rules[i].program);
+  arena_close(&e->series), arena_close(&e->extras), arena_close(&e->leaves), arena_close(&e->truths);
+  free(e->rules), free(e->groups), free(e->timers), free(e->scratch), free(e->edges);
+  list *lists[] = {&e->dirty_rules, &e->dirty_groups, &e->free_series, &e->free_rules, &e->free_groups,
+                   &e->free_timers, &e->heap};
+  for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) free(lists[i]->items);
+  for (size_t i = 0; i < MATCH_LEAVES + 2; i++) free(e->free_leaves[i].items);
+  free(e);
+}
+
+bool match_broken(const match_engine *e) { return e->broken; }
+
+match_counters match_count(const match_engine *e) {
+  match_counters c = e->counters;
+  c.bytes += e->series.used * (sizeof(series) + sizeof(extra)) + e->leaves.used * (sizeof(leaf) + 1) +
+             e->rule_room * sizeof(rule) + e->group_room * sizeof(group) + e->timer_room * sizeof(timer) +
+             e->edge_room * sizeof(match_edge) + e->scratch_room * sizeof *e->scratch;
+  return c;
+}
+
+bool is_series(const match_engine *e, uint32_t which) {
+  return which < e->series.used && SERIES(e)[which].flags & SERIES_OPEN;
+}
+
+int view_check(const match_engine *e, const match_view *view) {
+  if (view->function >= MATCH_FUNCTIONS || view->span < 0 || view->span > INT64_MAX / 4) return MATCH_BAD;
+  if (view->samples > e->longest) return MATCH_TOO_LONG;
+  if (view->function == MATCH_QUANTILE ? view->rank > 1000000 : is_order(view->function) && !view->rank) return MATCH_BAD;
+  switch (view->function) {
+  case MATCH_LAST: return view->samples || view->span ? MATCH_BAD : 0;
+  case MATCH_EWMA: case MATCH_ABSENT: return view->samples || !view->span ? MATCH_BAD : 0;
+  default: return !view->samples == !view->span ? MATCH_BAD : 0;
+  }
+}
+
+int64_t match_open_series(match_engine *e, int64_t patience) {
+  uint32_t which;
+  if (patience <= 0 || patience > INT64_MAX / 4) return MATCH_BAD;
+  if (e->free_series.count) {
+    which = e->free_series.items[--e->free_series.count];
+  } else {
+    if (e->series.used == MOST_SERIES) return MATCH_TOO_MANY;
+    which = (uint32_t)e->series.used;
+    if (!arena_grow(&e->series, which + 1u) || !arena_grow(&e->extras, which + 1u)) return MATCH_NO_MEMORY;
+  }
+  SERIES(e)[which] = (series){.time = INT64_MIN, .due = NEVER, .seen = e->clock, .flags = SERIES_OPEN};
+  EXTRAS(e)[which].patience = patience;
+  e->counters.series++;
+  return which;
+}
+
+int match_close_series(match_engine *e, uint32_t which) {
+  if (!is_series(e, which)) return MATCH_BAD;
+  extra *x = EXTRAS(e) + which;
+  if (SERIES(e)[which].width || x->timers.count) return MATCH_BAD;
+  if (!list_reserve(&e->free_series, e->free_series.count + 1)) return MATCH_NO_MEMORY;
+  free(x->watch.items), free(x->timers.items), free(x->eager.items);
+  *x = (extra){0};
+  SERIES(e)[which].flags = 0;
+  list_push(&e->free_series, which);
+  e->counters.series--;
+  return 0;
+}
+
+static inline void ahead(match_engine *e, const uint32_t *which, size_t left) { /* what the next samples will touch */
+  if (left > 12 && which[12] < e->series.used) __builtin_prefetch(SERIES(e) + which[12], 1);
+  if (left > 8 && which[8] < e->series.used) {
+    const series *s = SERIES(e) + which[8];
+    __builtin_prefetch(s->windows, 1);
+    __builtin_prefetch((const char *)s->windows + 64, 1);
+    if (s->ring) {
+      __builtin_prefetch(s->ring + (s->head & MASK(s)), 1);
+      __builtin_prefetch(TIMES(s) + (s->head & MASK(s)), 1);
+    }
+  }
+  if (left > 4 && which[4] < e->series.used) {
+    const series *s = SERIES(e) + which[4];
+    for (uint32_t i = 0; i < s->width; i++)
+      for (uint32_t k = 0; k < s->windows[i].bag.width && k < 4; k++) __builtin_prefetch(s->windows[i].bag.streams + k, 1);
+  }
+}
+
+void match_settle(match_engine *e) {
+  if (e->dirty_groups.count) groups_settle(e);
+  if (e->dirty_rules.count) rules_settle(e);
+}
+
+HOT size_t match_push(match_engine *e, const uint32_t *which, const double *values, const int64_t *times, size_t count,
+                      size_t room) {
+  size_t i = 0;
+  for (; i < count && e->made - e->taken < room && !e->broken; i++) {
+    ahead(e, which + i, count - i);
+    double x = values[i];
+    int64_t at = times[i];
+    if (UNLIKELY(!is_series(e, which[i]))) {
+      e->counters.unknown++;
+      continue;
+    }
+    series *s = SERIES(e) + which[i];
+    if (UNLIKELY(x != x)) {
+      e->counters.nans++;
+      continue;
+    }
+    if (UNLIKELY(at <= s->time)) {
+      e->counters.late++;
+      continue;
+    }
+    s->seen = e->clock;
+    e->counters.samples++;
+    e->counters.infinite += isinf(x) != 0;
+    if (UNLIKELY(s->flags & SERIES_ASKED)) series_heard(e, which[i], at);
+    s->flags |= SERIES_ANY;
+    if (UNLIKELY(s->flags & SERIES_EAGER)) rules_look(e, &EXTRAS(e)[which[i]].eager, at);
+    series_take(e, s, x, at);
+    if (UNLIKELY(at >= s->due)) watch_due(e, &EXTRAS(e)[which[i]].watch, at);
+  }
+  return i;
+}

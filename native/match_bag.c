@@ -1,0 +1,303 @@
+/* What is known of a set of values: sums without rounding, a variance with a bound of its error, order statistics. */
+#include "match_core.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define ULP 0x1p-53
+
+static inline void add(bag *b, double x) { exact_add(&b->sum, &b->lost, &b->inexact, x); }
+
+static inline uint32_t finite(const bag *b) { return b->count - b->infinite; }
+
+/* ---- order statistics */
+
+static uint32_t upper(const double *x, uint32_t n, double v) { /* how many are <= v */
+  uint32_t low = 0;
+  while (n) {
+    uint32_t half = n >> 1;
+    if (x[low + half] <= v) low += half + 1, n -= half + 1;
+    else n = half;
+  }
+  return low;
+}
+
+static double select(double *x, int64_t n, int64_t k) { /* Hoare's, in place */
+  int64_t l = 0, r = n - 1;
+  while (l < r) {
+    double p = x[l + ((r - l) >> 1)];
+    int64_t i = l, j = r;
+    while (i <= j) {
+      while (x[i] < p) i++;
+      while (x[j] > p) j--;
+      if (i <= j) {
+        double t = x[i];
+        x[i++] = x[j], x[j--] = t;
+      }
+    }
+    if (k <= j) r = j;
+    else if (k >= i) l = i;
+    else break;
+  }
+  return x[k];
+}
+
+static int64_t wanted(const stream *s, uint32_t n) { /* its index among n sorted values; outside of them: unknown */
+  switch (s->function) {
+  case MATCH_SMALLEST: return (int64_t)s->rank - 1;
+  case MATCH_LARGEST: return (int64_t)n - s->rank;
+  default: {
+    int64_t k = (int64_t)(((uint64_t)s->rank * n + 999999) / 1000000) - 1;
+    return k < 0 ? 0 : k;
+  }
+  }
+}
+
+static uint32_t copy(double *to, values v) {
+  uint32_t n = 0;
+  for (uint32_t i = 0; i < v.count; i++) to[n] = v.first[i], n += v.first[i] == v.first[i];
+  for (uint32_t i = 0; i < v.rest; i++) to[n] = v.second[i], n += v.second[i] == v.second[i];
+  return n;
+}
+
+void stream_count(stream *s, values v) {
+  uint32_t a = 0, b = 0;
+  double low = s->low, high = s->high;
+  for (uint32_t i = 0; i < v.count; i++) a += v.first[i] < low, b += v.first[i] < high;
+  for (uint32_t i = 0; i < v.rest; i++) a += v.second[i] < low, b += v.second[i] < high;
+  s->below_low = a, s->below_high = b;
+}
+
+static void order_move(bag *b, double x, uint32_t by) {
+  if (b->sorted) return;
+  for (uint32_t i = 0; i < b->width; i++) {
+    stream *s = b->streams + i;
+    if (!is_order(s->function)) continue;
+    s->below_low += x < s->low ? by : 0;
+    s->below_high += x < s->high ? by : 0;
+  }
+}
+
+static int ascending(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+bool bag_reserve(bag *b, size_t count) {
+  if (!b->sorted || count <= b->room) return true;
+  if (count > UINT32_MAX / 2) return false;
+  size_t room = count + count / 2;
+  double *sorted = realloc(b->sorted, room * sizeof *sorted);
+  if (!sorted) return false;
+  b->sorted = sorted, b->room = (uint32_t)room;
+  return true;
+}
+
+bool bag_sort(match_engine *e, bag *b, values v) {
+  if (b->sorted) return true;
+  size_t room = (size_t)v.count + v.rest + 16;
+  double *sorted = malloc(room * sizeof *sorted);
+  if (!sorted) return false;
+  uint32_t n = copy(sorted, v);
+  qsort(sorted, n, sizeof *sorted, ascending);
+  b->sorted = sorted, b->room = (uint32_t)room;
+  (void)e;
+  return true;
+}
+
+/* ---- values come and go */
+
+static void m2_move(bag *b, double x, double old_mean, double new_mean, double sign) {
+  double term = (x - old_mean) * (x - new_mean), size = fabs(x) + fabs(old_mean) + fabs(new_mean);
+  b->m2 += sign * term;
+  if (b->doubt > 0) b->doubt += (8 * ULP * size) * (8 * ULP * size); /* of values that are all alike nothing is lost */
+  b->doubt += 8 * ULP * (fabs(x - old_mean) * size + fabs(b->m2) + fabs(term));
+}
+
+void bag_enter(bag *b, double x) {
+  if (b->needs & NEEDS_ORDER) {
+    order_move(b, x, 1);
+    if (b->sorted) {
+      uint32_t at = upper(b->sorted, b->count, x);
+      memmove(b->sorted + at + 1, b->sorted + at, (b->count - at) * sizeof x);
+      b->sorted[at] = x;
+    }
+  }
+  b->count++;
+  if (UNLIKELY(isinf(x))) {
+    b->infinite++;
+    return;
+  }
+  if (!(b->needs & NEEDS_SUM)) return;
+  uint32_t n = finite(b);
+  double before = n > 1 ? b->sum / (n - 1) : 0;
+  add(b, x);
+  if (b->needs & NEEDS_M2) m2_move(b, x, n > 1 ? before : x, b->sum / n, 1);
+}
+
+void bag_leave(bag *b, double x) {
+  if (b->needs & NEEDS_ORDER) {
+    order_move(b, x, UINT32_MAX); /* one less */
+    if (b->sorted) {
+      uint32_t at = upper(b->sorted, b->count, x) - 1;
+      memmove(b->sorted + at, b->sorted + at + 1, (b->count - at - 1) * sizeof x);
+    }
+  }
+  b->count--;
+  if (UNLIKELY(isinf(x))) {
+    b->infinite--;
+    return;
+  }
+  if (!(b->needs & NEEDS_SUM)) return;
+  uint32_t n = finite(b);
+  if (!n) {
+    b->sum = b->lost = b->m2 = b->doubt = 0;
+    b->inexact = 0;
+    return;
+  }
+  double before = b->sum / (n + 1);
+  add(b, -x);
+  if (b->needs & NEEDS_M2) m2_move(b, x, before, b->sum / n, -1);
+}
+
+HOT void bag_swap(bag *b, double old, double x) {
+  if (UNLIKELY(isinf(old) || isinf(x))) {
+    bag_leave(b, old);
+    bag_enter(b, x);
+    return;
+  }
+  if (b->needs & NEEDS_ORDER) {
+    if (!b->sorted) {
+      for (uint32_t i = 0; i < b->width; i++) {
+        stream *s = b->streams + i;
+        if (!is_order(s->function)) continue;
+        s->below_low += (uint32_t)(x < s->low) - (uint32_t)(old < s->low);
+        s->below_high += (uint32_t)(x < s->high) - (uint32_t)(old < s->high);
+      }
+    } else {
+      uint32_t from = upper(b->sorted, b->count, old) - 1, to = upper(b->sorted, b->count, x);
+      if (to > from) {
+        to--;
+        memmove(b->sorted + from, b->sorted + from + 1, (to - from) * sizeof x);
+      } else {
+        memmove(b->sorted + to + 1, b->sorted + to, (from - to) * sizeof x);
+      }
+      b->sorted[to] = x;
+    }
+  }
+  if (!(b->needs & NEEDS_SUM)) return;
+  double n = finite(b), m0 = b->sum / n, rest;
+  double by = two_sum(x, -old, &rest);
+  add(b, by);
+  if (rest != 0) add(b, rest);
+  if (b->needs & NEEDS_M2) {
+    double m1 = b->sum / n, term = by * ((x - m1) + (old - m0));
+    b->m2 += term;
+    b->doubt += 8 * ULP * (fabs(by) * (fabs(x) + fabs(old) + fabs(m0) + fabs(m1)) + fabs(b->m2) + fabs(term));
+  }
+}
+
+void bag_clear(bag *b) {
+  b->sum = b->lost = b->m2 = b->doubt = 0;
+  b->count = b->infinite = 0;
+  b->inexact = 0;
+  for (uint32_t i = 0; i < b->width; i++) b->streams[i].below_low = b->streams[i].below_high = 0;
+}
+
+static void sums_count(bag *b, values v) {
+  b->sum = b->lost = 0;
+  b->inexact = 0;
+  for (int part = 0; part < 2; part++) {
+    const double *x = part ? v.second : v.first;
+    uint32_t n = part ? v.rest : v.count;
+    for (uint32_t i = 0; i < n; i++)
+      if (isfinite(x[i])) add(b, x[i]);
+  }
+  if (!isfinite(b->sum)) b->inexact = 1;
+  b->m2 = 0, b->doubt = INFINITY; /* computed when it is asked for */
+}
+
+void bag_count(bag *b, values v) {
+  uint32_t count = 0, infinite = 0;
+  for (int part = 0; part < 2; part++) {
+    const double *x = part ? v.second : v.first;
+    uint32_t n = part ? v.rest : v.count;
+    for (uint32_t i = 0; i < n; i++) count += x[i] == x[i], infinite += (uint32_t)(isinf(x[i]) != 0);
+  }
+  b->count = count, b->infinite = infinite;
+  sums_count(b, v);
+  if (count == infinite) b->doubt = 0;
+  for (uint32_t i = 0; i < b->width; i++)
+    if (is_order(b->streams[i].function)) stream_count(b->streams + i, v);
+}
+
+uint8_t bag_needs(uint32_t function) {
+  switch (function) {
+  case MATCH_MEAN: case MATCH_SUM: return NEEDS_SUM;
+  case MATCH_VARIANCE: case MATCH_STDDEV: return NEEDS_SUM | NEEDS_M2;
+  case MATCH_QUANTILE: case MATCH_SMALLEST: case MATCH_LARGEST: return NEEDS_ORDER;
+  case MATCH_RATE: return NEEDS_GAIN | NEEDS_TIMES;
+  case MATCH_LAST: case MATCH_DELTA: case MATCH_EWMA: return NEEDS_TIMES;
+  default: return 0;
+  }
+}
+
+/* Whether x, which may be wrong by so much of itself, is certainly inside the guard. */
+static inline bool inside(const stream *s, double x, double wrong) {
+  double by = fabs(x) * wrong + 0x1p-1070;
+  return s->known && !s->fresh && !s->fed && x - by >= s->low && x + by < s->high;
+}
+
+static bool ratio(match_engine *e, bag *b, stream *s, const values *v, double by, double *value) {
+  if (UNLIKELY(b->inexact)) {
+    e->counters.exact++;
+    *value = exact_mean(*v, by);
+    sums_count(b, *v); /* perhaps what was too large has left */
+    return isfinite(*value);
+  }
+  *value = b->sum / by;
+  if (LIKELY(b->lost == 0 || inside(s, *value, 4 * ULP))) return true;
+  *value = exact_ratio(b->sum, b->lost, 1, by);
+  return true;
+}
+
+static bool spread(match_engine *e, bag *b, stream *s, const values *v, uint32_t n, double *value) {
+  bool root = s->function == MATCH_STDDEV;
+  double over = n - 1, low = s->low, high = s->high, least = b->m2 - b->doubt, most = b->m2 + b->doubt;
+  if (root) low = low > 0 ? low * low : low, high = high > 0 ? high * high : high;
+  if (s->known && !s->fresh && !s->fed && (b->doubt > 0 || b->m2 > 0)) {
+    if (least * (1 - 8 * ULP) >= low * over && most * (1 + 8 * ULP) < high * over) return *value = s->low, true;
+  } else if (b->doubt == 0 && b->m2 == 0) {
+    return *value = 0, true; /* nothing in it ever differed */
+  }
+  e->counters.exact++;
+  *value = exact_spread(*v, n, root);
+  b->m2 = (root ? *value * *value : *value) * over;
+  b->doubt = isfinite(b->m2) && b->m2 > 0x1p-900 ? 16 * ULP * b->m2 : b->m2 == 0 ? 0 : INFINITY;
+  return isfinite(*value);
+}
+
+bool bag_value(match_engine *e, bag *b, stream *s, values v, double *value) {
+  uint32_t n = finite(b);
+  switch (s->function) {
+  case MATCH_COUNT: return *value = b->count, true;
+  case MATCH_MEAN: return n && ratio(e, b, s, &v, n, value);
+  case MATCH_SUM: return n && ratio(e, b, s, &v, 1, value);
+  case MATCH_VARIANCE: case MATCH_STDDEV: return n > 1 && spread(e, b, s, &v, n, value);
+  default: break;
+  }
+  if (!b->count) return false;
+  int64_t k = wanted(s, b->count);
+  if (k < 0 || k >= b->count) return *value = k < 0 ? -INFINITY : INFINITY, true; /* there are not so many */
+  if (b->sorted) return *value = b->sorted[k], true;
+  if (LIKELY(s->known && !s->fresh && s->below_low <= k && s->below_high > k && !s->fed)) {
+    s->slow -= s->slow > 0;
+    return *value = s->low, true; /* inside the guard, like the value itself */
+  }
+  e->counters.exact++;
+  s->slow = (uint16_t)(s->slow + 8);
+  uint32_t taken = copy(e->scratch, v);
+  *value = select(e->scratch, taken, k);
+  if (s->slow > 400) bag_sort(e, b, v);
+  return true;
+}

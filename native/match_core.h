@@ -1,0 +1,262 @@
+/* What the parts of the matcher share; see match.h. Not for others. */
+#ifndef MCHANNEL_MATCH_CORE_H
+#define MCHANNEL_MATCH_CORE_H
+
+#include "match.h"
+
+#include <math.h>
+
+#define HOT __attribute__((hot))
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define NONE UINT32_MAX
+#define NEVER INT64_MAX
+#define GROUP 0x80000000u /* a leaf's source: not a series */
+
+/* A bound's name: the leaf that it belongs to, and what "value >= bound" says of it. */
+enum {
+  NAME_LEAF = 0x1fffffff,
+  NAME_KIND = 0x60000000,
+  NAME_PLAIN = 0x00000000,  /* the leaf is true as long as it is */
+  NAME_FIRES = 0x20000000,  /* the leaf becomes true with it, and ends otherwise */
+  NAME_CLEARS = 0x40000000, /* the leaf becomes false when it does */
+  NAME_BETWEEN = 0x60000000, /* the leaf has two such bounds, and is true between them */
+};
+#define NAME_NOT 0x80000000u /* the opposite is meant */
+
+typedef struct feed { uint32_t group, slot; } feed; /* the stream's value is the group's member */
+
+typedef struct stream { /* one line of the cache: all that a sample touches */
+  double low, high;     /* the guard: no bound in (low, high), low <= value < high */
+  double *bounds;       /* sorted; the names follow after `room` of them */
+  feed *feeds;
+  uint32_t count, room, at; /* bounds, room for them, how many are <= value */
+  uint32_t below_low, below_high; /* order statistics: values of the bag that are */
+  uint32_t rank;
+  uint8_t function, known : 1, fresh : 1, quorum : 1; /* fresh: the leaves wait for a known value */
+  uint8_t lacks;        /* if not known: why */
+  uint16_t fed;         /* feeds */
+  uint16_t slow;        /* how often lately an order statistic was searched for */
+} stream;
+
+typedef struct bag { /* values, and what running sums know of them */
+  double sum, lost;     /* of the finite ones, exactly sum + lost unless `inexact` */
+  double m2, doubt;     /* sum of squared differences from their mean, and a bound of its error */
+  stream *streams;
+  double *sorted;       /* all values, when order statistics are cheaper so */
+  uint32_t count, infinite, room; /* room of `sorted` */
+  uint16_t width;       /* streams */
+  uint8_t needs, inexact;
+} bag;
+
+enum { NEEDS_SUM = 1, NEEDS_M2 = 2, NEEDS_ORDER = 4, NEEDS_GAIN = 8, NEEDS_TIMES = 16 };
+
+typedef struct window {
+  bag bag;
+  uint64_t tail;        /* its oldest sample is the series' tail-th */
+  int64_t span;
+  uint32_t samples;
+  uint8_t smooths, blind, started, rough; /* EWMA; outgrew its limit: unknown until `until`; EWMA has a value; gain is not exact */
+  double gain, lost;    /* RATE: increase from tail on, as sum and lost of the bag. EWMA: the value, and its last weight */
+  int64_t until;        /* EWMA: milliseconds that the last weight is for */
+  int64_t last;         /* EWMA: when its last value was */
+  uint32_t timer;       /* for its silence; NONE: nobody asks */
+  uint8_t silent;
+} window;
+
+typedef struct list { uint32_t *items; size_t count, room; } list;
+
+typedef struct series { /* one line of the cache */
+  double newest;
+  int64_t time;
+  uint64_t head;        /* samples written */
+  double *ring;         /* values; the times follow after them */
+  window *windows;
+  int64_t due;          /* earliest time that a waiting rule asks for */
+  int64_t seen;         /* by the clock */
+  uint8_t scale;        /* the ring holds 2^scale samples */
+  uint8_t flags;
+  uint16_t width;       /* windows */
+} series;
+
+enum { SERIES_OPEN = 1, SERIES_ANY = 2, SERIES_TIMED = 4, SERIES_ASKED = 8, SERIES_EAGER = 16 };
+/* has a value; has windows by time; the next sample ends a silence; has rules that are eager */
+
+typedef struct extra { /* what no sample touches */
+  int64_t patience;
+  list watch, timers;   /* rules that wait for `for`; of its ABSENT leaves */
+  list eager;           /* rules that look at every sample: of groups and something else */
+
+} extra;
+
+typedef struct group {
+  bag bag;
+  double *values;       /* of the members; NaN: not present */
+  uint32_t *members;    /* their series; NONE: the slot is free */
+  uint8_t *silences;    /* whether they fell silent */
+  uint32_t size, room, registered, silent;
+  match_view view;
+  list watch, eager;    /* as of a series */
+  int64_t due, at;
+  uint8_t open, dirty, listed;
+  uint8_t joined;       /* by a member that had no sample yet */
+} group;
+
+typedef struct leaf { uint32_t source, rule; } leaf; /* rule: NONE, the leaf is all of it */
+
+enum { LEAF_TRUTH = 3, LEAF_BETWEEN = 4, LEAF_FREE = 8 };
+
+typedef struct rule {
+  uint8_t *program;
+  int64_t hold, since, at; /* true since, if it waits; newest sample of its series when it was last touched */
+  double value;         /* of the stream that touched it last */
+  uint32_t first;       /* its first leaf */
+  uint16_t length;
+  uint8_t count, nodata;
+  uint32_t timer;       /* waits by the clock: one of its leaves is ABSENT; NONE: without */
+  uint8_t grouped, timed; /* one of its leaves is of a group; one of its leaves is ABSENT: its time is the clock's */
+  uint8_t eager, fires, dirty, listed, waits, watched, clears; /* clears: the leaf after the last says when it ends */
+  uint8_t open;
+} rule;
+
+typedef struct timer { /* one thing that the clock alone brings about */
+  int64_t due, span;
+  uint32_t series, subject; /* an ABSENT leaf, or a rule */
+  uint8_t kind, queued, open;
+} timer;
+
+enum { TIMER_ABSENT, TIMER_SILENCE, TIMER_HOLD };
+
+typedef struct arena { /* grows in place: nothing that points into it ever moves, and nothing is ever copied */
+  uint8_t *base;
+  size_t size, used, ready, most; /* of an item; items in use, with memory, at most */
+} arena;
+
+struct match_engine {
+  arena series, extras, leaves, truths;
+  rule *rules;
+  group *groups;
+  timer *timers;
+  size_t rule_count, rule_room, group_count, group_room, timer_count, timer_room;
+  list dirty_rules, dirty_groups, free_series, free_rules, free_groups, free_timers, heap;
+  list free_leaves[MATCH_LEAVES + 2]; /* runs of so many */
+  double *scratch;     /* room for the largest bag */
+  size_t scratch_room, dead; /* closed timers in the heap */
+  match_edge *edges;   /* not yet taken: from `taken` to `made` */
+  size_t made, taken, edge_room;
+  int64_t clock;
+  uint32_t longest;
+  bool broken;
+  match_counters counters;
+};
+
+typedef struct values { const double *first, *second; uint32_t count, rest; } values; /* NaN: not one of them */
+
+#define SERIES(e) ((series *)(e)->series.base)
+#define EXTRAS(e) ((extra *)(e)->extras.base)
+#define LEAVES(e) ((leaf *)(e)->leaves.base)
+#define TRUTHS(e) ((e)->truths.base)
+#define MASK(s) (((uint64_t)1 << (s)->scale) - 1)
+#define TIMES(s) ((int64_t *)((s)->ring + ((size_t)1 << (s)->scale)))
+#define NAMES(s) ((uint32_t *)((s)->bounds + (s)->room))
+
+static inline bool is_order(uint32_t function) { return function >= MATCH_QUANTILE && function <= MATCH_LARGEST; }
+
+/* a + b = the result + *rest, exactly */
+static inline double two_sum(double a, double b, double *rest) {
+  double s = a + b, t = s - a;
+  *rest = (a - (s - t)) + (b - t);
+  return s;
+}
+
+/* *sum + *lost += x; what even two doubles do not hold is lost, and said so */
+static inline void exact_add(double *sum, double *lost, uint8_t *inexact, double x) {
+  double rest, more;
+  double s = two_sum(*sum, x, &rest);
+  if (rest == 0 && *lost == 0) {
+    *sum = s;
+    return;
+  }
+  double l = two_sum(*lost, rest, &more);
+  if (UNLIKELY(!(more == 0))) *inexact = 1; /* also what overflowed */
+  *sum = two_sum(s, l, lost);
+}
+
+/* match_bag.c: what is known of a set of values */
+void bag_enter(bag *b, double x);
+void bag_leave(bag *b, double x);
+void bag_swap(bag *b, double old, double x);
+void bag_count(bag *b, values v);                 /* everything anew */
+void bag_clear(bag *b);
+void stream_count(stream *s, values v);           /* what lies below its guard */
+bool bag_reserve(bag *b, size_t count);           /* room in `sorted`, if there is one */
+bool bag_sort(match_engine *e, bag *b, values v); /* keep the values sorted from now on */
+bool bag_value(match_engine *e, bag *b, stream *s, values v, double *value); /* exactly; false: unknown */
+uint8_t bag_needs(uint32_t function);
+
+/* match_exact.c: rounded once; of the finite values */
+double exact_mean(values v, double by);                      /* their sum / by */
+double exact_spread(values v, uint32_t n, bool root);        /* variance, or its root, of n of them */
+double exact_ratio(double sum, double lost, double times, double by); /* (sum + lost) * times / by */
+double exact_rate(const double *x, size_t count, double times, double by); /* what x rose in all * times / by */
+
+/* match_stream.c: thresholds on a value */
+/* `truth`: MATCH_TRUE, there is a value; else why not */
+void stream_see(match_engine *e, stream *s, uint8_t truth, double value, int64_t at);
+void bag_see(match_engine *e, bag *b, values v, int64_t at);
+int stream_room(match_engine *e, stream *s, uint32_t more);
+void stream_insert(match_engine *e, stream *s, double bound, uint32_t name);
+void stream_meet(match_engine *e, stream *s, double bound, uint32_t name, double value, int64_t at);
+bool stream_drop(match_engine *e, stream *s, uint32_t leaf);
+stream *bag_stream(match_engine *e, bag *b, uint32_t function, uint32_t rank, uint8_t quorum, bool make);
+void bag_prune(match_engine *e, bag *b);          /* streams that nobody needs */
+void leaf_set(match_engine *e, uint32_t which, uint8_t truth, int64_t at, double value);
+
+/* match_window.c */
+void series_take(match_engine *e, series *s, double x, int64_t at);
+int window_need(match_engine *e, uint32_t which, const match_view *view, window **found);
+window *window_find(match_engine *e, uint32_t which, const match_view *view);
+void window_learn(match_engine *e, uint32_t which, window *w, const stream *st);
+bool window_value(match_engine *e, const series *s, window *w, stream *st, double *value);
+values window_values(const series *s, const window *w);
+int window_guard(match_engine *e, uint32_t which, window *w);
+void window_silence(match_engine *e, window *w);
+bool ring_grow(match_engine *e, series *s, uint64_t count);
+void series_prune(match_engine *e, uint32_t which);
+
+/* match.c */
+bool is_series(const match_engine *e, uint32_t which);
+bool is_group(const match_engine *e, uint32_t which);
+int view_check(const match_engine *e, const match_view *view);
+
+/* match_group.c */
+void group_feed(match_engine *e, uint32_t which, uint32_t slot, uint8_t truth, double value, int64_t at);
+void group_settle(match_engine *e, group *g);
+values group_values(const group *g);
+bool group_value(match_engine *e, group *g, stream *s, double *value);
+void groups_settle(match_engine *e);
+void group_close(group *g);
+
+/* match_rule.c */
+void rule_touch(match_engine *e, uint32_t which, int64_t at, double value);
+void rules_settle(match_engine *e);
+void rules_look(match_engine *e, const list *eager, int64_t at); /* a sample that concerns them is coming */
+void watch_due(match_engine *e, const list *w, int64_t at);
+stream *view_stream(match_engine *e, uint32_t source, bool of_group, const match_view *view, uint8_t quorum);
+
+/* match_timer.c */
+int timer_open(match_engine *e, uint8_t kind, uint32_t which, int64_t span, uint32_t subject);
+void timer_close(match_engine *e, uint32_t which);
+void timer_queue(match_engine *e, uint32_t which, int64_t due);
+void series_heard(match_engine *e, uint32_t which, int64_t at); /* it had been silent or missed */
+
+/* match_store.c: memory */
+bool arena_open(arena *a, size_t size, size_t most);
+void arena_close(arena *a);
+bool arena_grow(arena *a, size_t used);
+bool list_reserve(list *l, size_t count);
+bool list_push(list *l, uint32_t item);
+void *grown(void *old, size_t *room, size_t needed, size_t size);
+void emit(match_engine *e, uint32_t which, bool fires, int64_t at, double value);
+
+#endif

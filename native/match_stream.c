@@ -1,0 +1,192 @@
+/* Thresholds on one value: while it stays inside its guard, nothing happens. */
+#include "match_core.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void leaf_set(match_engine *e, uint32_t which, uint8_t truth, int64_t at, double value) {
+  uint8_t *now = TRUTHS(e) + which;
+  if ((*now & LEAF_TRUTH) == truth) return;
+  uint32_t rule = LEAVES(e)[which].rule;
+  if (rule == NONE) {
+    if (truth > MATCH_TRUE) return; /* it stays as it is */
+    emit(e, which, truth == MATCH_TRUE, at, value);
+  } else {
+    rule_touch(e, rule, at, value); /* before the leaf changes: an earlier instant may have to be seen */
+  }
+  *now = (uint8_t)((*now & ~LEAF_TRUTH) | truth);
+}
+
+/* `holds`: whether "value >= bound" does, of the bound with this name */
+static void name_see(match_engine *e, uint32_t name, bool holds, int64_t at, double value) {
+  uint32_t which = name & NAME_LEAF, kind = name & NAME_KIND;
+  if (kind == NAME_BETWEEN) holds = (TRUTHS(e)[which] & LEAF_BETWEEN) != 0;
+  if (name & NAME_NOT) holds = !holds;
+  if (kind == NAME_FIRES ? !holds : kind == NAME_CLEARS ? holds : false) return;
+  leaf_set(e, which, kind == NAME_CLEARS ? MATCH_FALSE : holds ? MATCH_TRUE : MATCH_FALSE, at, value);
+}
+
+static void guard(stream *s) {
+  s->low = s->at ? s->bounds[s->at - 1] : -INFINITY;
+  s->high = s->at < s->count ? s->bounds[s->at] : INFINITY;
+}
+
+static uint32_t rank_of(const stream *s, double value) { /* bounds <= value, galloping from where it was */
+  const double *b = s->bounds;
+  uint32_t from = 0, n = s->at;
+  if (s->at < s->count && value >= b[s->at]) {
+    uint32_t step = 1;
+    from = s->at + 1;
+    while (from + step <= s->count && b[from + step - 1] <= value) from += step, step *= 2;
+    n = from + step > s->count ? s->count - from : step - 1;
+  }
+  while (n) {
+    uint32_t half = n >> 1;
+    if (b[from + half] <= value) from += half + 1, n -= half + 1;
+    else n = half;
+  }
+  return from;
+}
+
+static void cross(match_engine *e, stream *s, double value, int64_t at) {
+  uint32_t old = s->at, new = rank_of(s, value);
+  uint32_t from = old < new ? old : new, to = old < new ? new : old;
+  const uint32_t *names = NAMES(s);
+  e->counters.crossings++;
+  s->at = new;
+  guard(s);
+  for (uint32_t k = from; k < to; k++)
+    if ((names[k] & NAME_KIND) == NAME_BETWEEN) TRUTHS(e)[names[k] & NAME_LEAF] ^= LEAF_BETWEEN;
+  if (s->fresh) from = 0, to = s->count, s->fresh = 0;
+  for (uint32_t k = from; k < to; k++) name_see(e, names[k], k < new, at, value);
+}
+
+static void forget(match_engine *e, stream *s, uint8_t truth, int64_t at) {
+  s->known = 0, s->fresh = 1;
+  for (uint32_t k = 0; k < s->count; k++) leaf_set(e, NAMES(s)[k] & NAME_LEAF, truth, at, NAN);
+  s->lacks = truth;
+}
+
+HOT void stream_see(match_engine *e, stream *s, uint8_t truth, double value, int64_t at) {
+  if (UNLIKELY(s->fed))
+    for (uint32_t i = 0; i < s->fed; i++) group_feed(e, s->feeds[i].group, s->feeds[i].slot, truth, value, at);
+  if (UNLIKELY(truth != MATCH_TRUE)) {
+    if (s->known || s->lacks != truth) forget(e, s, truth, at);
+    return;
+  }
+  if (LIKELY(value >= s->low && value < s->high && !s->fresh)) return;
+  if (value >= s->high && s->at == s->count && !s->fresh) return; /* infinite, and so it was */
+  s->known = 1;
+  cross(e, s, value, at);
+}
+
+HOT void bag_see(match_engine *e, bag *b, values v, int64_t at) {
+  for (uint32_t i = 0; i < b->width; i++) {
+    stream *s = b->streams + i;
+    double value = NAN, low = s->low, high = s->high;
+    bool fresh = s->fresh, known = bag_value(e, b, s, v, &value);
+    stream_see(e, s, known ? MATCH_TRUE : MATCH_UNKNOWN, value, at);
+    if (is_order(s->function) && (fresh || low != s->low || high != s->high)) stream_count(s, v);
+  }
+}
+
+/* ---- thresholds come and go */
+
+int stream_room(match_engine *e, stream *s, uint32_t more) {
+  uint32_t needed = s->count + more;
+  if (needed > MATCH_BOUNDS) return MATCH_TOO_MANY;
+  if (needed <= s->room) return 0;
+  uint32_t room = needed + needed / 4 + 1;
+  double *bounds = malloc(room * (sizeof(double) + sizeof(uint32_t)));
+  if (!bounds) return MATCH_NO_MEMORY;
+  if (s->count) {
+    memcpy(bounds, s->bounds, s->count * sizeof *bounds);
+    memcpy(bounds + room, NAMES(s), s->count * sizeof(uint32_t));
+  }
+  e->counters.bytes += (room - s->room) * (sizeof(double) + sizeof(uint32_t));
+  free(s->bounds);
+  s->bounds = bounds, s->room = room;
+  return 0;
+}
+
+/* There is room. What the leaf is to begin with, its rule finds out afterwards. */
+void stream_insert(match_engine *e, stream *s, double bound, uint32_t name) {
+  uint32_t at = 0, n = s->count;
+  while (n) {
+    uint32_t half = n >> 1;
+    if (s->bounds[at + half] <= bound) at += half + 1, n -= half + 1;
+    else n = half;
+  }
+  uint32_t *names = NAMES(s);
+  memmove(s->bounds + at + 1, s->bounds + at, (s->count - at) * sizeof *s->bounds);
+  memmove(names + at + 1, names + at, (s->count - at) * sizeof *names);
+  s->bounds[at] = bound, names[at] = name;
+  s->count++;
+  if (at < s->at || (s->at && bound == s->bounds[s->at - 1])) { /* below the value, or where it was */
+    s->at++;
+    if ((name & NAME_KIND) == NAME_BETWEEN) TRUTHS(e)[name & NAME_LEAF] ^= LEAF_BETWEEN;
+  }
+  guard(s);
+}
+
+/* The bound was inserted, and `value` is what the stream has now. */
+void stream_meet(match_engine *e, stream *s, double bound, uint32_t name, double value, int64_t at) {
+  s->known = 1;
+  if (s->fresh || value < s->low || value >= s->high) cross(e, s, value, at);
+  name_see(e, name, value >= bound, at, value);
+}
+
+bool stream_drop(match_engine *e, stream *s, uint32_t leaf) {
+  uint32_t *names = NAMES(s), kept = 0, at = s->at, first = 0;
+  while (first < s->count && (names[first] & NAME_LEAF) != leaf) first++;
+  if (first == s->count) return false;
+  kept = first;
+  for (uint32_t k = first; k < s->count; k++) {
+    if ((names[k] & NAME_LEAF) == leaf) {
+      at -= k < s->at;
+      continue;
+    }
+    s->bounds[kept] = s->bounds[k], names[kept++] = names[k];
+  }
+  s->count = kept, s->at = at;
+  guard(s);
+  if (is_order(s->function)) s->fresh = 1; /* it counts anew */
+  (void)e;
+  return true;
+}
+
+stream *bag_stream(match_engine *e, bag *b, uint32_t function, uint32_t rank, uint8_t quorum, bool make) {
+  if (!is_order(function)) rank = 0;
+  for (uint32_t i = 0; i < b->width; i++) {
+    stream *s = b->streams + i;
+    if (s->function == function && s->rank == rank && s->quorum == quorum) return s;
+  }
+  if (!make || b->width == UINT16_MAX) return NULL;
+  stream *streams = realloc(b->streams, (b->width + 1u) * sizeof *streams);
+  if (!streams) return NULL;
+  b->streams = streams;
+  streams[b->width] = (stream){.low = -INFINITY, .high = INFINITY, .rank = rank, .function = (uint8_t)function,
+                               .quorum = quorum, .fresh = 1, .lacks = MATCH_UNKNOWN};
+  e->counters.streams++;
+  e->counters.bytes += sizeof *streams;
+  return streams + b->width++;
+}
+
+void bag_prune(match_engine *e, bag *b) {
+  uint32_t kept = 0;
+  b->needs = 0;
+  for (uint32_t i = 0; i < b->width; i++) {
+    stream *s = b->streams + i;
+    if (s->count || s->fed) {
+      b->needs |= bag_needs(s->function);
+      b->streams[kept++] = *s;
+      continue;
+    }
+    e->counters.bytes -= s->room * (sizeof(double) + sizeof(uint32_t)) + sizeof *s;
+    e->counters.streams--;
+    free(s->bounds);
+    free(s->feeds);
+  }
+  b->width = (uint16_t)kept;
+  if (!(b->needs & NEEDS_ORDER)) free(b->sorted), b->sorted = NULL, b->room = 0;
+}
