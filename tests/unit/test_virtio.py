@@ -277,6 +277,25 @@ def test_what_one_turn_leaves_unread_wakes_again(
     assert count == 3
 
 
+def test_an_agent_that_only_writes_notices_that_its_port_was_unplugged(
+    stack: ExitStack, world: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, _ = pair(stack, world, mvm(stack, world.path))
+    with pytest.raises(ChannelTimeout):
+        agent.read(timeout=0.001)  # the last time that it looks by itself
+
+    def gone(_: int) -> bytes:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world, "read", gone)
+        for _ in range(5):
+            agent.write(b"on")
+            time.sleep(0.02)
+    agent.write(b"and on")
+    assert world.opened >= 2
+
+
 def test_an_unplugged_port_breaks_the_transport_and_is_opened_again(
     stack: ExitStack, world: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
