@@ -45,6 +45,10 @@ class LaneGate(FramedGate):
         """
         self._door.plug(Path(memory))
 
+    def when_wanted(self, on_wanted: Callable[[], None]) -> None:
+        """Call *on_wanted* once, perhaps at once, when a channel of the guest can use memory."""
+        self._door.when_wanted(on_wanted)
+
     def quiesce(self, on_vacant: Callable[[], None] | None = None) -> None:
         """Ask the guest to go on without it; *on_vacant* is called once, perhaps at once, when all of it did.
 

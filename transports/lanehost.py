@@ -83,6 +83,7 @@ class LaneDoor:
         self._quiet = False
         """Whether slots are offered no more."""
         self._on_vacant: Callable[[], None] | None = None
+        self._on_wanted: Callable[[], None] | None = None
         self._closed = False
         self._complaints = Complaints()
         self._socket.on_news = self._look
@@ -122,6 +123,11 @@ class LaneDoor:
             if berth.slot is not None:
                 self._say(berth, Leave(berth.slot.place.nonce).encode())
         self._look_vacant()
+
+    def when_wanted(self, on_wanted: Callable[[], None]) -> None:
+        """Call *on_wanted* once when a channel of the guest can use memory, perhaps at once."""
+        self._on_wanted = on_wanted
+        self._look_wanted()
 
     @property
     def plugged(self) -> bool:
@@ -187,6 +193,7 @@ class LaneDoor:
                     raise ProtocolError(str(error)) from None
                 berth.label, berth.wants = label, True
                 self._offer(berth)
+                self._look_wanted()
             case Take(nonce) if berth.wire is None and _has(berth, nonce) and not self._quiet:
                 self._use(berth)
             case Left(nonce) if _has(berth, nonce):
@@ -249,6 +256,12 @@ class LaneDoor:
         tell = self._on_vacant
         if tell is not None and all(each.slot is None for each in self._berths):
             self._on_vacant = None
+            tell()
+
+    def _look_wanted(self) -> None:
+        tell = self._on_wanted
+        if tell is not None and any(each.wants for each in self._berths):
+            self._on_wanted = None
             tell()
 
     def _dismiss(self, berth: _Berth, why: str) -> None:

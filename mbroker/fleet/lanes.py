@@ -4,7 +4,8 @@ A domain asks by ``lane="1MiB"`` in its metadata (:data:`~mbroker.hypervisor.dom
 configuration does for all. The memory is a file in /dev/shm that only the hypervisor's user and this broker's can
 open; its name goes as soon as both have it. The device has ``role='peer'``: what a host writes into a *master* is not
 carried over by a migration, and so the hypervisor refuses to migrate a domain that has a peer. Whoever wants to
-migrate it by other means than this broker takes the lane off before: ``mbroker lane DOMAIN off``.
+migrate it by other means than this broker takes the lane off before: ``mbroker lane DOMAIN off``. It comes when an
+agent is there that can use it, and goes when this broker ends.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import os
 import re
 import secrets
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -35,6 +37,10 @@ _SIZE: Final = 1 << 20
 _LEAVE: Final = 3.0
 """Seconds that a guest has to unmap the memory before it is taken away."""
 _DETACH: Final = 10.0
+_STOP: Final = 2.0
+"""Seconds that a broker which ends takes for all of them, half of it for the guests to unmap theirs."""
+_UNMAP: Final = 1.0
+"""Seconds that agents have to hear of this broker, and so to unmap what they shared with one that was killed."""
 _TRIES: Final = (0.5, 1.0, 2.0, 5.0, 15.0)
 """Seconds until a lane that could not be plugged in is tried again; then it stays off."""
 _WRITTEN = re.compile(r"([1-9][0-9]{0,3})MiB")
@@ -92,8 +98,9 @@ class Lanes:
             _log.warning("%s: its metadata cannot be followed: %s", info.name, error)
             size = 0
         lane = self._lanes[info.uuid] = _Lane(info.name, gate, socket, size)
-        if size or ALIAS in info.devices:
-            lane.task = asyncio.create_task(self._settle(info.uuid, lane))
+        left = ALIAS in info.devices
+        if size or left:
+            lane.task = asyncio.create_task(self._settle(info.uuid, lane, left=left))
 
     def part(self, domain: str) -> None:
         """Look no more after the lane of a domain that is gone, or is attended to anew."""
@@ -122,10 +129,32 @@ class Lanes:
         async with lane.busy:
             await self._plug(domain, lane)
 
-    async def unplug(self, domain: str) -> None:
+    async def leave(self) -> None:
+        """Take all memory out before this broker ends, so that others can migrate the domains; at most two seconds."""
+        plugged = {domain: lane for domain, lane in self._lanes.items() if lane.size or lane.gate.plugged}
+        for lane in plugged.values():
+            lane.size = 0  # nor does a migration that is called off plug it in again
+        if plugged:
+            leaving = [asyncio.create_task(self._leave(domain, lane)) for domain, lane in plugged.items()]
+            _, late = await asyncio.wait(leaving, timeout=_STOP)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _leave(self, domain: str, lane: _Lane) -> None:
+        try:
+            await self.unplug(domain, _STOP / 2)
+        except (HypervisorError, MChannelError) as error:
+            _log.warning("%s: its shared memory stays plugged in: %s", lane.name, error)
+        except asyncio.CancelledError:
+            _log.warning("%s: its guest may have the shared memory still; see: virsh detach-device-alias", lane.name)
+            raise
+
+    async def unplug(self, domain: str, patience: float = _LEAVE) -> None:
         """Let the guest leave the lane and take it out; raises HypervisorError when the device stays attached.
 
-        The channels go on by the virtio port in any case. Cancelled, they do too, and the device may be there still.
+        The guest has *patience* seconds to unmap it. The channels go on by the virtio port in any case; cancelled, they
+        do too, and the device may be there still.
         """
         lane = self._lanes.get(domain)
         if lane is None:
@@ -136,20 +165,30 @@ class Lanes:
             left = asyncio.Event()
             lane.gate.quiesce(left.set)
             try:
-                async with asyncio.timeout(_LEAVE):
+                async with asyncio.timeout(patience):
                     await left.wait()
             except TimeoutError:
-                _log.warning("%s: its guest did not unmap the shared memory in %g s", lane.name, _LEAVE)
+                _log.warning("%s: its guest did not unmap the shared memory in %g s", lane.name, patience)
             finally:
                 lane.gate.unplug()
             await self._detach(domain)
 
-    async def _settle(self, domain: str, lane: _Lane) -> None:
-        """Bring about what the domain asks for, when it has come."""
+    async def _settle(self, domain: str, lane: _Lane, *, left: bool) -> None:
+        """Bring about what the domain asks for, when its agents found this broker: a device that comes delays that."""
+        if left:
+            await asyncio.sleep(_UNMAP)
+            await self._insist(lane, lambda: self._detach(domain))
+        if lane.size:
+            wanted = asyncio.Event()
+            lane.gate.when_wanted(wanted.set)
+            await wanted.wait()
+            await self._insist(lane, lambda: self._plug(domain, lane))
+
+    async def _insist(self, lane: _Lane, change: Callable[[], Awaitable[None]]) -> None:
         for pause in _TRIES:
             try:
                 async with lane.busy:
-                    await (self._plug(domain, lane) if lane.size else self._detach(domain))
+                    await change()
             except (HypervisorError, MChannelError) as error:
                 _log.warning("%s: its channels go by the virtio port, without shared memory: %s", lane.name, error)
                 await asyncio.sleep(pause)

@@ -106,11 +106,18 @@ class Residents:
             try:
                 await self._carry_out(tasks)
             finally:  # before those who serve the channels end, which would say goodbye
-                for domain, door in self._doors.items():
+                try:
                     if self._lanes is not None:
-                        self._lanes.part(domain)
-                    door.listener.close()
-                self._doors.clear()
+                        await self._lanes.leave()
+                finally:
+                    self._shut()
+
+    def _shut(self) -> None:
+        for domain, door in self._doors.items():
+            if self._lanes is not None:
+                self._lanes.part(domain)
+            door.listener.close()
+        self._doors.clear()
 
     async def hear(self, host: str, message: Message) -> Message | None:
         """Take in what the member *host* says; return the answer to a question."""

@@ -100,6 +100,24 @@ def test_a_guest_in_memory_goes_on_through_the_port_when_the_next_broker_knows_n
         assert world.exact()
 
 
+def test_who_waits_for_an_agent_that_can_use_memory_is_told_once_there_is_one(world: World) -> None:
+    told: list[bool] = []
+    world.gate.when_wanted(lambda: told.append(True))
+    world.until(lambda: told == [True])
+    world.gate.when_wanted(lambda: told.append(True))
+    assert told == [True, True]
+    for _ in range(10):
+        world.turn()
+    assert told == [True, True]
+
+
+def test_an_agent_that_knows_only_the_port_wants_no_memory(tmp_path: Path) -> None:
+    for world in make(tmp_path, guest="virtio"):
+        world.gate.when_wanted(lambda: pytest.fail("it cannot use it"))
+        for _ in range(10):
+            world.turn()
+
+
 def test_who_waits_for_a_vacant_memory_is_told_at_once_when_nobody_uses_it(world: World) -> None:
     told: list[bool] = []
     world.gate.quiesce(lambda: told.append(True))

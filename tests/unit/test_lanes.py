@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +12,8 @@ import attrs
 import pytest
 
 from mbroker.fleet.lanes import ALIAS, LaneError, Lanes, lane_size
+from mbroker.fleet.parked import ParkedFile
+from mbroker.fleet.residents import PORT, Residents
 from mbroker.hypervisor import HypervisorError, StillAttached
 from mbroker.hypervisor.fake import FakeHypervisor, World
 from mchannel.transports.ivshmem import LaneGate
@@ -22,6 +25,9 @@ class Gate:
     """As :class:`~mchannel.transports.ivshmem.LaneGate`, with a guest that leaves when it is *polite*."""
 
     polite: bool = True
+    agents: bool = True
+    """Whether there are some that can use memory."""
+    on_wanted: Callable[[], None] | None = None
     plugged: bool = False
     memory: Path | None = None
     content: bytes = b""
@@ -32,6 +38,11 @@ class Gate:
         self.calls.append("plug")
         self.plugged, self.memory, self.content = True, memory, memory.read_bytes()
         self.mode = memory.stat().st_mode & 0o777
+
+    def when_wanted(self, on_wanted: Callable[[], None]) -> None:
+        self.on_wanted = on_wanted
+        if self.agents:
+            on_wanted()
 
     def quiesce(self, on_vacant: Callable[[], None]) -> None:
         self.calls.append("quiesce")
@@ -56,14 +67,21 @@ class Site:
         return (await self.host.info(self.domain)).devices
 
 
-async def site(folder: Path, *, lane: str | None = None, default: int = 0, polite: bool = True) -> Site:
+async def site(
+    folder: Path, *, lane: str | None = None, default: int = 0, polite: bool = True, agents: bool = True
+) -> Site:
     host = World(now=asyncio.get_running_loop().time).host("a")
     domain = host.world.boot(host, "web1")
     half = host.halves[domain]
     half.info = attrs.evolve(half.info, metadata={} if lane is None else {"lane": lane})
-    found = Site(host, domain, Gate(polite), Lanes(host, default=default, folder=folder))
+    found = Site(host, domain, Gate(polite, agents), Lanes(host, default=default, folder=folder))
     attend(found, folder)
     return found
+
+
+async def welcome(*_: object) -> None:
+    """Serve nobody, until cancelled."""
+    await asyncio.Event().wait()
 
 
 def left(folder: Path) -> list[Path]:
@@ -135,11 +153,84 @@ def test_what_a_broker_left_plugged_in_is_replaced(tmp_path: Path) -> None:
         here = await site(tmp_path)
         await here.host.attach(here.domain, f"<shmem><alias name='{ALIAS}'/></shmem>")
         attend(here, tmp_path)
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.9)
+        assert ALIAS in await here.devices()  # an agent may have it mapped, and has yet to hear of this broker
+        await asyncio.sleep(0.2)
         assert ALIAS not in await here.devices()
         await here.lanes.turn_on(here.domain, 1 << 20)
         assert here.host.calls["attach"] == 2
         assert ALIAS in await here.devices()
+
+    run(main())
+
+
+def test_memory_is_plugged_in_when_an_agent_is_there_that_can_use_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        here = await site(tmp_path, lane="1MiB", agents=False)
+        await asyncio.sleep(100)
+        assert not await here.devices()
+        assert here.gate.on_wanted is not None
+        here.gate.on_wanted()
+        await asyncio.sleep(1)
+        assert ALIAS in await here.devices()
+
+    run(main())
+
+
+@pytest.mark.parametrize("polite", [True, False])
+def test_a_broker_that_ends_takes_its_memory_out(tmp_path: Path, polite: bool) -> None:
+    async def main() -> None:
+        here = await site(tmp_path, lane="1MiB", polite=polite)
+        await asyncio.sleep(1)
+        began = asyncio.get_running_loop().time()
+        await here.lanes.leave()
+        assert asyncio.get_running_loop().time() - began <= 2
+        assert here.gate.calls == ["plug", "quiesce", "unplug"]
+        assert not await here.devices()
+        await here.lanes.plug(here.domain)  # as a migration does that was called off
+        assert not here.gate.plugged
+
+    run(main())
+
+
+def test_a_broker_that_ends_does_not_wait_for_devices_that_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        here = await site(tmp_path, lane="1MiB")
+        other = here.host.world.boot(here.host, "web2")
+        gate = Gate(polite=False)
+        here.lanes.attend(here.host.halves[other].described, cast("LaneGate", gate), tmp_path)
+        await here.lanes.turn_on(other, 1 << 20)
+        await asyncio.sleep(1)
+        here.host.world.stubborn.add(ALIAS)
+        began = asyncio.get_running_loop().time()
+        await here.lanes.leave()
+        assert asyncio.get_running_loop().time() - began <= 2
+        assert not here.gate.plugged
+        assert not gate.plugged
+
+    run(main())
+    assert "web1: its guest may have the shared memory still" in caplog.text
+
+
+def test_residents_that_end_take_the_memory_out_of_their_domains(tmp_path: Path) -> None:
+    async def main() -> None:
+        host = World(now=asyncio.get_running_loop().time).host("a")
+        domain = host.world.boot(host, "web1")
+        half = host.halves[domain]
+        socket = attrs.evolve(half.info.port(PORT), path=str(tmp_path))
+        half.info = attrs.evolve(half.info, ports=(socket,))
+        lanes = Lanes(host, folder=tmp_path)
+        with closing(ParkedFile(tmp_path / "parked")) as parked:
+            running = asyncio.create_task(Residents(welcome, host, parked, lanes=lanes).run())
+            await asyncio.sleep(1)
+            await lanes.turn_on(domain)
+            assert ALIAS in half.info.devices
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+        assert ALIAS not in half.info.devices
 
     run(main())
 
