@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import pytest
 
+from mbroker.fleet.lanes import ALIAS
 from tests.system.brokers import talking
 from tests.system.guest_image import HOUSE
 from tests.system.libvirt_guest import PORT, Guest
@@ -72,6 +73,13 @@ class Node:
         """Stop it as the service manager would."""
         if self._daemon is not None:
             self._daemon.terminate()
+            with self._daemon:
+                self._daemon = None
+
+    def kill(self) -> None:
+        """End it without a word."""
+        if self._daemon is not None:
+            self._daemon.kill()
             with self._daemon:
                 self._daemon = None
 
@@ -242,6 +250,31 @@ def test_a_libvirtd_that_comes_after_the_daemon_is_found(agent: Guest, nodes: tu
         first.host.start_libvirtd()
     first.until(lambda: first.attends(agent.name))
     first.until(lambda: first.live_agents() == 1)  # it was not told goodbye
+
+
+def test_shared_memory_goes_when_the_daemon_ends_or_else_when_it_starts_again(
+    guest: Guest, nodes: tuple[Node, Node]
+) -> None:
+    first, _ = nodes
+
+    def shares() -> bool:
+        return ALIAS in first.host.run("virsh", "dumpxml", guest.name)
+
+    first.until(lambda: first.attends(guest.name))
+    with talking(guest, f"ivshmem:///{PORT}", interval=0.1):
+        first.until(lambda: first.live_agents() == 1)
+        first.ask("lane", guest.name, "on")
+        assert shares()
+        first.stop()
+        first.until(lambda: not shares())  # a guest takes its time
+        first.start()
+        first.until(lambda: first.live_agents() == 1)
+        first.ask("lane", guest.name, "on")
+        first.kill()
+        assert shares()
+        first.start()
+        first.until(lambda: not shares())
+        first.until(lambda: first.live_agents() == 1)
 
 
 @pytest.fixture(scope="module", autouse=True)
