@@ -115,6 +115,21 @@ def test_and_binds_more_tightly_than_or_and_not_more_than_both() -> None:
     assert parse("not (load > 5 and (load < 1 or absent(up[10s])))").condition == Not(And((HIGH, Or((low, absent)))))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(x > 1 or y > 1) or z > 1",
+        "(x > 1 and y > 1) and z > 1",
+        "x > 1 and (y > 1 or z > 1)",
+        "x > 1 and y > 1 or z > 1",
+        "not (x > 1 or y > 1) and z > 1",
+        "not not x > 1",
+    ],
+)
+def test_parentheses_are_printed_where_the_tree_needs_them(text: str) -> None:
+    assert str(Subscription.parse(text)) == text
+
+
 def test_clauses_stand_in_any_order() -> None:
     text = "load > 5 keep a, b expire 30d severity info nodata fire for 90s clear <= 4"
     clear = Comparison(Instant(LOAD), Operator.AT_MOST, 4.0)
@@ -259,7 +274,9 @@ def test_labels_of_a_selector_are_bounded() -> None:
     assert refusal(f"x{{{','.join(pairs)}}} > 1") == "column 1: labels must be 0 to 16, not 17"
 
 
-@pytest.mark.parametrize("pattern", ["(a{1000}){1000}", "((a{100}){100}){100}", r"(a)\\1", "(?=a)b", "a**"])
+@pytest.mark.parametrize(
+    "pattern", ["(a{1000}){1000}", "((a{100}){100}){100}", r"(a)\\1", "(?=a)b", "a**", ".{1000}" * 20]
+)
 def test_a_pattern_that_could_blow_up_is_refused(pattern: str) -> None:
     assert refusal(f'x{{a=~"{pattern}"}} > 1').startswith("column 6: not a pattern that RE2 accepts: ")
 
