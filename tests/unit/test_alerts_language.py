@@ -130,6 +130,11 @@ def test_parentheses_are_printed_where_the_tree_needs_them(text: str) -> None:
     assert str(Subscription.parse(text)) == text
 
 
+@pytest.mark.parametrize("number", ["75", "-0.5", "1e-07", "1e+300", "100000000000000.5"])
+def test_numbers_are_printed_in_their_shortest_form(number: str) -> None:
+    assert str(Subscription.parse(f"x > {number}")) == f"x > {number}"
+
+
 def test_clauses_stand_in_any_order() -> None:
     text = "load > 5 keep a, b expire 30d severity info nodata fire for 90s clear <= 4"
     clear = Comparison(Instant(LOAD), Operator.AT_MOST, 4.0)
