@@ -9,7 +9,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("match", "match_bag", "match_exact", "match_group", "match_rule", "match_store", "match_stream", "match_timer",
+PARTS = ("match", "match_bag", "match_exact", "match_group", "match_image", "match_rule", "match_store", "match_stream", "match_timer",
          "match_window")  # fmt: skip
 
 

@@ -109,8 +109,7 @@ static inline void ahead(match_engine *e, const uint32_t *which, size_t left) { 
   if (left > 12 && which[12] < e->series.used) __builtin_prefetch(SERIES(e) + which[12], 1);
   if (left > 8 && which[8] < e->series.used) {
     const series *s = SERIES(e) + which[8];
-    __builtin_prefetch(s->windows, 1);
-    __builtin_prefetch((const char *)s->windows + 64, 1);
+    if (s->windows) __builtin_prefetch(s->windows, 1), __builtin_prefetch(&s->windows->samples, 1);
     if (s->ring) {
       __builtin_prefetch(s->ring + (s->head & MASK(s)), 1);
       __builtin_prefetch(TIMES(s) + (s->head & MASK(s)), 1);

@@ -130,4 +130,9 @@ void match_settle(match_engine *e); /* after the last sample of a batch; what wa
 void match_tick(match_engine *e, int64_t clock); /* what the clock alone makes true; it does not go back */
 size_t match_take(match_engine *e, match_edge *edges, size_t room);
 
+/* All that an engine knows, edges not yet taken included, for this build on this kind of machine. Between batches:
+ * MATCH_BAD before match_settle. Return the bytes it needs; they are written if there is room for them. */
+int64_t match_save(const match_engine *e, uint8_t *image, size_t room);
+match_engine *match_load(const uint8_t *image, size_t size); /* NULL: not such an image, damaged, or no memory */
+
 #endif

@@ -8,7 +8,7 @@
 
 static inline void add(bag *b, double x) { exact_add(&b->sum, &b->lost, &b->inexact, x); }
 
-static inline uint32_t finite(const bag *b) { return b->count - b->infinite; }
+static inline uint32_t summed(const bag *b) { return b->count - b->infinite; }
 
 /* ---- order statistics */
 
@@ -22,7 +22,7 @@ static uint32_t upper(const double *x, uint32_t n, double v) { /* how many are <
   return low;
 }
 
-static double select(double *x, int64_t n, int64_t k) { /* Hoare's, in place */
+static double nth(double *x, int64_t n, int64_t k) { /* Hoare's, in place */
   int64_t l = 0, r = n - 1;
   while (l < r) {
     double p = x[l + ((r - l) >> 1)];
@@ -129,7 +129,7 @@ void bag_enter(bag *b, double x) {
     return;
   }
   if (!(b->needs & NEEDS_SUM)) return;
-  uint32_t n = finite(b);
+  uint32_t n = summed(b);
   double before = n > 1 ? b->sum / (n - 1) : 0;
   add(b, x);
   if (b->needs & NEEDS_M2) m2_move(b, x, n > 1 ? before : x, b->sum / n, 1);
@@ -149,7 +149,7 @@ void bag_leave(bag *b, double x) {
     return;
   }
   if (!(b->needs & NEEDS_SUM)) return;
-  uint32_t n = finite(b);
+  uint32_t n = summed(b);
   if (!n) {
     b->sum = b->lost = b->m2 = b->doubt = 0;
     b->inexact = 0;
@@ -186,7 +186,7 @@ HOT void bag_swap(bag *b, double old, double x) {
     }
   }
   if (!(b->needs & NEEDS_SUM)) return;
-  double n = finite(b), m0 = b->sum / n, rest;
+  double n = summed(b), m0 = b->sum / n, rest;
   double by = two_sum(x, -old, &rest);
   add(b, by);
   if (rest != 0) add(b, rest);
@@ -278,7 +278,7 @@ static bool spread(match_engine *e, bag *b, stream *s, const values *v, uint32_t
 }
 
 bool bag_value(match_engine *e, bag *b, stream *s, values v, double *value) {
-  uint32_t n = finite(b);
+  uint32_t n = summed(b);
   switch (s->function) {
   case MATCH_COUNT: return *value = b->count, true;
   case MATCH_MEAN: return n && ratio(e, b, s, &v, n, value);
@@ -297,7 +297,7 @@ bool bag_value(match_engine *e, bag *b, stream *s, values v, double *value) {
   e->counters.exact++;
   s->slow = (uint16_t)(s->slow + 8);
   uint32_t taken = copy(e->scratch, v);
-  *value = select(e->scratch, taken, k);
+  *value = nth(e->scratch, taken, k);
   if (s->slow > 400) bag_sort(e, b, v);
   return true;
 }

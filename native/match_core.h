@@ -158,7 +158,7 @@ typedef struct values { const double *first, *second; uint32_t count, rest; } va
 #define TRUTHS(e) ((e)->truths.base)
 #define MASK(s) (((uint64_t)1 << (s)->scale) - 1)
 #define TIMES(s) ((int64_t *)((s)->ring + ((size_t)1 << (s)->scale)))
-#define NAMES(s) ((uint32_t *)((s)->bounds + (s)->room))
+#define NAMES(s) ((s)->bounds ? (uint32_t *)((s)->bounds + (s)->room) : NULL)
 
 static inline bool is_order(uint32_t function) { return function >= MATCH_QUANTILE && function <= MATCH_LARGEST; }
 
@@ -239,6 +239,7 @@ void group_close(group *g);
 
 /* match_rule.c */
 void rule_touch(match_engine *e, uint32_t which, int64_t at, double value);
+int program_check(const uint8_t *program, uint32_t length, uint32_t count);
 void rules_settle(match_engine *e);
 void rules_look(match_engine *e, const list *eager, int64_t at); /* a sample that concerns them is coming */
 void watch_due(match_engine *e, const list *w, int64_t at);

@@ -158,7 +158,7 @@ int match_leave(match_engine *e, uint32_t which, uint32_t member) {
   uint32_t slot = slot_of(g, member);
   if (member == NONE || slot == g->size) return MATCH_BAD;
   stream *s = view_stream(e, member, false, &g->view, 0);
-  for (uint32_t i = 0; i < s->fed; i++)
+  for (uint32_t i = 0; s && i < s->fed; i++)
     if (s->feeds[i].group == which && s->feeds[i].slot == slot) {
       s->feeds[i] = s->feeds[--s->fed];
       break;

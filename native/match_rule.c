@@ -282,13 +282,13 @@ static void withdraw(match_engine *e, uint32_t which) {
   series_prune(e, source);
 }
 
-static int program_check(const match_rule *r) {
+int program_check(const uint8_t *program, uint32_t length, uint32_t count) {
   uint32_t depth = 0;
-  if (!r->length) return r->count == 1 ? 0 : MATCH_BAD;
-  for (uint32_t i = 0; i < r->length; i++) {
-    uint8_t step = r->program[i];
+  if (!length) return count == 1 ? 0 : MATCH_BAD;
+  for (uint32_t i = 0; i < length; i++) {
+    uint8_t step = program[i];
     if (step == MATCH_NOT ? depth < 1 : step >= MATCH_AND && depth < 2) return MATCH_BAD;
-    if (step < MATCH_NOT && (step >= r->count || ++depth > MATCH_DEPTH)) return MATCH_BAD;
+    if (step < MATCH_NOT && (step >= count || ++depth > MATCH_DEPTH)) return MATCH_BAD;
     depth -= step >= MATCH_AND;
   }
   return depth == 1 ? 0 : MATCH_BAD;
@@ -316,7 +316,7 @@ static int rule_check(const match_engine *e, const match_rule *r) {
     int wrong = view_check(e, &view);
     if (wrong) return wrong;
   }
-  return program_check(r);
+  return program_check(r->program, r->length, r->count);
 }
 
 static int64_t leaves_take(match_engine *e, uint32_t count) {

@@ -101,7 +101,7 @@ int stream_room(match_engine *e, stream *s, uint32_t more) {
   if (!bounds) return MATCH_NO_MEMORY;
   if (s->count) {
     memcpy(bounds, s->bounds, s->count * sizeof *bounds);
-    memcpy(bounds + room, NAMES(s), s->count * sizeof(uint32_t));
+    memcpy(bounds + room, s->bounds + s->room, s->count * sizeof(uint32_t));
   }
   e->counters.bytes += (room - s->room) * (sizeof(double) + sizeof(uint32_t));
   free(s->bounds);

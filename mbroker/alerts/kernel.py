@@ -268,6 +268,21 @@ class Kernel:
         lib.match_tick(self._engine, clock)
         return self.take()
 
+    def save(self) -> bytes:
+        """Return all that it knows, edges that wait included. It ends the batch."""
+        lib.match_settle(self._engine)
+        size = self._checked(lib.match_save(self._engine, ffi.NULL, 0))
+        image = ffi.new("uint8_t[]", size)
+        lib.match_save(self._engine, image, size)
+        return bytes(ffi.buffer(image, size))
+
+    def load(self, image: bytes) -> None:
+        """Become what :meth:`save` wrote; raise :exc:`KernelError` if *image* is damaged or of another version."""
+        engine = lib.match_load(ffi.from_buffer("uint8_t[]", image), len(image))
+        if engine == ffi.NULL:
+            raise KernelError("it is no snapshot that this version wrote, or it is damaged")
+        self._engine = ffi.gc(engine, lib.match_free)
+
     def take(self) -> Iterator[Edge]:
         """Yield the edges that wait."""
         if lib.match_broken(self._engine):
