@@ -48,8 +48,10 @@ _GOES_ON = tuple(encode(kind, 0, 0, 0, 0, b"")[:3] for kind in (Kind.DATA, Kind.
 """How frames begin that a session sends in the middle of an epoch."""
 _SHORTEST, _LONGEST = 0.02, 1.0
 """Seconds between two attempts to connect: the first, and the last after doubling."""
-_SILENCE, _LONGEST_SILENCE = 1.0, 60.0
+_SILENCE, _LONGEST_SILENCE = 3.0, 60.0
 """Seconds of silence after which a new connection is made again: the first time, and the last after doubling.
+
+Longer than a domain pauses as a rule when it moves: a connection that waits for it is not to be changed as it wakes.
 
 QEMU 7.2 takes nothing from a guest that was writing when its last client died, until the next one leaves.
 """

@@ -517,6 +517,26 @@ def test_a_guest_that_goes_on_as_if_it_had_not_heard_the_new_host_is_met(raw: Ra
     assert raw.accepted().recv() == frame
 
 
+def test_a_guest_that_stays_silent_is_connected_to_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domain, "_SILENCE", 0.05)
+    silent = Raw(tmp_path / "silent")
+    silent.pump(0.2)
+    silent.listener.settimeout(SOON)
+    with silent.listener.accept()[0]:
+        silent.close()
+
+
+def test_a_guest_that_spoke_keeps_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(domain, "_SILENCE", 0.05)
+    speaking = Raw(tmp_path / "speaking")
+    speaking.say(KEY, b"here")
+    speaking.pump(0.2)
+    speaking.listener.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        speaking.listener.accept()
+    speaking.close()
+
+
 def test_a_domain_that_is_not_there_is_tried_ever_more_rarely(tmp_path: Path) -> None:
     acceptor = domain.listen(Address.parse(f"virtio://{tmp_path}/none?domain={UUID}"), LIMITS)
     assert 2 <= wakeups(acceptor, 1.0) <= 8
