@@ -159,6 +159,15 @@ class Guest:
             connection.restore(str(path))
         self.host = host
 
+    def unplug(self, alias: str) -> None:
+        """Take the device out, and wait until the guest has let go of it."""
+        with self._domain() as domain:
+            domain.detachDeviceAlias(alias)
+            until = time.monotonic() + 60
+            while f"'{alias}'" in domain.XMLDesc():
+                assert time.monotonic() < until, f"the guest keeps {alias}"
+                time.sleep(0.1)
+
     def destroy(self) -> None:
         """Pull its plug, wherever it is."""
         with self._domain() as domain:
