@@ -351,6 +351,15 @@ def test_the_tree_in_json_is_short_and_has_a_version() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "clauses", ["nodata clear", "nodata fire", "severity info", "keep a, b", "expire 3d", "for 90s", "clear <= 4"]
+)
+def test_every_clause_goes_through_json_and_msgpack(clauses: str) -> None:
+    subscription = Subscription.parse(f"x > 5 {clauses}")
+    assert str(Subscription.from_json(subscription.to_json())) == f"x > 5 {clauses}"
+    assert str(Subscription.from_msgpack(subscription.to_msgpack())) == f"x > 5 {clauses}"
+
+
 LAST = ["last", ["x"]]
 FULL = [">", LAST, 5]
 
@@ -406,12 +415,12 @@ def test_data_that_say_no_condition_are_refused_with_the_place(condition: object
     assert str(caught.value) == message
 
 
-def test_nesting_in_data_is_bounded() -> None:
-    condition: object = [">", ["last", ["x"]], 5]
-    for _ in range(33):
-        condition = ["not", condition]
-    with pytest.raises(Invalid, match="at most 32 deep"):
-        Subscription.from_json(json.dumps([1, condition, {}]))
+@pytest.mark.parametrize("depth", [33, 900])
+def test_nesting_in_data_is_bounded_before_python_is(depth: int) -> None:
+    data = '["not",' * depth + '[">",["last",["x"]],5]' + "]" * depth
+    with pytest.raises(Invalid) as caught:
+        Subscription.from_json(f"[1,{data},{{}}]")
+    assert str(caught.value) == f"{'.'.join('1' * 34)}: conditions may be nested at most 32 deep"
 
 
 @pytest.mark.parametrize("text", ["", "[" * 8000, "[1,", "nul", '{"a":1}', "1" * 10_000, "[" + "1," * 8000 + "1]"])
