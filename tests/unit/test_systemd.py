@@ -1,0 +1,54 @@
+"""The systemd unit of the daemon: what it may do is what it needs, tried out under the same bounds."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+UNIT = Path(__file__).resolve().parents[2] / "mbroker/systemd/mbrokerd.service"
+SOMEBODY = 65534
+NEEDED = {
+    "CAP_CHOWN": f"import os; fd = os.memfd_create('lane'); os.fchown(fd, {SOMEBODY}, {SOMEBODY})",
+    "CAP_SETGID": f"import os; os.setgroups([]); os.setgid({SOMEBODY})",
+    "CAP_SETUID": f"import os; os.setuid({SOMEBODY})",
+    "CAP_SYS_NICE": "import os; os.setpriority(os.PRIO_PROCESS, 0, -1)",
+    "CAP_SYS_RESOURCE": "from resource import *; setrlimit(RLIMIT_CORE, (0, 0)); setrlimit(RLIMIT_CORE, (0, 1))",
+    "CAP_KILL": (
+        f"import os, signal, subprocess; p = subprocess.Popen(['sleep', '9'], user={SOMEBODY}); p.terminate(); p.wait()"
+    ),
+    "CAP_DAC_OVERRIDE": (
+        f"import os, tempfile; f = tempfile.mkdtemp(); os.chmod(f, 0); os.chown(f, {SOMEBODY}, {SOMEBODY});"
+        " d = os.open(f, os.O_RDONLY); os.close(d); os.rmdir(f)"
+    ),
+}
+"""For each capability what the daemon does with it: a lane that the hypervisor's user may open, policies and
+their processes as another user, domains' cgroups."""
+
+
+def _bounds() -> list[str]:
+    (line,) = re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
+    return str(line).split()
+
+
+def test_the_unit_allows_what_is_needed_and_no_more() -> None:
+    assert sorted(_bounds()) == sorted(NEEDED)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, and setpriv of util-linux")
+@pytest.mark.parametrize("capability", NEEDED)
+def test_each_thing_that_the_daemon_does_works_under_the_bounds_of_the_unit(capability: str) -> None:
+    bounds = ",".join(f"+{each.removeprefix('CAP_').lower()}" for each in _bounds())
+    done = subprocess.run(
+        ["setpriv", "--no-new-privs", "--bounding-set", f"-all,{bounds}", sys.executable, "-c", NEEDED[capability]],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
