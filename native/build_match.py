@@ -9,8 +9,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("match", "match_bag", "match_exact", "match_group", "match_image", "match_rule", "match_store", "match_stream", "match_timer",
-         "match_window")  # fmt: skip
+PARTS = ["bag", "exact", "group", "image", "rule", "store", "stream", "timer", "window"]
 
 
 def declarations(header: str) -> str:
@@ -25,7 +24,7 @@ ffi.cdef(declarations((HERE / "match.h").read_text()))
 ffi.set_source(
     "mbroker.alerts._match",
     '#include "match.h"',
-    sources=[f"native/{part}.c" for part in PARTS],
+    sources=["native/match.c", *(f"native/match_{part}.c" for part in PARTS)],
     depends=["native/match.h", "native/match_core.h"],
     include_dirs=["native"],
     libraries=["m"],

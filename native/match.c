@@ -109,7 +109,8 @@ static inline void ahead(match_engine *e, const uint32_t *which, size_t left) { 
   if (left > 12 && which[12] < e->series.used) __builtin_prefetch(SERIES(e) + which[12], 1);
   if (left > 8 && which[8] < e->series.used) {
     const series *s = SERIES(e) + which[8];
-    if (s->windows) __builtin_prefetch(s->windows, 1), __builtin_prefetch(&s->windows->samples, 1);
+    for (uint32_t i = 0; i < s->width && i < 3; i++)
+      __builtin_prefetch(s->windows + i, 1), __builtin_prefetch(&s->windows[i].tail, 1);
     if (s->ring) {
       __builtin_prefetch(s->ring + (s->head & MASK(s)), 1);
       __builtin_prefetch(TIMES(s) + (s->head & MASK(s)), 1);

@@ -242,10 +242,10 @@ uint8_t bag_needs(uint32_t function) {
   }
 }
 
-/* Whether x, which may be wrong by so much of itself, is certainly inside the guard. */
-static inline bool inside(const stream *s, double x, double wrong) {
-  double by = fabs(x) * wrong + 0x1p-1070;
-  return s->known && !s->fresh && !s->fed && x - by >= s->low && x + by < s->high;
+/* Whether it is all the same to the stream which of the values from `least` to `most` it is. */
+static inline bool same(const stream *s, double least, double most) {
+  if (s->fed) return false; /* a group adds it up */
+  return (least >= s->low && most < s->high) || stream_rank(s, least) == stream_rank(s, most);
 }
 
 static bool ratio(match_engine *e, bag *b, stream *s, const values *v, double by, double *value) {
@@ -256,21 +256,23 @@ static bool ratio(match_engine *e, bag *b, stream *s, const values *v, double by
     return isfinite(*value);
   }
   *value = b->sum / by;
-  if (LIKELY(b->lost == 0 || inside(s, *value, 4 * ULP))) return true;
+  double by_most = fabs(*value) * 4 * ULP + 0x1p-1070;
+  if (LIKELY(b->lost == 0 || same(s, *value - by_most, *value + by_most))) return true;
   *value = exact_ratio(b->sum, b->lost, 1, by);
   return true;
 }
 
 static bool spread(match_engine *e, bag *b, stream *s, const values *v, uint32_t n, double *value) {
   bool root = s->function == MATCH_STDDEV;
-  double over = n - 1, low = s->low, high = s->high, least = b->m2 - b->doubt, most = b->m2 + b->doubt;
-  if (root) low = low > 0 ? low * low : low, high = high > 0 ? high * high : high;
-  if (s->known && !s->fresh && !s->fed && (b->doubt > 0 || b->m2 > 0)) {
-    if (least * (1 - 8 * ULP) >= low * over && most * (1 + 8 * ULP) < high * over) return *value = s->low, true;
-  } else if (b->doubt == 0 && b->m2 == 0) {
-    return *value = 0, true; /* nothing in it ever differed */
+  double over = n - 1, least = (b->m2 - b->doubt) / over * (1 - 8 * ULP), most = (b->m2 + b->doubt) / over * (1 + 8 * ULP);
+  if (b->doubt == 0 && b->m2 == 0 && !b->inexact) return *value = 0, true; /* nothing in it ever differed */
+  if (LIKELY(!b->inexact && least > 0x1p-900 && most < 0x1p900)) {
+    *value = b->m2 / over;
+    if (root) *value = sqrt(*value), least = sqrt(least) * (1 - 8 * ULP), most = sqrt(most) * (1 + 8 * ULP);
+    if (same(s, least, most)) return true;
   }
   e->counters.exact++;
+  if (b->inexact) sums_count(b, *v); /* or the means that m2 is updated with would be wrong */
   *value = exact_spread(*v, n, root);
   b->m2 = (root ? *value * *value : *value) * over;
   b->doubt = isfinite(b->m2) && b->m2 > 0x1p-900 ? 16 * ULP * b->m2 : b->m2 == 0 ? 0 : INFINITY;

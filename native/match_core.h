@@ -39,10 +39,10 @@ typedef struct stream { /* one line of the cache: all that a sample touches */
   uint16_t slow;        /* how often lately an order statistic was searched for */
 } stream;
 
-typedef struct bag { /* values, and what running sums know of them */
+typedef struct bag { /* values, and what running sums know of them; one line of the cache */
+  stream *streams;
   double sum, lost;     /* of the finite ones, exactly sum + lost unless `inexact` */
   double m2, doubt;     /* sum of squared differences from their mean, and a bound of its error */
-  stream *streams;
   double *sorted;       /* all values, when order statistics are cheaper so */
   uint32_t count, infinite, room; /* room of `sorted` */
   uint16_t width;       /* streams */
@@ -206,6 +206,7 @@ void stream_see(match_engine *e, stream *s, uint8_t truth, double value, int64_t
 void bag_see(match_engine *e, bag *b, values v, int64_t at);
 int stream_room(match_engine *e, stream *s, uint32_t more);
 void stream_insert(match_engine *e, stream *s, double bound, uint32_t name);
+uint32_t stream_rank(const stream *s, double value); /* bounds <= value */
 void stream_meet(match_engine *e, stream *s, double bound, uint32_t name, double value, int64_t at);
 bool stream_drop(match_engine *e, stream *s, uint32_t leaf);
 stream *bag_stream(match_engine *e, bag *b, uint32_t function, uint32_t rank, uint8_t quorum, bool make);

@@ -31,7 +31,7 @@ static void guard(stream *s) {
   s->high = s->at < s->count ? s->bounds[s->at] : INFINITY;
 }
 
-static uint32_t rank_of(const stream *s, double value) { /* bounds <= value, galloping from where it was */
+uint32_t stream_rank(const stream *s, double value) { /* galloping from where it was */
   const double *b = s->bounds;
   uint32_t from = 0, n = s->at;
   if (s->at < s->count && value >= b[s->at]) {
@@ -49,7 +49,7 @@ static uint32_t rank_of(const stream *s, double value) { /* bounds <= value, gal
 }
 
 static void cross(match_engine *e, stream *s, double value, int64_t at) {
-  uint32_t old = s->at, new = rank_of(s, value);
+  uint32_t old = s->at, new = stream_rank(s, value);
   uint32_t from = old < new ? old : new, to = old < new ? new : old;
   const uint32_t *names = NAMES(s);
   e->counters.crossings++;

@@ -43,7 +43,7 @@ static bool change(match_engine *e, const series *s, window *w, uint32_t functio
     return isfinite(*value);
   }
   double milliseconds = (double)(TIMES(s)[last & mask] - TIMES(s)[first & mask]), thousand = w->gain * 1000;
-  if (LIKELY(!w->rough)) {
+  if (LIKELY(!w->rough && isfinite(thousand))) {
     if (LIKELY(w->lost == 0 && fma(w->gain, 1000, -thousand) == 0)) return *value = thousand / milliseconds, true;
     return *value = exact_ratio(w->gain, w->lost, 1000, milliseconds), isfinite(*value);
   }
