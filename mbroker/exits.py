@@ -10,7 +10,7 @@ from mbroker.plugins import BadOptions, UnknownPlugin
 from mchannel.errors import AddressError
 from mchannel.keys import KeyNameError, NoSuchKey
 
-__all__ = ["Exit", "Failure", "Misuse", "exit_of"]
+__all__ = ["Exit", "Failure", "Interrupted", "Misuse", "exit_of"]
 
 
 class Failure(Exception):
@@ -19,6 +19,10 @@ class Failure(Exception):
 
 class Misuse(Failure):
     """The command line is wrong; one line says how to write it."""
+
+
+class Interrupted(Failure):
+    """The operator did not wait for the end; one line says what goes on without the command."""
 
 
 class Exit(IntEnum):
@@ -30,6 +34,8 @@ class Exit(IntEnum):
     """The command line or the configuration is wrong."""
     UNREACHABLE = 3
     NOT_FOUND = 4
+    INTERRUPTED = 130
+    """As a shell tells of a command that SIGINT ended."""
 
 
 def exit_of(error: Exception) -> Exit:
@@ -41,5 +47,7 @@ def exit_of(error: Exception) -> Exit:
             return Exit.USAGE
         case Unreachable():
             return Exit.UNREACHABLE
+        case Interrupted():
+            return Exit.INTERRUPTED
         case _:
             return Exit.FAILED

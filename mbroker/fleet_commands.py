@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from mbroker import control
-from mbroker.exits import Failure
+from mbroker.exits import Failure, Interrupted, Misuse
 from mbroker.fleet.migration import Result
 from mbroker.hosting import DomainRow, LaneRow, LaneWanted, MemberRow, MigrationRow, Wanted
 from mbroker.options import with_control, with_output
@@ -20,7 +21,10 @@ from mbroker.values import plain
 
 __all__ = ["domains", "fleet", "lane", "migrate"]
 
-_LOOK = 0.25  # seconds between two looks at a migration
+_LOOK = 0.25
+"""Seconds between two looks at a migration."""
+_SILENCE = 60.0
+"""Seconds without an answer of the daemon after which nobody looks any more."""
 
 
 @click.command(epilog="\b\nExample:\n  mbroker domains")
@@ -59,14 +63,14 @@ Examples:
   mbroker migrate web1 host2
   mbroker migrate web1 host2 --no-live --timeout 600
 \b
-An interrupted command leaves the migration to the daemons; see: mbroker domains"""
+An interrupted command (exit code 130) leaves the migration to the daemon; see: mbroker domains"""
 )
 @click.argument("domain")
 @click.argument("host")
 @click.option("--live/--no-live", default=True, show_default=True, help="Let the domain run while it is copied.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=float,
     default=300.0,
     show_default=True,
     help="Seconds after which it is called off and the domain stays.",
@@ -75,9 +79,16 @@ An interrupted command leaves the migration to the daemons; see: mbroker domains
 @with_output
 def migrate(domain: str, host: str, live: bool, timeout: float, address: str, output: str) -> None:
     """Move DOMAIN, a name or UUID, to HOST of the fleet; its channels go on there."""
+    if not 0 < timeout < math.inf:
+        raise Misuse(f"--timeout {timeout:g}: give a number of seconds above 0, such as 300")
     wanted = Wanted(domain, host, live, timeout)
-    number: int = control.ask(address, int, "control.migrate", json.dumps(plain(wanted)))
-    result = _watched(address, number, f"{domain} to {host}")
+    try:
+        number: int = control.ask(address, int, "control.migrate", json.dumps(plain(wanted)))
+        result = _watched(address, number, f"{domain} to {host}")
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; what the daemon has begun goes on: look for {domain} here and on {host} by: mbroker domains"
+        ) from None
     if output == "json":
         print_json(plain(result))
     elif not result.reason:
@@ -110,15 +121,23 @@ def lane(domain: str, state: str, address: str) -> None:
 
 
 def _watched(address: str, number: int, what: str) -> Result:
-    """Show the migration's progress until it ends."""
+    """Show the migration's progress until it ends; raises Unreachable after a minute without an answer."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=1.0)
+        heard = time.monotonic()
         while True:
-            row: MigrationRow = control.ask(address, MigrationRow, "control.migration", str(number))
-            bar.update(task, completed=row.progress.copied, description=f"{what}: {row.progress.step}")
-            if row.result is not None:
-                return row.result
+            try:
+                row: MigrationRow = control.ask(address, MigrationRow, "control.migration", str(number))
+            except control.Unreachable as error:
+                if time.monotonic() - heard > _SILENCE:
+                    raise control.Unreachable(f"how {what} ended is unknown, ask both hosts: {error}") from None
+                bar.update(task, description=f"{what}: waiting for the daemon")
+            else:
+                heard = time.monotonic()
+                bar.update(task, completed=row.progress.copied, description=f"{what}: {row.progress.step}")
+                if row.result is not None:
+                    return row.result
             time.sleep(_LOOK)
 
 

@@ -111,9 +111,12 @@ async def _check(means: Means, order: Order) -> None:
         raise MigrationError(f"{order.name} is on {order.source} already")
     found = await means.here(order.domain)
     if not found.here:
-        raise MigrationError(f"{order.name} is not on {order.source}; ask: mbroker domains")
+        raise MigrationError(
+            f"{order.name} does not run on {order.source}; start it first,"
+            " or move its definition by: virsh migrate --offline --persistent"
+        )
     if not found.running:
-        raise MigrationError(f"{order.name} does not run; start it first, or move its definition by: virsh migrate")
+        raise MigrationError(f"{order.name} is here, but paused; let it run first by: virsh resume {order.name}")
 
 
 async def _expect(means: Means, order: Order) -> None:
@@ -132,7 +135,7 @@ async def _plug(means: Means, order: Order) -> None:
 
 async def _confirm(means: Means, order: Order) -> None:
     while True:
-        found = await means.there(order.destination, order.domain)
+        found = await _there(means, order)
         if found.running and found.attended:
             return
         await asyncio.sleep(_SETTLE_INTERVAL)
@@ -221,7 +224,7 @@ async def _settle(means: Means, order: Order) -> str | None:
         here = await _look(means.here(order.domain))
         if here is not None and here.running:
             return order.source
-        there = await _look(means.there(order.destination, order.domain))
+        there = await _look(_there(means, order))
         if there is not None and there.running:
             return order.destination
         if clock() >= until:
@@ -230,6 +233,14 @@ async def _settle(means: Means, order: Order) -> str | None:
     if here is not None and there is not None and here.here != there.here:  # paused, but at one host
         return order.source if here.here else order.destination
     return None
+
+
+async def _there(means: Means, order: Order) -> Whereabouts:
+    """Return what the destination says of the domain; raises MigrationError when it speaks of another."""
+    found = await means.there(order.destination, order.domain)
+    if found.domain != order.domain:
+        raise MigrationError(f"{order.destination} was asked about {order.domain} and answered about another domain")
+    return found
 
 
 async def _look(look: Awaitable[Whereabouts]) -> Whereabouts | None:

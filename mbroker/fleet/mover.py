@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import secrets
 from collections.abc import Callable
 
 import attrs
@@ -56,7 +58,8 @@ class Mover:
         self._residents = residents
         self._tasks = tasks
         self._migrations: dict[int, Migration] = {}
-        self._last = 0
+        self._numbers = itertools.count(secrets.randbits(48))
+        """Begin anywhere: who asks for one from before a restart must not be told of another migration."""
 
     async def start(self, domain: str, host: str, *, live: bool, timeout: float) -> int:
         """Begin to move *domain*, a UUID or name, to *host*; return the number of the migration.
@@ -67,25 +70,37 @@ class Mover:
         if host != self._fleet.name and host not in self._fleet.members:
             known = ", ".join(sorted(self._fleet.members)) or "none"
             raise NoSuchHost(f"{host} is no host of this fleet; known are {known}")
+        if host != self._fleet.name and not self._fleet.members[host].hypervisor:
+            raise MigrationError(
+                f"[fleet.hosts.{host}] hypervisor is missing in the configuration;"
+                f" give the URI by which this host reaches it, such as qemu+tls://{host}/system"
+            )
         info = await self._hypervisor.info(domain)
         if info.state.active:
             info.port(self._port)
-        if any(each.order.domain == info.uuid and each.result is None for each in self._migrations.values()):
-            raise MigrationError(f"{info.name} is being moved already; see: mbroker migrations")
+        for each in self._migrations.values():
+            if each.order.domain == info.uuid and each.result is None:
+                raise MigrationError(
+                    f"{info.name} is being moved to {each.order.destination} already ({each.progress.step})"
+                )
         order = Order(info.uuid, info.name, self._fleet.name, host, live, timeout)
-        self._last += 1
-        migration = self._migrations[self._last] = Migration(order, Progress("check", 0))
-        while len(self._migrations) > _REMEMBERED:
-            del self._migrations[next(iter(self._migrations))]
+        ended = [number for number, each in self._migrations.items() if each.result is not None]
+        for number in ended[:-_REMEMBERED]:
+            del self._migrations[number]
+        number = next(self._numbers)
+        migration = self._migrations[number] = Migration(order, Progress("check", 0))
         self._tasks.create_task(self._run(migration))
-        return self._last
+        return number
 
     def migration(self, number: int) -> Migration:
         """Return the migration of that number; raises MigrationError."""
         try:
             return self._migrations[number]
         except KeyError:
-            raise MigrationError(f"no migration has the number {number}, or it ended long ago") from None
+            raise MigrationError(
+                f"no migration has the number {number}: it ended long ago, or this broker was started since;"
+                " see where the domain is by: mbroker domains"
+            ) from None
 
     async def _run(self, migration: Migration) -> None:
         def advance(progress: Progress) -> None:
