@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define ULP 0x1p-53
+#define FLOOR 0x1p-960 /* what squares of tiny differences lose to underflow is less than a millionth of it */
 
 static inline void add(bag *b, double x) { exact_add(&b->sum, &b->lost, &b->inexact, x); }
 
@@ -111,7 +112,7 @@ static void m2_move(bag *b, double x, double old_mean, double new_mean, double s
   double term = (x - old_mean) * (x - new_mean), size = fabs(x) + fabs(old_mean) + fabs(new_mean);
   b->m2 += sign * term;
   if (b->doubt > 0) b->doubt += (8 * ULP * size) * (8 * ULP * size); /* of values that are all alike nothing is lost */
-  b->doubt += 8 * ULP * (fabs(x - old_mean) * size + fabs(b->m2) + fabs(term));
+  b->doubt += 8 * ULP * (fabs(x - old_mean) * size + fabs(b->m2) + fabs(term)) + (x != old_mean ? FLOOR : 0);
 }
 
 void bag_enter(bag *b, double x) {
@@ -193,7 +194,7 @@ HOT void bag_swap(bag *b, double old, double x) {
   if (b->needs & NEEDS_M2) {
     double m1 = b->sum / n, term = by * ((x - m1) + (old - m0));
     b->m2 += term;
-    b->doubt += 8 * ULP * (fabs(by) * (fabs(x) + fabs(old) + fabs(m0) + fabs(m1)) + fabs(b->m2) + fabs(term));
+    b->doubt += 8 * ULP * (fabs(by) * (fabs(x) + fabs(old) + fabs(m0) + fabs(m1)) + fabs(b->m2) + fabs(term)) + (by != 0 ? FLOOR : 0);
   }
 }
 

@@ -115,16 +115,20 @@ static int largest(const values *v) { /* the exponent of the largest finite valu
   return exponent;
 }
 
-double exact_mean(values v, double by) {
-  int down = largest(&v) > 900 ? 64 : 0; /* a partial sum could overflow where the result does not */
+static double mean_of(const values *v, double by, int down) {
   partials s = {.count = 0};
   for (int part = 0; part < 2; part++) {
-    const double *x = part ? v.second : v.first;
-    uint32_t n = part ? v.rest : v.count;
+    const double *x = part ? v->second : v->first;
+    uint32_t n = part ? v->rest : v->count;
     for (uint32_t i = 0; i < n; i++)
       if (isfinite(x[i])) partials_add(&s, ldexp(x[i], -down));
   }
   return ldexp(divided(&s, by), down);
+}
+
+double exact_mean(values v, double by) { /* a partial sum may overflow where the result does not */
+  double mean = mean_of(&v, by, 0);
+  return isfinite(mean) ? mean : mean_of(&v, by, 64);
 }
 
 double exact_spread(values v, uint32_t n, bool root) {
@@ -152,12 +156,16 @@ double exact_ratio(double sum, double lost, double times, double by) {
   return divided(&s, by);
 }
 
-double exact_rate(const double *x, size_t count, double times, double by) {
+static double rate_of(const double *x, size_t count, double times, double by, int down) {
   partials s = {.count = 0};
-  int down = largest(&(values){.first = x, .count = (uint32_t)count}) > 900 ? 128 : 0;
   for (size_t i = 1; i < count; i++) {
     add_product(&s, ldexp(x[i], -down), times, 1);
     if (x[i] >= x[i - 1]) add_product(&s, ldexp(x[i - 1], -down), times, -1);
   }
   return ldexp(divided(&s, by), down);
+}
+
+double exact_rate(const double *x, size_t count, double times, double by) {
+  double rate = rate_of(x, count, times, by, 0);
+  return isfinite(rate) ? rate : rate_of(x, count, times, by, 128);
 }
