@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from enum import Enum
 from typing import TypeAlias
 
@@ -27,12 +28,13 @@ from mbroker.hypervisor import DomainEvent, Kind, State
 
 __all__ = ["GRACE", "SETTLING", "Attend", "Custody", "Kept", "Order", "Part", "Tell"]
 
-GRACE = 0.3
-"""Seconds after its arrival that a domain's handoff is waited for; its agents' messages wait in the guest meanwhile."""
+GRACE = 2.0
+"""Seconds after its arrival that a domain's handoff is waited for, from hosts that can be reached and do not answer.
+
+Its agents' messages wait in the guest meanwhile.
+"""
 SETTLING = 3.0
 """Seconds that a broker gives the others to be reached, after its start."""
-_FRESH = 5.0
-"""Seconds that an offer is taken at its word; an older one may have been overtaken, so the others are asked."""
 _OFFERED = 60.0
 """Seconds that an offer is kept for a domain that does not come."""
 _MOST = 256
@@ -107,9 +109,13 @@ class Custody:
     """The domains of one host."""
 
     def __init__(
-        self, parked: tuple[Kept, ...] = (), fleet: frozenset[str] = frozenset(), now: float = -math.inf
+        self,
+        parked: tuple[Kept, ...] = (),
+        fleet: frozenset[str] = frozenset(),
+        now: float = -math.inf,
+        generations: Mapping[str, int] | None = None,
     ) -> None:
-        """Begin *now* with what was *parked* before a restart; *fleet* names the other hosts."""
+        """Begin *now* with what was *parked*, and heard of, before a restart; *fleet* names the other hosts."""
         self.orders: deque[Order] = deque()
         """What is to be done, in order; the owner takes it away."""
         self._members: frozenset[str] = frozenset()
@@ -118,13 +124,16 @@ class Custody:
         """Until then members that cannot be reached yet are waited for."""
         self._fleet = fleet
         self._domains: dict[str, _Domain] = {}
-        self._generations = OrderedDict((kept.domain, kept.generation) for kept in parked)
+        self._generations = OrderedDict(generations or {})
         """The newest generation that was heard of."""
+        self._generations.update((kept.domain, kept.generation) for kept in parked)
         self._parked = OrderedDict((kept.domain, kept) for kept in parked)
         self._offered: OrderedDict[str, _Offered] = OrderedDict()
         self._parting: set[str] = set()
         self._left = {kept.domain for kept in parked}
         """Parked domains that are known to have gone, or to have ended their life here: another host may know more."""
+        self._taken: set[str] = set()
+        """Parked domains whose sessions another host holds ready; they may still stay here."""
 
     def on_members(self, present: frozenset[str]) -> None:
         """Note which members can be reached now, and ask those that came about domains that wait."""
@@ -138,7 +147,12 @@ class Custody:
     @property
     def parked(self) -> tuple[Kept, ...]:
         """What must outlive a restart of this broker."""
-        return tuple(self._parked.values())
+        return tuple(kept for domain, kept in self._parked.items() if domain not in self._taken)
+
+    @property
+    def generations(self) -> Mapping[str, int]:
+        """What must outlive a restart too, or a clock that goes wrong would make new sessions look old."""
+        return self._generations
 
     def attends(self, domain: str) -> bool:
         """Tell whether the domain's channels end here."""
@@ -152,12 +166,11 @@ class Custody:
         domain = event.domain
         match event.kind:
             case Kind.STARTED:  # booted afresh: its agents begin new sessions
-                self._forget(domain)
                 self._attend(domain, None)
             case Kind.ARRIVING:
-                self._expect(domain, now)
+                self._expect(domain)
             case Kind.PRESENT if event.state is State.MOVING:
-                self._expect(domain, now)
+                self._expect(domain)
             case Kind.POSTCOPY if event.state is State.MOVING:
                 self._part(domain)
             case Kind.PRESENT | Kind.POSTCOPY | Kind.ARRIVED | Kind.RESTORED | Kind.RESUMED:
@@ -201,14 +214,21 @@ class Custody:
             self._attend(offer.domain, kept)
 
     def on_taken(self, taken: Taken) -> None:
-        """Forget sessions that another host goes on with."""
-        if taken.generation >= self._generations.get(taken.domain, 0):
-            self._note(taken.domain, taken.generation)
-            self._forget(taken.domain)
+        """Forget sessions that another host goes on with, once their domain has left this one."""
+        domain = taken.domain
+        if taken.generation >= self._generations.get(domain, 0):
+            self._note(domain, taken.generation)
+            self._offered.pop(domain, None)
+            if domain in self._left or domain not in self._parked:
+                self._forget(domain)
+            else:  # the other may fail before it runs there
+                self._taken.add(domain)
 
     def on_claim(self, host: str, claim: Claim) -> None:
-        """Answer what is kept of a domain."""
-        kept = self._kept(claim.domain)
+        """Answer what is kept of a domain; of one that is attended, as soon as the hypervisor says that it leaves."""
+        if self.attends(claim.domain) or claim.domain in self._parting:
+            return
+        kept = None if claim.domain in self._taken else self._kept(claim.domain)
         answer = Claimed(claim.domain, kept.generation, kept.snapshots) if kept else Claimed(claim.domain)
         self.orders.append(Tell(answer, host))
 
@@ -241,20 +261,19 @@ class Custody:
 
     # --- small parts --------------------------------------------------------------------------
 
-    def _expect(self, domain: str, now: float) -> None:
+    def _expect(self, domain: str) -> None:
+        """Wait for the offer that comes when the domain pauses; one that came earlier may be an older one's."""
         if domain not in self._domains:
             self._note_left(domain)  # it comes from elsewhere
             self._domains[domain] = _Domain(_Stage.EXPECTED, ran=False)
-            if kept := self._certain(domain, now):
-                self._attend(domain, kept)
 
     def _appear(self, domain: str, now: float) -> None:
         found = self._domains.get(domain)
         if found is not None and (found.stage is _Stage.HERE or found.until is not None):
             found.ran = True
             return
-        if kept := self._certain(domain, now):
-            self._attend(domain, kept)
+        if domain in self._parked and domain not in self._left:  # it never went: nobody can have overtaken them
+            self._attend(domain, self._parked[domain])
             return
         until = max(now + GRACE, self._settled)
         self._domains[domain] = _Domain(_Stage.EXPECTED, until=until, asked=self._fleet)
@@ -262,12 +281,6 @@ class Custody:
             self.orders.append(Tell(Claim(domain)))
         elif not self._fleet or now >= self._settled:
             self._attend(domain, self._kept(domain))
-
-    def _certain(self, domain: str, now: float) -> Kept | None:
-        """Return sessions of *domain* that no other host can have overtaken."""
-        if (offered := self._offered.get(domain)) and now - offered.at < _FRESH:
-            return offered.kept
-        return None if domain in self._left else self._parked.get(domain)
 
     def _is_news(self, kept: Kept, now: float) -> bool:
         """Keep sessions of another host, if they are newer than what is known."""
@@ -309,11 +322,14 @@ class Custody:
             self._generations.popitem(last=False)
 
     def _note_left(self, domain: str) -> None:
+        if domain in self._taken:
+            self._forget(domain)
         self._left = {known for known in self._left if known in self._parked} | {domain}
 
     def _forget(self, domain: str) -> None:
         self._parting.discard(domain)
         self._left.discard(domain)
+        self._taken.discard(domain)
         self._parked.pop(domain, None)
         self._offered.pop(domain, None)
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from itertools import count
 from typing import TypeVar
 
 import attrs
 
-from mbroker.fleet.message import MAX_MESSAGE, Message, MessageCodec, Numbered
+from mbroker.fleet.message import MAX_MESSAGE, Message, MessageCodec, Numbered, Unable
+from mbroker.hypervisor import HypervisorError
 from mchannel.aio import AsyncChannel, AsyncListener, listen_async, open_async
 from mchannel.errors import AuthenticationError, CodecError, MChannelError
 from mchannel.transport import State, Wishes
@@ -127,6 +129,8 @@ class Fleet:
             raise Away(f"{host} did not answer within {timeout:g} s; is mbrokerd running there?") from None
         finally:
             del line.asked[number]
+        if isinstance(found, Unable):
+            raise Away(f"{host} cannot answer: {found.reason}")
         if not isinstance(found, kind):
             raise Away(f"{host} gave an answer to another question; do both run the same version?")
         return found
@@ -185,17 +189,25 @@ class Fleet:
             await asyncio.sleep(pause)
 
     async def _hear(self, channel: AsyncChannel[Numbered], desk: Desk) -> None:
-        """Bring what one member says to *desk*, one message after the other."""
+        """Bring what one member says to *desk* in order; a question that takes long holds nothing else up."""
         host = channel.peer.identity
+
+        async def answer(question: Numbered) -> None:
+            found = await _answered(host, question.message, desk)
+            with suppress(MChannelError):  # it went away, and asks again if it still wants to know
+                await channel.write(Numbered(found, question.question), _WRITE)
+
         try:
-            while True:
-                heard = await channel.read()
-                answer = await desk(host, heard.message)
-                if answer is not None and heard.question:
-                    await channel.write(Numbered(answer, heard.question), _WRITE)
-        except CodecError as error:
-            _log.warning("fleet member %s: %s; its channel was closed", host, error)
-        except MChannelError:
+            async with asyncio.TaskGroup() as answers:
+                while True:
+                    heard = await channel.read()
+                    if heard.question:
+                        answers.create_task(answer(heard))
+                    else:
+                        await _answered(host, heard.message, desk)
+        except* CodecError as errors:
+            _log.warning("fleet member %s: %s; its channel was closed", host, errors.exceptions[0])
+        except* MChannelError:
             pass  # it went away; it dials again
         finally:
             channel.abort()
@@ -212,3 +224,14 @@ class Fleet:
                 if self.on_change is not None:
                     self.on_change()
             await asyncio.sleep(0.1)
+
+
+async def _answered(host: str, message: Message, desk: Desk) -> Message:
+    """Return the answer of *desk*, or why there is none: what goes wrong with one message ends nothing else."""
+    try:
+        return await desk(host, message) or Unable("it is no question")
+    except (HypervisorError, MChannelError) as error:
+        return Unable(str(error))
+    except Exception as error:
+        _log.exception("a message of fleet member %s was not taken", host)
+        return Unable(f"the broker failed: {type(error).__name__}")

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import attrs
 
+from mbroker.hypervisor.domain import is_uuid
 from mbroker.values import Invalid, build, plain
 from mchannel.errors import CodecError
 from mchannel.packing import Limits, pack, unpack
@@ -29,6 +30,7 @@ __all__ = [
     "Numbered",
     "Offer",
     "Taken",
+    "Unable",
     "Whereabouts",
     "Wherever",
 ]
@@ -38,11 +40,16 @@ MAX_MESSAGE = 64 << 20
 _LIMITS = Limits(text=4096, binary=MAX_MESSAGE, items=4096)
 
 
+def _is_domain(_: object, attribute: attrs.Attribute[str], value: str) -> None:
+    if not is_uuid(value):
+        raise ValueError(f"'{attribute.name}' must be the UUID of a domain, not {value!r:.80}")
+
+
 @attrs.frozen
 class Offer:
     """The domain paused here; these sessions are for whoever runs it next."""
 
-    domain: str
+    domain: str = attrs.field(validator=_is_domain)
     """UUID."""
     generation: int
     """How often the domain's sessions have changed hands; the highest counts."""
@@ -53,7 +60,7 @@ class Offer:
 class Taken:
     """The domain runs here, with its sessions of this generation; whoever keeps them may forget them."""
 
-    domain: str
+    domain: str = attrs.field(validator=_is_domain)
     generation: int
 
 
@@ -61,14 +68,14 @@ class Taken:
 class Claim:
     """The domain appeared here: does anybody have its sessions? Answered by :class:`Claimed`."""
 
-    domain: str
+    domain: str = attrs.field(validator=_is_domain)
 
 
 @attrs.frozen
 class Claimed:
     """What this host keeps of a domain; generation 0 when that is nothing."""
 
-    domain: str
+    domain: str = attrs.field(validator=_is_domain)
     generation: int = 0
     snapshots: tuple[bytes, ...] = ()
 
@@ -77,7 +84,7 @@ class Claimed:
 class Expect:
     """The domain is to come from here: may it? Answered by :class:`Expected`."""
 
-    domain: str
+    domain: str = attrs.field(validator=_is_domain)
     name: str
 
 
@@ -90,17 +97,24 @@ class Expected:
 
 
 @attrs.frozen
+class Unable:
+    """A question cannot be answered, and why."""
+
+    reason: str
+
+
+@attrs.frozen
 class Wherever:
     """Is the domain with you? Answered by :class:`Whereabouts`."""
 
-    domain: str
+    domain: str = attrs.field(validator=_is_domain)
 
 
 @attrs.frozen
 class Whereabouts:
     """What the hypervisor of this host says of a domain now."""
 
-    domain: str
+    domain: str = attrs.field(validator=_is_domain)
     here: bool
     running: bool
     attended: bool = False
@@ -121,11 +135,13 @@ class Hailed:
     """Seconds since 1970, by the clock of this host."""
 
 
-Message: TypeAlias = Offer | Taken | Claim | Claimed | Expect | Expected | Wherever | Whereabouts | Hail | Hailed
+Message: TypeAlias = (
+    Offer | Taken | Claim | Claimed | Expect | Expected | Unable | Wherever | Whereabouts | Hail | Hailed
+)
 
 _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind
-    for kind in (Offer, Taken, Claim, Claimed, Expect, Expected, Wherever, Whereabouts, Hail, Hailed)
+    for kind in (Offer, Taken, Claim, Claimed, Expect, Expected, Unable, Wherever, Whereabouts, Hail, Hailed)
 }
 
 

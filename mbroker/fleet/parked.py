@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+
+import attrs
 
 from mbroker.fleet.custody import Kept
 from mbroker.values import build
-from mchannel.errors import JournalError
-from mchannel.journal import Journal
+from mchannel.errors import MChannelError
+from mchannel.journal import MAX_RECORD, Journal
 from mchannel.packing import Limits, pack, unpack
 
 __all__ = ["ParkedFile"]
 
-_LIMITS = Limits(text=64, binary=64 << 20, items=4096)
+_LIMITS = Limits(text=64, binary=MAX_RECORD, items=8)
 
 _log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class _Record:
+    """One session of a domain, or that one generation of them was heard of."""
+
+    domain: str
+    generation: int
+    parked: bool
+    snapshot: bytes = b""
 
 
 class ParkedFile:
@@ -24,29 +37,44 @@ class ParkedFile:
     def __init__(self, path: Path) -> None:
         """Open *path*, or make it; raises JournalError."""
         self._journal = Journal.open(path)
-        self.kept = tuple(kept for record in self._journal.records if (kept := _parsed(record)) is not None)
+        found: dict[str, Kept] = {}
+        generations: dict[str, int] = {}
+        for record in filter(None, map(_parsed, self._journal.records)):
+            generations[record.domain] = max(record.generation, generations.get(record.domain, 0))
+            if record.parked:
+                known = found.get(record.domain, Kept(record.domain, record.generation, ()))
+                more = (record.snapshot,) if record.snapshot else ()
+                found[record.domain] = attrs.evolve(known, snapshots=(*known.snapshots, *more))
+        self.kept = tuple(found.values())
         """What was parked when it was written last."""
+        self.generations: Mapping[str, int] = generations
+        """The newest generation that was heard of, by domain."""
 
-    def keep(self, parked: tuple[Kept, ...]) -> None:
-        """Have *parked* on disk, and nothing else."""
-        if parked == self.kept:
+    def keep(self, parked: tuple[Kept, ...], generations: Mapping[str, int]) -> None:
+        """Have *parked* and *generations* on disk, and nothing else; takes as long as the disk does."""
+        if parked == self.kept and generations == self.generations:
             return
+        self.kept, self.generations = parked, dict(generations)
+        records = [_Record(domain, generation, parked=False) for domain, generation in generations.items()]
+        for kept in parked:
+            snapshots = kept.snapshots or (b"",)
+            records += [_Record(kept.domain, kept.generation, parked=True, snapshot=each) for each in snapshots]
         try:
-            self._journal.rewrite([pack((kept.domain, kept.generation, kept.snapshots)) for kept in parked])
-        except JournalError as error:
+            self._journal.rewrite([pack(attrs.astuple(record)) for record in records])
+        except MChannelError as error:
             _log.warning("sessions of domains that are away will not survive a restart: %s", error)
-        self.kept = parked
 
     def close(self) -> None:
         """Let go of the file; idempotent."""
         self._journal.close()
 
 
-def _parsed(record: bytes) -> Kept | None:
+def _parsed(record: bytes) -> _Record | None:
     try:
-        domain, generation, snapshots = unpack(record, _LIMITS)
-        kept: Kept = build(Kept, {"domain": domain, "generation": generation, "snapshots": snapshots})
+        fields = unpack(record, _LIMITS)
+        names = (field.name for field in attrs.fields(_Record))
+        found: _Record = build(_Record, dict(zip(names, fields, strict=True)))
     except ValueError:
         _log.warning("a record of parked sessions was not understood and left out")
         return None
-    return kept
+    return found

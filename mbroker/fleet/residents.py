@@ -28,7 +28,7 @@ from mbroker.fleet.message import (
     Wherever,
 )
 from mbroker.fleet.parked import ParkedFile
-from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachable, State
+from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachable, Kind, State
 from mchannel.aio import AsyncListener, listen_async
 from mchannel.errors import MChannelError
 from mchannel.event import Event
@@ -52,6 +52,7 @@ class _Door:
     """Where a domain's agents come in."""
 
     name: str
+    path: str
     listener: AsyncListener[Event]
     task: asyncio.Task[None]
 
@@ -83,10 +84,15 @@ class Residents:
         self._clock = clock
         self._unix = unix
         self._file = parked
-        self._custody = Custody(parked.kept, frozenset(fleet.members) if fleet is not None else frozenset(), clock())
+        others = frozenset(fleet.members) if fleet is not None else frozenset()
+        self._custody = Custody(parked.kept, others, clock(), parked.generations)
         self._doors: dict[str, _Door] = {}
         self._late: dict[str, Attend] = {}
         """Domains to attend to when the hypervisor answers again."""
+        self._unfit: dict[str, Attend] = {}
+        """Domains that cannot be attended to: their sessions wait until they go elsewhere."""
+        self._doubtful: set[str] = set()
+        """Domains whose socket may be another one by now."""
         self._wake = asyncio.Event()
 
     @property
@@ -161,6 +167,8 @@ class Residents:
         """Take in the hypervisor's events."""
         async with self._hypervisor.events() as events:
             async for event in events:
+                if event.kind is Kind.PRESENT and event.domain in self._doors:
+                    self._doubtful.add(event.domain)  # events were missed
                 self._custody.happened(event, self._clock())
                 self._wake.set()
 
@@ -185,7 +193,9 @@ class Residents:
                         await self._fleet.tell(message, host)
                     case _:
                         pass  # there is nobody to tell
-            self._file.keep(custody.parked)
+            while self._doubtful:
+                await self._look_again(self._doubtful.pop(), tasks)
+            self._file.keep(custody.parked, custody.generations)
             due = custody.deadline()
             wait = None if due is None else max(due - self._clock(), 0)
             if self._late:
@@ -200,22 +210,24 @@ class Residents:
 
     async def _attend(self, order: Attend, tasks: asyncio.TaskGroup) -> None:
         domain = order.domain
+        scheme = "virtio" if self._lanes is None else "ivshmem"
         try:
             info = await self._hypervisor.info(domain)
             where = info.port(self._port).path
+            self._close(domain)  # what an earlier life of it left
+            listener = listen_async(f"{scheme}://{where}?domain={domain}", name="mbrokerd")
         except HypervisorUnreachable as error:
             if domain not in self._late:
                 _log.warning("cannot attend to domain %s yet: %s", domain, error)
             self._late[domain] = order
             return
-        except HypervisorError as error:  # it has no port, or is gone already
+        except (HypervisorError, MChannelError) as error:  # it has no port, or is gone already
             self._late.pop(domain, None)
-            _log.info("%s", error)
+            self._unfit[domain] = order
+            _log.info("cannot attend to domain %s: %s", domain, error)
             return
         self._late.pop(domain, None)
-        self._close(domain)  # what an earlier life of it left
-        scheme = "virtio" if self._lanes is None else "ivshmem"
-        listener = listen_async(f"{scheme}://{where}?domain={domain}", name="mbrokerd")
+        self._unfit.pop(domain, None)
         for snapshot in order.snapshots:
             try:
                 listener.adopt(snapshot, overtaken=order.overtaken)
@@ -224,11 +236,22 @@ class Residents:
         _log.info("attending to %s, with %d sessions handed over", info.name, len(order.snapshots))
         if self._lanes is not None and isinstance(listener.gate, LaneGate):
             self._lanes.attend(info, listener.gate, Path(where))
-        self._doors[domain] = _Door(info.name, listener, tasks.create_task(self._welcome(listener, info.name)))
+        task = tasks.create_task(self._welcome(listener, info.name))
+        self._doors[domain] = _Door(info.name, where, listener, task)
+
+    async def _look_again(self, domain: str, tasks: asyncio.TaskGroup) -> None:
+        """Go to the domain's new socket, if it has one: it was stopped and started while nobody looked."""
+        door = self._doors.get(domain)
+        try:
+            where = (await self._hypervisor.info(domain)).port(self._port).path
+        except HypervisorError:
+            return
+        if door is not None and door.path != where:
+            await self._attend(Attend(domain, self._close(domain)), tasks)
 
     def _part(self, domain: str) -> None:
-        late = self._late.pop(domain, None)
-        snapshots = self._close(domain) if late is None else late.snapshots
+        waiting = self._late.pop(domain, None) or self._unfit.pop(domain, None)
+        snapshots = self._close(domain) if waiting is None else waiting.snapshots
         self._custody.parted(domain, snapshots, self._unix())
 
     def _close(self, domain: str) -> tuple[bytes, ...]:
