@@ -81,7 +81,7 @@ Examples:
   mbroker check-config /etc/mbroker/mbroker.toml
   mbroker replay --policy adaptive trace.jsonl
 \b
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unreachable, 4 not found.
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unreachable, 4 not found, 130 interrupted.
 \b
 Completion: eval "$(_MBROKER_COMPLETE=bash_source mbroker)"   (or zsh_source, fish_source)""",
 )

@@ -81,7 +81,7 @@ class Mover:
         for each in self._migrations.values():
             if each.order.domain == info.uuid and each.result is None:
                 raise MigrationError(
-                    f"{info.name} is being moved to {each.order.destination} already ({each.progress.step})"
+                    f"{info.name} is being moved already, to {each.order.destination}: {each.progress.step}"
                 )
         order = Order(info.uuid, info.name, self._fleet.name, host, live, timeout)
         ended = [number for number, each in self._migrations.items() if each.result is not None]
