@@ -19,8 +19,9 @@ import attrs
 
 from mbroker.broker import ISOLATED_SECONDS, Budget
 from mbroker.values import Fault, Invalid, Where, build
+from mchannel import keys
 from mchannel.address import Address
-from mchannel.errors import AddressError
+from mchannel.errors import AddressError, KeyFileError
 from mchannel.transport import find_scheme
 
 __all__ = [
@@ -98,6 +99,12 @@ def _cgroup(_: object, attribute: attrs.Attribute[str | None], value: str | None
 def _uri(_: object, attribute: attrs.Attribute[str], value: str | None) -> None:
     if value is None or not re.fullmatch(r"[a-z][a-z0-9+.-]*:[!-~]+", value):
         raise ValueError(f"'{attribute.name}' must be a hypervisor's URI such as qemu:///system, not {value!r}")
+
+
+def _lane(_: object, attribute: attrs.Attribute[str], value: str) -> None:
+    sizes = [f"{1 << power}MiB" for power in range(9)]
+    if value not in ("off", *sizes):
+        raise ValueError(f"'{attribute.name}' must be off, {', '.join(sizes[:-1])} or {sizes[-1]}, not {value!r}")
 
 
 @attrs.frozen
@@ -187,7 +194,7 @@ class HypervisorSection:
     """Such as ``qemu:///system`` or ``xen:///system``."""
     port: str = attrs.field(default="org.mchannel.0", validator=attrs.validators.matches_re(r"[A-Za-z0-9._-]{1,64}"))
     """Name of the virtio port that domains are given for their channels."""
-    lane: str = attrs.field(default="off", validator=attrs.validators.matches_re(r"off|(1|2|4|8|16|32|64|128|256)MiB"))
+    lane: str = attrs.field(default="off", validator=_lane)
     """Shared memory that a domain is given for its channels when its metadata does not say: ``off``, or as ``1MiB``."""
 
 
@@ -362,6 +369,11 @@ def _contradictions(config: Config) -> list[Fault]:
             faults.append(Fault(("domains", name, "cpus"), "must be numbers of physical CPUs, for example [0, 1]"))
     if config.fleet and not config.hypervisor:
         faults.append(Fault(("fleet",), "is of no use without [hypervisor]; give its uri there"))
+    for name in config.fleet.hosts if config.fleet else ():
+        try:
+            keys.check_name(name)
+        except KeyFileError as error:
+            faults.append(Fault(("fleet", "hosts", name), f"is called as its key: {error}"))
     if config.fleet and config.broker.name in config.fleet.hosts:
         reason = "is this host itself; name the others, and this one by broker.name"
         faults.append(Fault(("fleet", "hosts", config.broker.name), reason))

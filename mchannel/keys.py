@@ -40,6 +40,7 @@ __all__ = [
     "KeyPair",
     "NoSuchKey",
     "PublicKey",
+    "check_name",
     "default_folder",
     "fingerprint",
     "new",
@@ -132,7 +133,7 @@ def new(folder: Path, name: str, *, force: bool = False) -> KeyPair:
     """
     import zmq  # noqa: PLC0415
 
-    _check_name(name)
+    check_name(name)
     public, secret = zmq.curve_keypair()
     key = KeyPair(name, PublicKey(public.decode()), secret)
     with _explained(folder):
@@ -169,7 +170,7 @@ def trust(folder: Path, name: str, public_key_text: str, *, server: bool = False
     With *server* it is also the key that this end expects where it dials without naming one.
     Trusting the same key again changes nothing; one name has one key and one key one name.
     """
-    _check_name(name)
+    check_name(name)
     kind, _, text = _parse(public_key_text, "the text given")
     if kind == "secret":
         raise KeyFileError("that is a secret key, now exposed: replace it, and trust the text of: mbroker keys show")
@@ -193,7 +194,7 @@ def trust(folder: Path, name: str, public_key_text: str, *, server: bool = False
 
 def untrust(folder: Path, name: str) -> None:
     """Forget the key called *name*; a connection that stands goes on until it ends."""
-    _check_name(name)
+    check_name(name)
     with _explained(folder), _opened(folder), _opened(folder / "trusted") as at:
         try:
             os.unlink(f"{name}.pub", dir_fd=at)
@@ -223,7 +224,8 @@ def trusted(folder: Path) -> Mapping[str, PublicKey]:
     return found
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise KeyNameError when no key can be called *name*."""
     if not re.fullmatch(_NAME, name):
         raise KeyNameError(
             f"{name[:80]!r} is no name for a key; use 1 to 64 letters, digits, dots, dashes, underscores"

@@ -42,6 +42,14 @@ cgroup = "machine/web1"
 """
 
 
+FLEET = """
+[hypervisor]
+uri = "qemu:///system"
+[fleet]
+listen = "tcp://10.0.0.1:7700"
+"""
+
+
 def test_every_section_is_read(tmp_path: Path) -> None:
     config = load(write(tmp_path, WHOLE)).config
     assert config.broker.name == "node1"
@@ -126,6 +134,14 @@ def test_more_files_are_merged_in_the_order_of_their_names(tmp_path: Path) -> No
         ),
         ("[broker]\ncontrol = 'tcp://127.0.0.1:1'", "broker.control: must be an address of this host"),
         ("[broker\n", "line 1"),
+        (
+            FLEET + "[fleet.hosts.'node 2']\naddress = 'tcp://10.0.0.2:7700'",
+            "fleet.hosts.node 2: is called as its key: 'node 2' is no name for a key; use 1 to 64 letters",
+        ),
+        (
+            "[hypervisor]\nuri = 'qemu:///system'\nlane = '3MiB'",
+            "hypervisor.lane: must be off, 1MiB, 2MiB, 4MiB, 8MiB, 16MiB, 32MiB, 64MiB, 128MiB or 256MiB, not '3MiB'",
+        ),
     ],
 )
 def test_an_error_names_the_file_and_the_key(tmp_path: Path, text: str, fault: str) -> None:
