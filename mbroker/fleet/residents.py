@@ -84,7 +84,7 @@ class Residents:
         self._clock = clock
         self._unix = unix
         self._file = parked
-        others = frozenset(fleet.members) if fleet is not None else frozenset()
+        others: frozenset[str] = frozenset(fleet.members if fleet is not None else ())
         self._custody = Custody(parked.kept, others, clock(), parked.generations)
         self._doors: dict[str, _Door] = {}
         self._late: dict[str, Attend] = {}

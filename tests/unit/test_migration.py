@@ -138,7 +138,7 @@ def _false(_: World, network: Network) -> None:
             case _ if type(message).__name__ == "Expect":
                 return Expected(willing=True)
             case _:
-                return Whereabouts("", here=True, running=False)
+                return Whereabouts("bbbbbbbb-0000-4000-8000-000000000009", here=True, running=True, attended=True)
 
     network.false["b"] = lie
 
