@@ -35,6 +35,8 @@ _PORTIONS = 64
 _MAX_STRANGERS = 256
 """Peers that may be connected without having said HELLO."""
 _MAX_LINKS = 4096
+_MAX_ADOPTED = _MAX_LINKS
+"""Sessions that were handed over and whose agents did not come yet: as many as a broker can have had."""
 _CALL_INTERVAL = 0.1
 _LATEST = Delivery.LATEST  # an enum is slow to find its members
 
@@ -374,7 +376,7 @@ class FramedGate:
         self._options = options
         self._strangers: OrderedDict[int, _Stranger] = OrderedDict()
         self._links: dict[tuple[str, bytes], FramedLink] = {}
-        self._adopted: dict[tuple[str, bytes], tuple[Handoff, bool]] = {}
+        self._adopted: OrderedDict[tuple[str, bytes], tuple[Handoff, bool]] = OrderedDict()
         self._ready: list[FramedLink] = []
         acceptor.on_news = self._news
 
@@ -385,12 +387,18 @@ class FramedGate:
         return self._ready.pop(0) if self._ready else None
 
     def adopt(self, snapshot: bytes, *, overtaken: bool = False) -> None:
-        """Expect the agent of a session that another broker handed over."""
+        """Expect the agent of a session that another broker handed over.
+
+        When there are too many, the one that is waited for longest is given up. Raises ProtocolError.
+        """
         try:
             match unpack(snapshot, Limits(binary=1 << 30)):
                 case (str() as identity, bytes() as data):
                     handoff = Handoff.decode(data)
                     self._adopted[identity, handoff.session] = handoff, overtaken
+                    self._adopted.move_to_end((identity, handoff.session))
+                    if len(self._adopted) > _MAX_ADOPTED:
+                        self._adopted.popitem(last=False)
                 case _:
                     raise ValueError("malformed")
         except ValueError as error:
