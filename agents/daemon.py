@@ -165,7 +165,7 @@ class Daemon:
     def _describe(self) -> Detail:
         streams = {key[1] for key in self._tasks if isinstance(key[1], str)}
         return {
-            "version": _version(),
+            "version": installed_version(),
             "boot_id": _BOOT.read_text().strip() if _BOOT.exists() else "",
             "kernel": os.uname().release,
             "streams": tuple(sorted(streams)),
@@ -219,7 +219,8 @@ async def _watch(follower: Follower, tail: Tail) -> NoReturn:
         raise
 
 
-def _version() -> str:
+def installed_version() -> str:
+    """Return the version of mchannel; empty when it runs from a bare checkout."""
     try:
         return version("mchannel")
     except PackageNotFoundError:

@@ -55,8 +55,19 @@ def _milliseconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no threshold; give milliseconds above 0, such as 6 or 2.5")
 
 
+class _Version(argparse.Action):
+    """Print the version and end; it is looked up only when asked for, as guests may be slow."""
+
+    def __call__(self, *_: object) -> NoReturn:
+        from mchannel.agents.daemon import installed_version  # noqa: PLC0415
+
+        print(f"magent {installed_version() or 'of a bare checkout'}")
+        raise SystemExit(0)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="magent", description="M-agents: observe and report.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(
         commands.add_parser(
