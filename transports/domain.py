@@ -26,6 +26,7 @@ from mchannel.address import Address
 from mchannel.errors import AddressError, ChannelBroken
 from mchannel.frame import Kind, encode
 from mchannel.transport import Options, Peer, Transport
+from mchannel.transports.bucket import TokenBucket
 from mchannel.transports.complaints import Complaints
 from mchannel.transports.stream import BEGIN, EVERYBODY, READY, Demultiplexer, Key, Multiplexer
 from mchannel.transports.timer import Timer
@@ -41,6 +42,8 @@ _STREAMS = 64
 """Streams that a guest may have; one more takes the place of the one that was quiet longest."""
 _GARBAGE = 1 << 16
 """Bytes of garbage after which a guest is not heard for a while; a tear makes some thousand at most."""
+_CONTROLS, _CONTROLS_AT_ONCE = 200.0, 1024
+"""Frames that are no messages, a second and at once: each costs this broker an answer, a stream or a session."""
 _PENALTY = 1.0
 _PATIENCE = 0.5
 """Seconds that a guest which runs again has to hear BEGIN: what it goes on with until then is for the host before."""
@@ -117,6 +120,7 @@ class DomainSocket:
         """Those who have news, until they were told."""
         self._stalled: set[_Accepted] = set()
         self._complaints = Complaints()
+        self._controls = TokenBucket(_CONTROLS, _CONTROLS_AT_ONCE)
         self._forgiven = 0
         """Bytes of garbage that were punished already."""
         self._leftovers_until: float | None = None
@@ -263,6 +267,8 @@ class DomainSocket:
             self._punish("sends what are no frames")
 
     def _deliver(self, key: Key, frame: bytes) -> None:
+        if not frame.startswith(_GOES_ON) and not self._controls.take() and self._listens:
+            self._punish("begins, calls and ends more often than any agent")
         if key == EVERYBODY:
             if frame == BEGIN:
                 for transport in tuple(self._streams.values()):

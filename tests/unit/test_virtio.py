@@ -606,6 +606,47 @@ def test_a_guest_that_hangs_up_while_it_is_held_back_wakes_nobody_in_vain(raw: R
     assert wakeups(raw.acceptor, 0.5) <= 1
 
 
+@pytest.mark.parametrize(
+    ("key", "frames"),
+    [
+        (EVERYBODY, [BEGIN]),
+        (KEY, [b""]),
+        (KEY, [Frame(Kind.CALL, 1).encode()]),
+        (KEY, [Frame(Kind.HELLO, epoch).encode() for epoch in range(1, 500)]),
+    ],
+    ids=["BEGIN", "end", "CALL", "HELLO of ever new epochs"],
+)
+def test_a_flood_of_control_frames_is_held_back_with_one_line(
+    key: Key, frames: list[bytes], raw: Raw, caplog: pytest.LogCaptureFixture
+) -> None:
+    mux = Multiplexer(1 << 40)
+    for frame in frames * (50_000 // len(frames)):
+        mux.put(key, frame)
+    flood = mux.take(1 << 62)
+    raw.wire.setblocking(False)
+    late = time.monotonic() + 0.5
+    while time.monotonic() < late and flood:
+        with suppress(BlockingIOError):
+            flood = flood[raw.wire.send(flood[:4096]) :]
+        raw.pump(0.001)
+    assert flood, "all of it was taken"
+    assert [message.partition(": ")[2] for message in caplog.messages] == [
+        "the guest begins, calls and ends more often than any agent"
+    ]
+
+
+def test_messages_are_not_counted_as_control_frames(raw: Raw, caplog: pytest.LogCaptureFixture) -> None:
+    raw.say(KEY, Frame(Kind.HELLO, 1).encode())
+    stream = raw.accepted()
+    heard = 0
+    for number in range(1, 2500):
+        raw.say(KEY, Frame(Kind.DATA, 1, number).encode())
+        while stream.recv() is not None:
+            heard += 1
+    assert heard == 2500
+    assert not caplog.records
+
+
 def test_a_stream_that_nobody_reads_is_ended_when_it_floods(raw: Raw, caplog: pytest.LogCaptureFixture) -> None:
     raw.say(KEY, b"")
     for _ in range(30):
