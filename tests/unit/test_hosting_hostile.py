@@ -42,6 +42,9 @@ SOON = 20.0
 class Guest:
     """A domain whose port is in the hands of the test."""
 
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.mux, self.demux = Multiplexer(1 << 40), Demultiplexer(1 << 20, 64)
