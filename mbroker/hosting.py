@@ -105,6 +105,14 @@ class LaneRow:
     """False: ask again."""
 
 
+@attrs.frozen(eq=False)
+class _Change:
+    """A lane that is being turned on or off."""
+
+    on: bool
+    task: asyncio.Task[None]
+
+
 class Hosting:
     """What ``[hypervisor]`` and ``[fleet]`` ask for."""
 
@@ -122,8 +130,9 @@ class Hosting:
         self._residents: Residents | None = None
         self._mover: Mover | None = None
         self._lanes: Lanes | None = None
-        self._changing: dict[LaneWanted, asyncio.Task[None]] = {}
-        """Lanes that are being turned on or off."""
+        self._changes: dict[str, _Change] = {}
+        """For each domain the last wish, until whoever had it was told how it ended."""
+        self._changing: set[asyncio.Task[None]] = set()
         self._parked: ParkedFile | None = None
         if config.hypervisor is not None:
             try:
@@ -153,8 +162,8 @@ class Hosting:
                         self._mover = Mover(hypervisor, self._fleet, self._residents, tasks, port=port, lanes=lanes)
                     tasks.create_task(self._residents.run())
         finally:
-            for change in self._changing.values():
-                change.cancel()
+            for task in self._changing:
+                task.cancel()
             self._hypervisor = self._residents = self._mover = self._lanes = None
             self.close()
 
@@ -261,26 +270,37 @@ class Hosting:
             raise self._absent()
         try:
             wanted: LaneWanted = build(LaneWanted, json.loads(value))
-            task = self._changing.get(wanted)
-            if task is None:
-                uuid = (await hypervisor.info(wanted.domain)).uuid
-                change = lanes.turn_on(uuid) if wanted.on else lanes.turn_off(uuid)
-                task = self._changing[wanted] = asyncio.create_task(change)
-                task.add_done_callback(lambda ended: self._changed(wanted, ended))
-            done, _ = await asyncio.wait((task,), timeout=_LANE)
+            uuid = (await hypervisor.info(wanted.domain)).uuid
+            change = self._changes.get(uuid)
+            if change is None or change.on != wanted.on:
+                change = self._change(lanes, uuid, on=wanted.on)
+            done, _ = await asyncio.wait((change.task,), timeout=_LANE)
             if done:
-                self._changing.pop(wanted, None)
-                task.result()
+                self._forget(uuid, change)
+                change.task.result()
         except (MChannelError, HypervisorError, Invalid, ValueError) as error:
             raise _refused(error) from None
         shown: Mapping[str, Any] = plain(LaneRow(done=bool(done)))
         return shown
 
-    def _changed(self, wanted: LaneWanted, ended: asyncio.Task[None]) -> None:
-        """Remember for a while how it ended: whoever asked asks again."""
-        if not ended.cancelled():
-            ended.exception()
-        asyncio.get_running_loop().call_later(5 * _LANE, self._changing.pop, wanted, None)
+    def _change(self, lanes: Lanes, domain: str, *, on: bool) -> _Change:
+        """Begin to fulfil a wish; how it ended is remembered for a while, as whoever asked asks again."""
+        task = asyncio.create_task(lanes.turn_on(domain) if on else lanes.turn_off(domain))
+        change = self._changes[domain] = _Change(on, task)
+        self._changing.add(task)
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._changing.discard(task)
+            if not task.cancelled():
+                task.exception()  # or asyncio says that nobody looked at it, when whoever asked is gone
+            asyncio.get_running_loop().call_later(5 * _LANE, self._forget, domain, change)
+
+        task.add_done_callback(ended)
+        return change
+
+    def _forget(self, domain: str, change: _Change) -> None:
+        if self._changes.get(domain) is change:
+            del self._changes[domain]
 
     def _absent(self) -> control.Refused:
         if self._section is None:

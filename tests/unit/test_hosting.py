@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from inspect import isawaitable
 from pathlib import Path
@@ -178,6 +178,85 @@ async def test_a_migration_is_followed_to_its_end(tmp_path: Path, monkeypatch: p
     assert (row["name"], row["destination"]) == ("web1", "node2")
     assert (row["result"]["moved"], row["result"]["step"]) == (False, "expect")  # nobody is at that address
     assert asked.host.halves[web].state is State.RUNNING
+
+
+@attrs.define(eq=False)
+class Turned:
+    """Stands for :class:`~mbroker.fleet.lanes.Lanes`: what was wished, and when it may be done."""
+
+    wishes: list[str] = attrs.field(factory=list[str])
+    may_end: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+    async def on(self, _domain: str) -> None:
+        self.wishes.append("on")
+        await self.may_end.wait()
+
+    async def off(self, _domain: str) -> None:
+        self.wishes.append("off")
+        await self.may_end.wait()
+
+
+@asynccontextmanager
+async def turning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncGenerator[tuple[Turned, Callable[[str, bool], Awaitable[bool]]]]:
+    """Yield what is wished, and how to wish: for a domain, and whether it is done."""
+    turned = Turned()
+    monkeypatch.setattr("mbroker.fleet.lanes.Lanes.turn_on", turned.on)
+    monkeypatch.setattr("mbroker.fleet.lanes.Lanes.turn_off", turned.off)
+    monkeypatch.setattr("mbroker.hosting._LANE", 0.05)
+    async with hosting(folder, monkeypatch) as asked:
+        await asked.attended(asked.world.boot(asked.host, "web1"))
+
+        async def wish(domain: str, on: bool) -> bool:
+            row = await asked.ask("lane", json.dumps({"domain": domain, "on": on}))
+            return bool(row["done"])
+
+        yield turned, wish
+
+
+async def test_a_lane_that_takes_long_is_asked_for_again_and_begun_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with turning(tmp_path, monkeypatch) as (turned, wish):
+        assert not await wish("web1", True)
+        turned.may_end.set()
+        assert await wish("web1", True)
+    assert turned.wishes == ["on"]
+
+
+async def test_a_lane_is_begun_anew_once_its_end_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with turning(tmp_path, monkeypatch) as (turned, wish):
+        turned.may_end.set()
+        assert await wish("web1", True)
+        turned.may_end.clear()
+        assert not await wish("web1", True)
+        await asyncio.sleep(0.3)  # longer than ends are remembered: the first one's is not the second one's
+        assert not await wish("web1", True)
+    assert turned.wishes == ["on", "on"]
+
+
+async def test_an_end_that_nobody_was_told_is_no_answer_after_another_wish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with turning(tmp_path, monkeypatch) as (turned, wish):
+        assert not await wish("web1", True)  # and whoever asked is gone
+        assert not await wish("web1", False)
+        turned.may_end.set()
+        assert await wish("web1", False)
+        assert await wish("web1", True)
+    assert turned.wishes == ["on", "off", "on"]
+
+
+async def test_an_end_that_nobody_was_told_is_forgotten_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with turning(tmp_path, monkeypatch) as (turned, wish):
+        assert not await wish("web1", True)
+        turned.may_end.set()
+        await asyncio.sleep(0.5)
+        assert await wish("web1", True)
+    assert turned.wishes == ["on", "on"]
 
 
 async def test_without_the_sections_the_commands_say_what_to_add(
