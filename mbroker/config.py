@@ -369,15 +369,22 @@ def _contradictions(config: Config) -> list[Fault]:
             faults.append(Fault(("domains", name, "cpus"), "must be numbers of physical CPUs, for example [0, 1]"))
     if config.fleet and not config.hypervisor:
         faults.append(Fault(("fleet",), "is of no use without [hypervisor]; give its uri there"))
-    for name in config.fleet.hosts if config.fleet else ():
-        try:
-            keys.check_name(name)
-        except KeyFileError as error:
-            faults.append(Fault(("fleet", "hosts", name), f"is called as its key: {error}"))
+    if config.fleet:
+        faults += _misnamed(("broker", "name"), config.broker.name)
+        for name in config.fleet.hosts:
+            faults += _misnamed(("fleet", "hosts", name), name)
     if config.fleet and config.broker.name in config.fleet.hosts:
         reason = "is this host itself; name the others, and this one by broker.name"
         faults.append(Fault(("fleet", "hosts", config.broker.name), reason))
     return faults
+
+
+def _misnamed(where: Where, host: str) -> list[Fault]:
+    try:
+        keys.check_name(host)
+    except KeyFileError as error:
+        return [Fault(where, f"is called as its key: {error}")]
+    return []
 
 
 def _is_loopback(host: str) -> bool:

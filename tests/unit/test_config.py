@@ -139,6 +139,10 @@ def test_more_files_are_merged_in_the_order_of_their_names(tmp_path: Path) -> No
             "fleet.hosts.node 2: is called as its key: 'node 2' is no name for a key; use 1 to 64 letters",
         ),
         (
+            FLEET + "[broker]\nname = 'node 1'",
+            "broker.name: is called as its key: 'node 1' is no name for a key; use 1 to 64 letters",
+        ),
+        (
             "[hypervisor]\nuri = 'qemu:///system'\nlane = '3MiB'",
             "hypervisor.lane: must be off, 1MiB, 2MiB, 4MiB, 8MiB, 16MiB, 32MiB, 64MiB, 128MiB or 256MiB, not '3MiB'",
         ),
