@@ -36,7 +36,6 @@ static void put_list(writer *w, const list *l) {
 }
 
 static void put_bag(writer *w, const bag *b) {
-  if (b->sorted) put(w, b->sorted, b->count * sizeof *b->sorted);
   for (uint32_t i = 0; i < b->width; i++) {
     const stream *s = b->streams + i;
     put(w, s, sizeof *s);
@@ -141,7 +140,6 @@ static void get_stream(reader *r, stream *s) {
 
 static void get_bag(reader *r, bag *b, bool of_group) {
   uint16_t width = b->width;
-  bool sorted = b->sorted != NULL;
   b->streams = NULL, b->sorted = NULL, b->width = 0, b->room = 0;
   require(r, b->infinite <= b->count);
   if (r->e->scratch_room < b->count && !r->wrong && b->count <= r->left / sizeof(double)) {
@@ -149,11 +147,6 @@ static void get_bag(reader *r, bag *b, bool of_group) {
     if (scratch) r->e->scratch = scratch, r->e->scratch_room = b->count;
   }
   require(r, r->e->scratch_room >= b->count);
-  if (sorted && b->count) {
-    b->sorted = get_array(r, b->count, sizeof *b->sorted), b->room = b->count;
-    for (uint32_t i = 0; b->sorted && i < b->count && !r->wrong; i++)
-      require(r, b->sorted[i] == b->sorted[i] && (!i || b->sorted[i - 1] <= b->sorted[i]));
-  }
   if (r->wrong || !width) return;
   if (!(b->streams = calloc(width, sizeof *b->streams))) {
     r->wrong = true;
@@ -167,6 +160,16 @@ static void get_bag(reader *r, bag *b, bool of_group) {
   }
 }
 
+/* What follows from the values is counted anew: a window that was sorted is sorted again when that pays. */
+static void check_bag(reader *r, bag *b, values v) {
+  uint32_t infinite = 0;
+  for (uint32_t i = 0; i < v.count; i++) infinite += isinf(v.first[i]) != 0;
+  for (uint32_t i = 0; i < v.rest; i++) infinite += isinf(v.second[i]) != 0;
+  require(r, infinite == b->infinite);
+  for (uint32_t i = 0; i < b->width; i++)
+    if (is_order(b->streams[i].function)) stream_count(b->streams + i, v);
+}
+
 static void get_window(reader *r, const series *s, window *w) {
   bool kept = !w->smooths && (w->samples || w->span);
   uint64_t count = s->head - w->tail;
@@ -175,6 +178,8 @@ static void get_window(reader *r, const series *s, window *w) {
   require(r, !kept || (s->ring && count <= MASK(s) && w->bag.count == count && count <= r->head->longest));
   require(r, w->samples <= r->head->longest && (!w->samples || (s->ring && count <= w->samples && w->samples <= MASK(s))));
   require(r, w->span >= 0 && (!w->smooths || w->span));
+  require(r, kept || !w->bag.count);
+  if (!r->wrong) check_bag(r, &w->bag, kept ? window_values(s, w) : (values){0});
   for (uint32_t i = 0; i < w->bag.width && !r->wrong; i++) {
     uint8_t function = w->bag.streams[i].function;
     require(r, (function == MATCH_EWMA) == (w->smooths != 0) && (function == MATCH_LAST) == (!kept && !w->smooths));
@@ -223,6 +228,7 @@ static void get_group(reader *r, group *g) {
   }
   require(r, known == g->bag.count);
   get_bag(r, &g->bag, true);
+  if (!r->wrong) check_bag(r, &g->bag, group_values(g));
   get_list(r, &g->watch, r->head->rules), get_list(r, &g->eager, r->head->rules);
 }
 

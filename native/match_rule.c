@@ -110,7 +110,7 @@ static void rule_settle(match_engine *e, uint32_t which) {
     r->waits = 0;
   } else {
     if (!r->waits) r->since = at;
-    r->fires = at - r->since >= r->hold;
+    r->fires = (uint64_t)at - (uint64_t)r->since >= (uint64_t)r->hold; /* since may be "ever" */
     r->waits = !r->fires;
     if (r->fires) emit(e, r->first, true, at, r->value);
     else if (by_clock) timer_queue(e, r->timer, r->since + r->hold);

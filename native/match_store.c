@@ -64,6 +64,7 @@ void emit(match_engine *e, uint32_t which, bool fires, int64_t at, double value)
     return;
   }
   e->edges = edges;
+  if (at == INT64_MIN) at = e->clock; /* no sample had a part in it */
   e->edges[e->made++] = (match_edge){.at = at, .value = value, .rule = which, .fires = fires};
 }
 
