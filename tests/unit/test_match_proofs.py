@@ -1,6 +1,6 @@
 """Proofs of the matcher in C under sanitizers, and proof that they see the faults they are there for.
 
-``MCHANNEL_FUZZ_SECONDS`` makes them long.
+``MCHANNEL_FUZZ_SECONDS`` makes them long; ``MCHANNEL_VERIFY=1`` plants every fault, not the first alone.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def test_no_sequence_of_calls_breaks_the_matcher(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=str)
+@pytest.mark.parametrize("fault", FAULTS if os.environ.get("MCHANNEL_VERIFY") else FAULTS[:1], ids=str)
 def test_the_proof_sees_a_planted_fault(tmp_path: Path, fault: Fault) -> None:
     done = fuzz(build(tmp_path, fault), 150)
     assert done.returncode != 0
