@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,16 @@ from tests.system import guest_image, libvirt_guest, libvirt_hosts
 from tests.system.guest_image import Image
 from tests.system.libvirt_guest import Guest
 from tests.system.libvirt_hosts import Host
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what takes many minutes to those who ask for it."""
+    if config.option.markexpr or os.environ.get("MCHANNEL_VERIFY") == "1":
+        return
+    reason = "takes minutes on two hosts: ./dev test-system"
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason))
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from tests.system.libvirt_guest import PORT, Guest
 from tests.system.libvirt_hosts import Host
 from tests.system.test_fleet import Pair, nothing_lost
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(300)]
 Mend: TypeAlias = Callable[[], None]
 Fault: TypeAlias = Callable[[BrokerProcess, BrokerProcess], Mend]
 Moment: TypeAlias = Callable[[BrokerProcess, BrokerProcess], None]

@@ -14,7 +14,7 @@ from tests.system.guest_image import Image
 from tests.system.libvirt_guest import PORT, Guest
 from tests.system.libvirt_hosts import Host
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(300)]
 SECONDS = 5
 
 

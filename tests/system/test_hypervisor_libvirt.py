@@ -23,7 +23,7 @@ from tests.system.libvirt_hosts import Host
 from tests.unit.hypervisor_cases import LifecycleCases, MigrationCases, Pair, Stage, read
 
 Hosts = tuple[Host, Host]
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(180)]
 
 
 def open_files() -> int:

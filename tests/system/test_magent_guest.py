@@ -15,7 +15,7 @@ from tests.system.libvirt_guest import Guest
 from tests.system.libvirt_hosts import Host
 
 Hosts = tuple[Host, Host]
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(300)]
 
 LOG = "/tmp/access.log"
 CONFIG = f"""

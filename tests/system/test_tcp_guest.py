@@ -12,7 +12,7 @@ from mchannel import keys
 from tests.system import guest_image, libvirt_guest
 from tests.system.libvirt_hosts import Host
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]  # the first run downloads and builds
+pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(600)]  # the first run downloads and builds
 
 MVM = "169.254.42.1"  # on every host, the same
 BROKER = f"""

@@ -17,7 +17,7 @@ from tests.system.libvirt_guest import PORT, Guest
 from tests.system.libvirt_hosts import Host
 
 Hosts = tuple[Host, Host]
-pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]  # the first run downloads and builds
+pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(600)]  # the first run downloads and builds
 
 AGENT = Path(__file__).with_name("guest_numbers.py").read_text()
 
