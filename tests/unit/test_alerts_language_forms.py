@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.lark import from_lark
 from lark import Lark
@@ -91,7 +91,9 @@ def test_every_printed_subscription_is_in_the_grammar(subscription: Subscription
 
 
 @given(from_lark(GRAMMAR))
-@settings(max_examples=60, deadline=None)
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+)  # the grammar filters
 def test_sentences_of_the_grammar_are_parsed(text: str) -> None:
     agree(text)
 
