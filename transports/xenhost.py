@@ -14,6 +14,7 @@ import attrs
 from mchannel.address import Address
 from mchannel.errors import AddressError, ChannelBroken, MChannelError, ProtocolError
 from mchannel.transport import Options, Peer, Transport
+from mchannel.transports.bucket import TokenBucket
 from mchannel.transports.complaints import Complaints
 from mchannel.transports.region import Lanes
 from mchannel.transports.ring import Side
@@ -39,18 +40,7 @@ class _Domain:
     value: bytes | None = None
     """The offer as it was read last."""
     wire: RingWire | None = None
-    tokens: float = float(_OFFERS)
-    since: float = attrs.field(factory=time.monotonic)
-
-    def may_offer(self) -> bool:
-        """Whether the guest did not make too many offers of late."""
-        now = time.monotonic()
-        self.tokens = min(self.tokens + (now - self.since) / _REFILL, _OFFERS)
-        self.since = now
-        if self.tokens < 1:
-            return False
-        self.tokens -= 1
-        return True
+    offers: TokenBucket = attrs.field(factory=lambda: TokenBucket(1 / _REFILL, _OFFERS))
 
 
 class HostDoor:
@@ -138,7 +128,7 @@ class HostDoor:
         if value is None:
             return
         try:
-            if not domain.may_offer():
+            if not domain.offers.take():
                 raise ProtocolError("it offers too often; this one is not looked at")
             if (identity := self._identity(domain.number)) is not None:
                 self._meet(domain, Offer.decode(value), identity)
