@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,16 @@ import pytest
 from mchannel.channel import Channel, Listener
 from mchannel.codec import Codec
 from mchannel.conformance import SOON, Conformance
-from mchannel.errors import ChannelTimeout
 from mchannel.transports import virtio
 from mchannel.transports.ivshmem import IVSHMEM, LaneGate
+from tests.conformance.rings import InParts
 from tests.unit.lane_world import Device
 from tests.unit.virtio_world import Hypervisor
 
 UUID = "aaaaaaaa-0000-4000-8000-000000000001"
 
 
-class TestIvshmem(Conformance):
+class TestIvshmem(InParts):
     """The MVM has plugged memory in before the guest opens its port."""
 
     address = ""
@@ -71,20 +69,6 @@ class TestIvshmem(Conformance):
         """Whether an agent's session has begun anew in memory."""
         link = agent._link
         return bool(link._transport.sharing and link._session._shaken)
-
-    def test_every_size_up_to_the_largest_arrives_whole(self) -> None:
-        """No ring holds the largest message whole: its writer has to go on while it is read."""
-        agent, broker = self.pair()
-        with ThreadPoolExecutor(1) as threads:
-            for size in (0, 1, 7, 8, 9, 4096, 16383, 16384, 100_000, 1 << 20):
-                message = bytes([size % 251]) * size
-                read = threads.submit(broker.read, timeout=SOON)
-                agent.write(message, timeout=SOON)
-                while not read.done():
-                    with contextlib.suppress(ChannelTimeout):
-                        agent.flush(timeout=0.01)
-                assert read.result() == message
-                broker.done()
 
 
 class TestIvshmemAsync(TestIvshmem):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from mchannel.address import Address
-from mchannel.conformance import SOON, Conformance
-from mchannel.errors import ChannelTimeout
 from mchannel.transport import Acceptor, Options, Transport
 from mchannel.transports import xen
 from mchannel.transports.xenguest import GuestWire
 from mchannel.transports.xenhost import HostDoor
 from mchannel.transports.xenlib import Machine
+from tests.conformance.rings import InParts
 from tests.unit.xen_world import Guest, World
 
 
@@ -39,22 +36,8 @@ def hypervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xen, "HostDoor", listen)
 
 
-class TestXen(Conformance):
+class TestXen(InParts):
     address = "xen:///conformance"
-
-    def test_every_size_up_to_the_largest_arrives_whole(self) -> None:
-        """No ring holds the largest message whole: its writer has to go on while it is read."""
-        agent, broker = self.pair()
-        with ThreadPoolExecutor(1) as threads:
-            for size in (0, 1, 7, 8, 9, 4096, 16383, 16384, 100_000, 1 << 20):
-                message = bytes([size % 251]) * size
-                read = threads.submit(broker.read, timeout=SOON)
-                agent.write(message, timeout=SOON)
-                while not read.done():
-                    with contextlib.suppress(ChannelTimeout):
-                        agent.flush(timeout=0.01)
-                assert read.result() == message
-                broker.done()
 
 
 class TestXenAsync(TestXen):
