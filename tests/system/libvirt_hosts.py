@@ -191,15 +191,21 @@ def sweep(owner: int | None = None) -> None:
     """Remove the control groups of *owner*, or of every run that has died."""
     for group in (group for path in _hierarchies() for group in path.glob("mchannel-*-mvm-?")):
         pid = int(group.name.split("-")[1])
-        if pid != owner and Path(f"/proc/{pid}").exists():
-            continue
-        for folder, _, _ in os.walk(group, topdown=False):
-            deadline = time.monotonic() + 10
-            while True:  # the kernel may still be ending the processes in it
-                try:
-                    Path(folder).rmdir()
-                    break
-                except OSError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.05)
+        if pid == owner:
+            _remove(group)
+        elif not Path(f"/proc/{pid}").exists():
+            with suppress(OSError):  # it is of a run in another container, which lives
+                _remove(group)
+
+
+def _remove(group: Path) -> None:
+    deadline = time.monotonic() + 10
+    for folder, _, _ in os.walk(group, topdown=False):
+        while True:  # the kernel may still be ending the processes in it
+            try:
+                Path(folder).rmdir()
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
