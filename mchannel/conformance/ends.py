@@ -1,0 +1,110 @@
+"""How channels begin and end."""
+
+# ruff: noqa: D102 - a test's name is its documentation
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+
+from mchannel.errors import (
+    ChannelClosed,
+    ChannelTimeout,
+    EndOfChannel,
+    MChannelError,
+)
+from mchannel.transport import State
+
+from .bench import SHORT, SOON, Bench, numbered, raises
+
+__all__ = ["Ends"]
+
+
+class Ends(Bench):
+    """Ends that open and close."""
+
+    # --- the end ----------------------------------------------------------------------------
+
+    def test_iteration_ends_at_the_peers_close(self) -> None:
+        agent, broker = self.pair()
+        agent.write_many(numbered(10))
+        closing = self.meanwhile(agent.close, timeout=SOON)
+        assert list(broker) == numbered(10)
+        closing.result(SOON)
+
+    def test_all_that_was_written_before_a_close_can_be_read_and_then_it_ends(self) -> None:
+        agent, broker = self.pair()
+        broker.write_many(numbered(3))
+        closing = self.meanwhile(broker.close, timeout=SOON)
+        assert [agent.read(timeout=SOON) for _ in range(3)] == numbered(3)
+        with raises(EndOfChannel):
+            agent.read(timeout=SOON)
+        closing.result(SOON)
+        with raises(EndOfChannel):
+            agent.write(b"too late")
+
+    def test_a_close_says_when_messages_stay_unacknowledged(self) -> None:
+        agent, _ = self.pair()
+        agent.write(b"never read")
+        with raises(ChannelTimeout):
+            agent.close(timeout=SHORT)
+        assert agent.state is State.CLOSED
+
+    def test_a_closed_end_says_so_and_closes_again_in_peace(self) -> None:
+        agent, broker = self.pair()
+        broker.write(b"left unread")
+        agent.close()
+        agent.close()
+        calls: Sequence[Callable[[], object]] = (
+            lambda: agent.read(timeout=0),
+            lambda: agent.write(b""),
+            lambda: agent.write_many([b""]),
+            lambda: agent.read_many(timeout=0),
+            agent.suspend,
+            agent.resume,
+        )
+        for call in calls:
+            with raises(ChannelClosed):
+                call()
+        assert agent.state is State.CLOSED
+
+    def test_an_error_inside_a_with_block_is_not_hidden(self) -> None:
+        agent, _ = self.pair()
+        with raises(ZeroDivisionError), agent:
+            agent.write(b"never read")
+            raise ZeroDivisionError("the application's own")
+        assert agent.state is State.CLOSED
+
+    def test_a_with_block_waits_until_all_is_acknowledged_and_closes(self) -> None:
+        agent, broker = self.pair()
+        reading: Future[list[bytes]] = self.meanwhile(lambda: list(broker))
+        with agent as channel:
+            channel.write_many(numbered(3))
+        assert agent.state is State.CLOSED
+        assert reading.result(SOON) == numbered(3)
+
+    # --- opening ----------------------------------------------------------------------------
+
+    def test_an_agent_may_come_before_its_broker(self) -> None:
+        first = self.listen()
+        address = str(first.address)
+        first.close()
+        coming = self.meanwhile(self.open, address)
+        time.sleep(SHORT)
+        broker = self.keep(self.listen(address).accept(timeout=SOON))
+        coming.result(SOON).write(b"early bird")
+        assert broker.read(timeout=SOON) == b"early bird"
+
+    def test_opening_where_nobody_listens_says_so(self) -> None:
+        listener = self.listen()
+        address = str(listener.address)
+        listener.close()
+        with raises(MChannelError):
+            self.open(address, timeout=5 * SHORT)
+
+    def test_accepting_times_out_when_nobody_comes(self) -> None:
+        listener = self.listen()
+        with raises(ChannelTimeout):
+            listener.accept(timeout=SHORT)
+        self.pair(listener)
