@@ -45,7 +45,8 @@ class RawCodec:
 class EventCodec:
     """:class:`~mchannel.event.Event` as a msgpack array of five, decoded within limits."""
 
-    limits: Limits = attrs.field(factory=Limits)
+    limits: Limits = attrs.field(default=Limits(binary=1 << 20))
+    """Bytes may be long, as columns of samples are: how long a message is at all, its channel bounds."""
 
     def encode(self, message: Event) -> bytes:
         """Return *message* as msgpack; raise :class:`CodecError` for values that no scalar type holds."""
