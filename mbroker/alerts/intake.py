@@ -1,0 +1,264 @@
+"""What publishers send, made the engine's own: numbers translated, identities attached, all of it bounded.
+
+Who speaks is known from the channel: a guest's series carry its name as ``domain``, a host's as ``host``, and only
+a host may speak of domains and groups. What a publisher may not say is dropped, counted, and told once a minute.
+Nothing here reads a clock; times are milliseconds of the Unix clock.
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from enum import Enum
+
+import attrs
+
+from mchannel.samples import MOST_SERIES, Declared, Named, Samples
+
+from .selector import GROUP, Endpoint, Series
+
+__all__ = ["Bounds", "Columns", "Intake", "Refusal"]
+
+DOMAIN, HOST = "domain", "host"
+"""Labels that the channel's identity decides."""
+
+_RUNS = 8  # of one source: its publishers, each with the numbers of its present life
+_PATIENCE = 5_000  # between two wishes for a new declaration
+_MINUTE = 60_000
+_BURST = 10  # seconds' worth of new series that may come at once: all of a publisher that has just begun
+
+
+@attrs.frozen
+class Bounds:
+    """What one source, a guest or a host, may ask of the broker."""
+
+    series: int = attrs.field(default=20_000, validator=[attrs.validators.ge(1), attrs.validators.le(MOST_SERIES)])
+    """Most series."""
+    new_series: int = attrs.field(default=2_000, validator=attrs.validators.ge(1))
+    """New series a second, in the long run; ten times as many at once."""
+    samples: int = attrs.field(default=1_000_000, validator=attrs.validators.ge(1))
+    """Samples a second."""
+    ahead: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
+    """Seconds by which the time of a sample may be in the future."""
+    behind: float = attrs.field(default=86_400.0, validator=attrs.validators.gt(0))
+    """Seconds by which it may be in the past, as when the broker was away."""
+
+
+class Refusal(Enum):
+    """Why something was dropped; the values are what the operator is told."""
+
+    IMPERSONATION = "series named after another host, domain or group"
+    SERIES = "series above the limit of series"
+    HASTE = "series that came faster than new ones may; they are asked for again"
+    UNKNOWN = "samples of series that were not declared"
+    RATE = "samples above the limit a second"
+    FUTURE = "samples from the future; is its clock right?"
+    PAST = "samples that are too old"
+
+
+@attrs.frozen(eq=False)
+class Columns:
+    """Samples as the engine takes them, in the order in which they came."""
+
+    numbers: array[int]
+    values: array[float]
+    times: array[int]
+
+    @classmethod
+    def none(cls) -> Columns:
+        """Return no samples."""
+        return cls(array("I"), array("d"), array("q"))
+
+    def __len__(self) -> int:
+        """Return how many they are."""
+        return len(self.numbers)
+
+    def kept(self, keep: Iterable[object]) -> Columns:
+        """Return those for which *keep* is true."""
+        chosen = list(keep)
+        return Columns(
+            array("I", itertools.compress(self.numbers, chosen)),
+            array("d", itertools.compress(self.values, chosen)),
+            array("q", itertools.compress(self.times, chosen)),
+        )
+
+
+@attrs.define
+class _Allowance:
+    """So many a second, and *burst* at once."""
+
+    rate: int
+    burst: int
+    left: float
+    at: int
+
+    def take(self, wanted: int, now: int) -> int:
+        """Return how many of the *wanted* may be had now."""
+        self.left = min(self.burst, self.left + max(now - self.at, 0) * self.rate / 1000)
+        self.at = max(self.at, now)
+        granted = min(wanted, int(self.left))
+        self.left -= granted
+        return granted
+
+
+_UNKNOWN, _BANNED = -1, -2
+"""In place of an engine's number: not declared (yet), and not to be declared again."""
+
+
+@attrs.define(eq=False)
+class _Source:
+    """A guest or a host, and what it has declared."""
+
+    fresh: _Allowance
+    samples: _Allowance
+    known: dict[Series, int] = attrs.field(factory=dict[Series, int])
+    runs: OrderedDict[int, list[int]] = attrs.field(factory=OrderedDict[int, list[int]])
+    """For each run the engine's number of each of its numbers."""
+    lacks: bool = False
+    """Whether samples came of series that are not declared."""
+    asked: int | None = None
+    """When it was last asked to declare them."""
+
+    def table(self, run: int) -> list[int]:
+        """Return the numbers of *run*; the run that was quiet for longest makes room for a new one."""
+        found = self.runs.get(run)
+        if found is None:
+            found = self.runs[run] = []
+            if len(self.runs) > _RUNS:
+                self.runs.popitem(last=False)
+        self.runs.move_to_end(run)
+        return found
+
+
+class Intake:
+    """Knows what every source declared, and lets through what it may say."""
+
+    def __init__(
+        self,
+        hosts: Collection[str],
+        number: Callable[[Series], int],
+        *,
+        groups: Mapping[str, Collection[str]] | None = None,
+        bounds: Bounds | None = None,
+    ) -> None:
+        """Take sources that are among *hosts* for hosts, others for domains; *number* is the engine's.
+
+        *groups* names, for each group, its members among the sources.
+        """
+        self.bounds = bounds or Bounds()
+        self._hosts = frozenset(hosts)
+        self._groups = {name: frozenset(members) for name, members in (groups or {}).items()}
+        self._number = number
+        self._sources: dict[str, _Source] = {}
+        self._refused: Counter[tuple[str, Refusal]] = Counter()
+        self._total = 0
+        self._told = 0
+
+    @property
+    def refused(self) -> int:
+        """How many series and samples were dropped so far."""
+        return self._total
+
+    def declare(self, source: str, declared: Declared, now: int) -> None:
+        """Note which series the publisher's numbers are; those that may not be stay unknown."""
+        origin = self._source(source, now)
+        table, most = origin.table(declared.run), self.bounds.series
+        names = [self._series(source, named) for named in declared.series[: max(most - declared.first, 0)]]
+        refused = Counter({Refusal.SERIES: len(declared.series) - len(names)})
+        fresh = {series for series in names if series is not None and series not in origin.known}
+        granted = origin.fresh.take(min(len(fresh), most - len(origin.known)), now)
+        table.extend([_UNKNOWN] * (min(declared.first + len(names), most) - len(table)))
+        for at, series in enumerate(names, declared.first):
+            if series is None:
+                table[at] = _BANNED
+                refused[Refusal.IMPERSONATION] += 1
+            elif (known := origin.known.get(series)) is not None:
+                table[at] = known
+            elif granted:
+                granted -= 1
+                table[at] = origin.known[series] = self._number(series)
+            elif len(origin.known) >= most:
+                table[at] = _BANNED
+                refused[Refusal.SERIES] += 1
+            else:
+                table[at] = _UNKNOWN
+                refused[Refusal.HASTE] += 1
+        self._refuse(source, refused)
+
+    def columns(self, source: str, samples: Samples, now: int) -> Columns:
+        """Return what the engine is to match of *samples*."""
+        origin = self._source(source, now)
+        offered = Columns(samples.numbers, samples.values, samples.times)
+        granted = origin.samples.take(len(offered), now)
+        if granted < len(offered):
+            self._refuse(source, {Refusal.RATE: len(offered) - granted})
+            offered = offered.kept(range(1, granted + 1))
+        offered = self._timely(source, offered, now)
+        table = origin.table(samples.run)
+        try:  # the numbers of all samples in C; what cannot be translated, rarely, one by one
+            numbers = array("I", map(table.__getitem__, offered.numbers))
+        except (IndexError, OverflowError):
+            size, most = len(table), self.bounds.series
+            found = [table[at] if at < size else _UNKNOWN if at < most else _BANNED for at in offered.numbers]
+            origin.lacks = origin.lacks or _UNKNOWN in found
+            known = [number >= 0 for number in found]
+            self._refuse(source, {Refusal.UNKNOWN: known.count(False)})
+            offered = offered.kept(known)
+            numbers = array("I", (number for number in found if number >= 0))
+        return Columns(numbers, offered.values, offered.times)
+
+    def asks_again(self, source: str, now: int) -> bool:
+        """Tell whether the source should declare its series anew, as samples came of others; seldom twice."""
+        origin = self._source(source, now)
+        if not origin.lacks or (origin.asked is not None and now - origin.asked < _PATIENCE):
+            return False
+        origin.lacks, origin.asked = False, now
+        return True
+
+    def complaints(self, now: int) -> Iterator[str]:
+        """Yield, once a minute, what was refused since the last time."""
+        if now - self._told < _MINUTE:
+            return
+        self._told = now
+        refused, self._refused = self._refused, Counter()
+        for (source, reason), count in sorted(refused.items(), key=lambda item: (item[0][0], item[0][1].name)):
+            yield f"{source}: refused {count} {reason.value}"
+
+    def _source(self, name: str, now: int) -> _Source:
+        origin = self._sources.get(name)
+        if origin is None:
+            fresh, samples = self.bounds.new_series, self.bounds.samples
+            origin = self._sources[name] = _Source(
+                _Allowance(fresh, _BURST * fresh, _BURST * fresh, now), _Allowance(samples, samples, samples, now)
+            )
+        return origin
+
+    def _series(self, source: str, named: Named) -> Series | None:
+        """Return the series with the labels that its source has; None when it says that it has others."""
+        is_host = source in self._hosts
+        own = (HOST, source) if is_host else (DOMAIN, source)
+        for label in named.labels:
+            if label[0] in (HOST, DOMAIN, GROUP) and label != own and not (is_host and label[0] != HOST):
+                return None
+        member = dict(named.labels).get(DOMAIN, source)
+        groups = ((GROUP, name) for name, members in self._groups.items() if member in members)
+        return Series(named.metric, Endpoint((*named.labels, own, *groups)))
+
+    def _timely(self, source: str, offered: Columns, now: int) -> Columns:
+        if not offered:
+            return offered
+        latest, earliest = now + int(self.bounds.ahead * 1000), now - int(self.bounds.behind * 1000)
+        if max(offered.times) <= latest and min(offered.times) >= earliest:
+            return offered
+        ahead = sum(at > latest for at in offered.times)
+        behind = sum(at < earliest for at in offered.times)
+        self._refuse(source, {Refusal.FUTURE: ahead, Refusal.PAST: behind})
+        return offered.kept(earliest <= at <= latest for at in offered.times)
+
+    def _refuse(self, source: str, refused: Mapping[Refusal, int]) -> None:
+        for reason, count in refused.items():
+            if count:
+                self._refused[source, reason] += count
+                self._total += count

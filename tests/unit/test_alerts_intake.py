@@ -1,0 +1,232 @@
+"""What publishers may say, and what becomes of the rest."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from mbroker.alerts.intake import Bounds, Intake
+from mbroker.alerts.selector import Endpoint, Series
+from mchannel.samples import MOST_SERIES, Declared, Named, Samples
+
+NOW = 1_700_000_000_000
+Names = dict[Series, int]
+
+
+@pytest.fixture
+def names() -> Names:
+    """The engine's numbers: from 100, in the order in which series are named."""
+    return {}
+
+
+@pytest.fixture
+def made(names: Names) -> Callable[..., Intake]:
+    def number(series: Series) -> int:
+        return names.setdefault(series, 100 + len(names))
+
+    def make(groups: dict[str, Sequence[str]] | None = None, **bounds: float) -> Intake:
+        return Intake(("node1",), number, groups=groups, bounds=Bounds(**bounds))  # type: ignore[arg-type]
+
+    return make
+
+
+def declared(*series: Named, run: int = 1, first: int = 0) -> Declared:
+    return Declared(run, first, series)
+
+
+def samples(*rows: tuple[int, float, int], run: int = 1) -> Samples:
+    numbers, values, times = zip(*rows, strict=True) if rows else ((), (), ())
+    return Samples(run, array("I", numbers), array("d", values), array("q", times))
+
+
+def many(count: int) -> Declared:
+    return declared(*(Named(f"metric{n}") for n in range(count)))
+
+
+def passed(intake: Intake, source: str, said: Samples, now: int = NOW) -> list[tuple[int, float, int]]:
+    columns = intake.columns(source, said, now)
+    return list(zip(columns.numbers, columns.values, columns.times, strict=True))
+
+
+def as_engine(rows: list[tuple[int, float, int]]) -> list[tuple[int, float, int]]:
+    return [(100 + number, value, at) for number, value, at in rows]
+
+
+def complaints(intake: Intake, now: int = NOW) -> list[str]:
+    return list(intake.complaints(now))
+
+
+CPU = Named("cpu.busy", (("cpu", "0"),))
+
+
+def test_numbers_of_the_publisher_become_those_of_the_engine(made: Callable[..., Intake]) -> None:
+    intake = made()
+    intake.declare("web1", declared(CPU, Named("load")), NOW)
+    assert passed(intake, "web1", samples((1, 0.5, NOW), (0, 0.9, NOW))) == [(101, 0.5, NOW), (100, 0.9, NOW)]
+    assert (intake.refused, intake.asks_again("web1", NOW)) == (0, False)
+
+
+def test_a_guest_is_known_by_its_channel(made: Callable[..., Intake], names: Names) -> None:
+    made().declare("web1", declared(CPU), NOW)
+    assert list(names) == [Series("cpu.busy", Endpoint({("cpu", "0"), ("domain", "web1")}))]
+
+
+def test_a_host_is_known_by_its_channel_and_speaks_of_its_domains(made: Callable[..., Intake], names: Names) -> None:
+    made().declare("node1", declared(CPU, Named("domain.cpu", (("domain", "web1"),))), NOW)
+    assert [series.endpoint for series in names] == [
+        {("cpu", "0"), ("host", "node1")},
+        {("domain", "web1"), ("host", "node1")},
+    ]
+
+
+@pytest.mark.parametrize("label", [("host", "node1"), ("host", "node2"), ("domain", "web2"), ("group", "all")])
+def test_a_guest_that_speaks_of_others_is_refused_and_told_of(
+    made: Callable[..., Intake], names: Names, label: tuple[str, str]
+) -> None:
+    intake = made()
+    intake.declare("web1", declared(Named("load", (label,)), CPU), NOW)
+    assert passed(intake, "web1", samples((0, 1.0, NOW), (1, 2.0, NOW))) == [(100, 2.0, NOW)]
+    assert [series.metric for series in names] == ["cpu.busy"]
+    assert "web1: refused 1 series named after another host, domain or group" in complaints(intake)
+    assert not intake.asks_again("web1", NOW), "it would only say the same again"
+
+
+def test_a_host_that_speaks_of_another_host_is_refused(made: Callable[..., Intake], names: Names) -> None:
+    made().declare("node1", declared(Named("load", (("host", "node2"),))), NOW)
+    assert not names
+
+
+def test_groups_are_what_the_operator_says(made: Callable[..., Intake], names: Names) -> None:
+    intake = made(groups={"db": ["web1", "web2"], "all": ["web1", "node1"]})
+    intake.declare("web1", declared(Named("load")), NOW)
+    intake.declare("node1", declared(Named("domain.cpu", (("domain", "web2"),))), NOW)
+    assert [series.endpoint for series in names] == [
+        {("domain", "web1"), ("group", "db"), ("group", "all")},
+        {("domain", "web2"), ("host", "node1"), ("group", "db")},
+    ]
+
+
+def test_an_undeclared_number_is_dropped_and_asked_for_once_in_a_while(made: Callable[..., Intake]) -> None:
+    intake = made()
+    intake.declare("web1", declared(CPU), NOW)
+    assert passed(intake, "web1", samples((0, 1.0, NOW), (7, 2.0, NOW))) == [(100, 1.0, NOW)]
+    assert [intake.asks_again("web1", NOW), intake.asks_again("web1", NOW)] == [True, False]
+    assert passed(intake, "web1", samples((7, 2.0, NOW))) == []
+    assert [intake.asks_again("web1", NOW + 4999), intake.asks_again("web1", NOW + 5000)] == [False, True]
+
+
+def test_another_life_of_the_publisher_has_other_numbers(made: Callable[..., Intake]) -> None:
+    intake = made()
+    intake.declare("web1", declared(CPU, Named("load")), NOW)
+    assert passed(intake, "web1", samples((0, 1.0, NOW), run=2)) == []
+    intake.declare("web1", declared(Named("load"), run=2), NOW)
+    assert passed(intake, "web1", samples((0, 1.0, NOW), run=2)) == [(101, 1.0, NOW)]
+    assert passed(intake, "web1", samples((0, 1.0, NOW), run=1)) == [(100, 1.0, NOW)]
+
+
+def test_what_is_declared_again_in_another_way_is_that_from_then_on(made: Callable[..., Intake]) -> None:
+    intake = made()
+    intake.declare("web1", declared(CPU), NOW)
+    intake.declare("web1", declared(Named("load")), NOW)
+    assert passed(intake, "web1", samples((0, 1.0, NOW))) == [(101, 1.0, NOW)]
+
+
+def test_times_out_of_range_are_dropped_and_the_rest_passes(made: Callable[..., Intake]) -> None:
+    intake = made(ahead=60, behind=3600)
+    intake.declare("web1", declared(CPU), NOW)
+    rows = [(0, 1.0, NOW + 60_001), (0, 2.0, NOW + 60_000), (0, 3.0, NOW - 3_600_000), (0, 4.0, NOW - 3_600_001)]
+    assert passed(intake, "web1", samples(*rows)) == as_engine(rows[1:3])
+    assert passed(intake, "web1", samples((0, 5.0, 1 << 62), (0, 6.0, -(1 << 62)))) == []
+    told = complaints(intake)
+    assert "web1: refused 2 samples from the future; is its clock right?" in told
+    assert "web1: refused 2 samples that are too old" in told
+
+
+def test_samples_above_the_rate_are_dropped(made: Callable[..., Intake]) -> None:
+    intake = made(samples=10)
+    intake.declare("web1", declared(CPU), NOW)
+    rows = [(0, float(n), NOW + n) for n in range(15)]
+    assert passed(intake, "web1", samples(*rows)) == as_engine(rows[:10])
+    assert passed(intake, "web1", samples(*rows), NOW + 500) == as_engine(rows[:5])
+
+
+def test_series_above_the_limit_are_dropped_for_good(made: Callable[..., Intake], names: Names) -> None:
+    intake = made(series=3)
+    intake.declare("web1", many(5), NOW)
+    rows = [(n, 1.0, NOW) for n in range(5)]
+    assert len(passed(intake, "web1", samples(*rows))) == len(names) == 3
+    assert not intake.asks_again("web1", NOW)
+    assert "web1: refused 2 series above the limit of series" in complaints(intake)
+
+
+def test_a_limit_of_series_cannot_be_passed_by_new_lives(made: Callable[..., Intake], names: Names) -> None:
+    intake = made(series=3)
+    for run in range(100):
+        intake.declare("web1", declared(Named(f"a{run}"), Named(f"b{run}"), run=run), NOW)
+    assert len(names) == 3
+
+
+def test_new_series_above_their_rate_are_asked_for_later(made: Callable[..., Intake], names: Names) -> None:
+    intake = made(new_series=10)
+    intake.declare("web1", many(150), NOW)
+    assert len(names) == 100
+    assert passed(intake, "web1", samples((120, 1.0, NOW))) == []
+    assert intake.asks_again("web1", NOW)
+    intake.declare("web1", many(150), NOW + 5000)
+    assert len(names) == 150
+
+
+def test_a_hundred_thousand_new_series_a_second_leave_others_unaffected(
+    made: Callable[..., Intake], names: Names
+) -> None:
+    intake = made()
+    for run in range(25):
+        series = tuple(Named(f"metric{run}", (("n", str(n)),)) for n in range(4000))
+        intake.declare("web1", Declared(run, 0, series), NOW + 40 * run)
+    assert len(names) <= Bounds().series
+    intake.declare("web2", declared(CPU), NOW)
+    assert len(passed(intake, "web2", samples((0, 1.0, NOW)))) == 1
+    assert {line.partition(":")[0] for line in complaints(intake, NOW + 1000)} == {"web1"}
+
+
+def test_numbers_far_above_the_limit_take_no_memory(made: Callable[..., Intake]) -> None:
+    intake = made(series=10)
+    intake.declare("web1", declared(CPU, first=MOST_SERIES - 1), NOW)
+    assert passed(intake, "web1", samples((MOST_SERIES - 1, 1.0, NOW), ((1 << 32) - 1, 1.0, NOW))) == []
+    assert not intake.asks_again("web1", NOW)
+    (origin,) = intake._sources.values()  # pyright: ignore[reportPrivateUsage]
+    assert max(map(len, origin.runs.values())) <= 10
+
+
+def test_lives_of_a_publisher_are_forgotten_but_for_the_last(made: Callable[..., Intake]) -> None:
+    intake = made()
+    for run in range(1000):
+        intake.columns("web1", samples((0, 1.0, NOW), run=run), NOW)
+    (origin,) = intake._sources.values()  # pyright: ignore[reportPrivateUsage]
+    assert len(origin.runs) <= 8
+
+
+def test_refusals_are_told_once_a_minute_and_counted(made: Callable[..., Intake]) -> None:
+    intake = made()
+    for minute in range(3):
+        for _ in range(5):
+            passed(intake, "web1", samples((0, 1.0, NOW)))
+        now = NOW + minute * 60_000
+        assert complaints(intake, now) == ["web1: refused 5 samples of series that were not declared"]
+        assert complaints(intake, now + 59_999) == []
+    assert intake.refused == 15
+
+
+def test_no_samples_are_no_samples(made: Callable[..., Intake]) -> None:
+    assert passed(made(), "web1", samples()) == []
+
+
+def test_a_clock_that_runs_backwards_gives_nothing_away(made: Callable[..., Intake]) -> None:
+    intake = made(samples=10)
+    intake.declare("web1", declared(CPU), NOW)
+    for now in itertools.chain(range(NOW, NOW - 5000, -1000), range(NOW - 5000, NOW, 1000)):
+        passed(intake, "web1", samples(*[(0, 1.0, now)] * 10), now)
+    assert intake.refused >= 90
