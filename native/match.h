@@ -21,6 +21,7 @@
 #define MATCH_LEAVES 64u         /* most comparisons in one rule */
 #define MATCH_DEPTH 64u          /* most operands waiting in one rule's program */
 #define MATCH_BOUNDS (1u << 20)  /* most thresholds on one stream */
+#define MATCH_NOTHING 0xffffffffu /* a source that does not exist yet */
 
 enum { /* what the calls that return a number return instead of it */
   MATCH_NO_MEMORY = -1, /* nothing changed, unless match_broken says so */
@@ -63,7 +64,7 @@ typedef struct match_view {
 typedef struct match_term {
   double threshold;  /* not NaN */
   match_view view;   /* of a group: its function, and rank; no window */
-  uint32_t source;   /* the series, or the group */
+  uint32_t source;   /* the series, or the group; of a rule of several terms perhaps MATCH_NOTHING: unknown */
   uint8_t of_group;
   uint8_t compare;
   uint8_t quorum;    /* of a group: unknown unless all of its members are present */
@@ -77,7 +78,6 @@ typedef struct match_rule {
   double clear;           /* with one term: clears when `value clears clear`, not when the comparison fails */
   uint8_t clears;         /* enum match_compare; MATCH_NEVER: no such clause */
   uint8_t nodata;         /* enum match_nodata: what silence of its series means */
-  uint8_t fires;          /* it takes over from one that fires: only the end is told */
 } match_rule;
 
 typedef struct match_edge {
@@ -118,6 +118,9 @@ int match_leave(match_engine *e, uint32_t group, uint32_t series);
 
 /* Add a rule and return its number. Windows that others keep already it knows as they are; new ones begin empty. */
 int64_t match_add(match_engine *e, const match_rule *rule);
+/* Add it `count` times; the next rule->count of `sources` are those of each one's terms. All of them, or none. */
+int match_add_each(match_engine *e, const match_rule *rule, const uint32_t *sources, size_t count, uint32_t *made);
+int match_bind(match_engine *e, uint32_t rule, uint32_t index, const match_term *term); /* instead of MATCH_NOTHING */
 int match_remove(match_engine *e, uint32_t rule);
 bool match_fires(const match_engine *e, uint32_t rule);
 

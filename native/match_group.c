@@ -94,9 +94,17 @@ int64_t match_open_group(match_engine *e, const match_view *member) {
   return which;
 }
 
-static uint32_t slot_of(const group *g, uint32_t which) {
+static feed *feed_of(match_engine *e, uint32_t which, uint32_t member, stream **found) { /* what makes it a member */
+  stream *s = *found = view_stream(e, member, false, &e->groups[which].view, 0);
+  for (uint32_t i = 0; s && i < s->fed; i++)
+    if (s->feeds[i].group == which) return s->feeds + i;
+  return NULL;
+}
+
+static uint32_t vacancy(const group *g) {
+  if (g->registered == g->size) return g->size;
   uint32_t slot = 0;
-  while (slot < g->size && g->members[slot] != which) slot++;
+  while (slot < g->size && g->members[slot] != NONE) slot++;
   return slot;
 }
 
@@ -126,11 +134,12 @@ int match_join(match_engine *e, uint32_t which, uint32_t member, int64_t at) {
   if (!is_group(e, which) || !is_series(e, member)) return MATCH_BAD;
   group *g = e->groups + which;
   window *w;
-  if (slot_of(g, member) < g->size) return MATCH_BAD;
+  stream *s;
+  if (feed_of(e, which, member, &s)) return MATCH_BAD;
   if (!reserve(e, g)) return MATCH_NO_MEMORY;
   int wrong = window_need(e, member, &g->view, &w);
   if (wrong) return wrong;
-  stream *s = bag_stream(e, &w->bag, g->view.function, g->view.rank, 0, true);
+  s = bag_stream(e, &w->bag, g->view.function, g->view.rank, 0, true);
   feed *feeds = s && s->fed < UINT16_MAX ? realloc(s->feeds, (s->fed + 1u) * sizeof *feeds) : NULL;
   if (feeds) s->feeds = feeds;
   if (!feeds || window_guard(e, member, w)) {
@@ -138,7 +147,7 @@ int match_join(match_engine *e, uint32_t which, uint32_t member, int64_t at) {
     return MATCH_NO_MEMORY;
   }
   if (g->dirty && g->at < at) group_settle(e, g); /* still without it */
-  uint32_t slot = slot_of(g, NONE);
+  uint32_t slot = vacancy(g);
   g->size += slot == g->size;
   g->members[slot] = member, g->values[slot] = NAN, g->silences[slot] = 0;
   g->registered++;
@@ -153,16 +162,12 @@ int match_join(match_engine *e, uint32_t which, uint32_t member, int64_t at) {
 }
 
 int match_leave(match_engine *e, uint32_t which, uint32_t member) {
-  if (!is_group(e, which)) return MATCH_BAD;
+  stream *s;
+  feed *from = is_group(e, which) && is_series(e, member) ? feed_of(e, which, member, &s) : NULL;
+  if (!from) return MATCH_BAD;
   group *g = e->groups + which;
-  uint32_t slot = slot_of(g, member);
-  if (member == NONE || slot == g->size) return MATCH_BAD;
-  stream *s = view_stream(e, member, false, &g->view, 0);
-  for (uint32_t i = 0; s && i < s->fed; i++)
-    if (s->feeds[i].group == which && s->feeds[i].slot == slot) {
-      s->feeds[i] = s->feeds[--s->fed];
-      break;
-    }
+  uint32_t slot = from->slot;
+  *from = s->feeds[--s->fed];
   group_feed(e, which, slot, MATCH_UNKNOWN, NAN, g->at);
   g->members[slot] = NONE;
   g->registered--;
@@ -176,7 +181,7 @@ int match_close_group(match_engine *e, uint32_t which) {
   group *g = e->groups + which;
   if (g->bag.width) return MATCH_BAD;
   if (!list_reserve(&e->free_groups, e->free_groups.count + 1)) return MATCH_NO_MEMORY;
-  while (g->size) match_leave(e, which, g->members[g->size - 1]);
+  while (g->size && !match_leave(e, which, g->members[g->size - 1])) {}
   e->counters.bytes -= g->room * (sizeof *g->values + sizeof *g->members);
   free(g->bag.streams), free(g->bag.sorted);
   group_close(g);

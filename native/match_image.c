@@ -255,7 +255,7 @@ static void check_links(reader *r) { /* what is said of others, now that they ar
     require(r, m->timer < e->timer_count && m->nodata <= MATCH_FIRE && m->clears <= 1);
     require(r, !program_check(m->program, m->length, m->count));
     for (uint32_t k = 0; k < m->count && !r->wrong; k++)
-      require(r, LEAVES(e)[m->first + k].source != NONE && !(TRUTHS(e)[m->first + k] & LEAF_FREE) &&
+      require(r, (m->count > 1 || LEAVES(e)[m->first].source != NONE) && !(TRUTHS(e)[m->first + k] & LEAF_FREE) &&
                      LEAVES(e)[m->first + k].rule == i);
   }
   for (size_t i = 0; i < e->timer_count; i++) {

@@ -28,7 +28,8 @@ static uint8_t truth_of(const match_engine *e, const rule *r) {
   return stack[0];
 }
 
-static list *watch_of(match_engine *e, uint32_t source, int64_t **due) {
+static list *watch_of(match_engine *e, uint32_t source, int64_t **due) { /* NULL: of nothing */
+  if (source == NONE) return NULL;
   if (source & GROUP) {
     group *g = e->groups + (source & ~GROUP);
     return *due = &g->due, &g->watch;
@@ -51,14 +52,17 @@ static void eager_end(match_engine *e, rule *r, uint32_t which) {
   r->eager = 0;
 }
 
+static bool eager_join(match_engine *e, uint32_t which, uint32_t source) {
+  if (source == NONE) return true;
+  if (!list_push(source & GROUP ? &e->groups[source & ~GROUP].eager : &EXTRAS(e)[source].eager, which)) return false;
+  if (!(source & GROUP)) SERIES(e)[source].flags |= SERIES_EAGER;
+  return true;
+}
+
 static int eager_begin(match_engine *e, rule *r, uint32_t which) {
   r->eager = 1;
-  for (uint32_t i = 0; i < r->count; i++) {
-    uint32_t source = LEAVES(e)[r->first + i].source;
-    if (!list_push(source & GROUP ? &e->groups[source & ~GROUP].eager : &EXTRAS(e)[source].eager, which))
-      return MATCH_NO_MEMORY;
-    if (!(source & GROUP)) SERIES(e)[source].flags |= SERIES_EAGER;
-  }
+  for (uint32_t i = 0; i < r->count; i++)
+    if (!eager_join(e, which, LEAVES(e)[r->first + i].source)) return MATCH_NO_MEMORY;
   return 0;
 }
 
@@ -70,6 +74,7 @@ static void watch_begin(match_engine *e, rule *r, uint32_t which) {
   for (uint32_t i = 0; i < r->count; i++) {
     int64_t *due;
     list *w = watch_of(e, LEAVES(e)[r->first + i].source, &due);
+    if (!w) continue;
     if (!list_push(w, which)) e->broken = true; /* more than once for one series does no harm */
     if (deadline(r) < *due) *due = deadline(r);
   }
@@ -82,6 +87,7 @@ static void watch_again(match_engine *e, rule *r, uint32_t which) { /* it is set
     int64_t *due, soonest = NEVER;
     list *w = watch_of(e, LEAVES(e)[r->first + i].source, &due);
     size_t kept = 0;
+    if (!w) continue;
     for (size_t k = 0; k < w->count; k++) {
       if (w->items[k] == which && !r->waits) continue;
       int64_t at = deadline(e->rules + w->items[k]);
@@ -131,6 +137,7 @@ void rule_touch(match_engine *e, uint32_t which, int64_t at, double value) {
   if (!r->eager) {
     for (uint32_t i = 0; i < r->count; i++) { /* one that changed nothing may have come since */
       uint32_t source = LEAVES(e)[r->first + i].source;
+      if (source == NONE) continue;
       int64_t newest = source & GROUP ? e->groups[source & ~GROUP].at : SERIES(e)[source].time;
       if (newest > at) at = newest;
     }
@@ -147,7 +154,7 @@ void rules_look(match_engine *e, const list *eager, int64_t at) {
     rule *r = e->rules + which;
     for (uint32_t i = 0; i < r->count; i++) {
       uint32_t source = LEAVES(e)[r->first + i].source;
-      group *g = source & GROUP ? e->groups + (source & ~GROUP) : NULL;
+      group *g = source != NONE && source & GROUP ? e->groups + (source & ~GROUP) : NULL;
       if (g && g->dirty && g->at < at && !g->joined) group_settle(e, g); /* of an earlier instant */
     }
     if (r->dirty && r->at < at) rule_settle(e, which);
@@ -204,6 +211,7 @@ stream *view_stream(match_engine *e, uint32_t source, bool of_group, const match
 static int need(match_engine *e, const match_term *t, uint32_t which, uint32_t room, bool whole) {
   stream *s;
   LEAVES(e)[which].source = t->source | (t->of_group ? GROUP : 0);
+  if (t->source == MATCH_NOTHING) return 0;
   if (t->view.function == MATCH_ABSENT) {
     list *absences = &EXTRAS(e)[t->source].timers;
     if (!list_reserve(absences, absences->count + 1)) return MATCH_NO_MEMORY;
@@ -294,6 +302,20 @@ int program_check(const uint8_t *program, uint32_t length, uint32_t count) {
   return depth == 1 ? 0 : MATCH_BAD;
 }
 
+static int term_check(const match_engine *e, const match_term *t) {
+  uint32_t function = t->view.function;
+  if (t->source != MATCH_NOTHING && (t->of_group ? !is_group(e, t->source) : !is_series(e, t->source))) return MATCH_BAD;
+  if (function == MATCH_ABSENT ? t->of_group || t->compare != MATCH_NEVER : t->compare >= MATCH_NEVER || !isfinite(t->threshold))
+    return MATCH_BAD;
+  match_view view = t->view;
+  if (t->of_group) {
+    if (t->source == MATCH_NOTHING || view.samples || view.span || function == MATCH_LAST || function > MATCH_LARGEST)
+      return MATCH_BAD;
+    view.samples = 1; /* as a window must have something */
+  }
+  return view_check(e, &view);
+}
+
 static int rule_check(const match_engine *e, const match_rule *r) {
   if (!r->count || r->count > MATCH_LEAVES || r->length > UINT16_MAX || r->hold < 0 || r->hold > INT64_MAX / 4 ||
       r->nodata > MATCH_FIRE || r->clears > MATCH_NEVER || (r->clears != MATCH_NEVER && (r->count > 1 || r->length)))
@@ -301,19 +323,9 @@ static int rule_check(const match_engine *e, const match_rule *r) {
   if (r->clears != MATCH_NEVER && !isfinite(r->clear)) return MATCH_BAD;
   for (uint32_t i = 0; i < r->count; i++) {
     const match_term *t = r->terms + i;
-    uint32_t function = t->view.function;
-    if (t->of_group ? !is_group(e, t->source) : !is_series(e, t->source)) return MATCH_BAD;
-    if (function == MATCH_ABSENT) {
-      if (t->of_group || t->compare != MATCH_NEVER || r->clears != MATCH_NEVER) return MATCH_BAD;
-    } else if (t->compare >= MATCH_NEVER || !isfinite(t->threshold)) {
-      return MATCH_BAD;
-    }
-    match_view view = t->view;
-    if (t->of_group) {
-      if (view.samples || view.span || function == MATCH_LAST || function > MATCH_LARGEST) return MATCH_BAD;
-      view.samples = 1; /* as a window must have something */
-    }
-    int wrong = view_check(e, &view);
+    if (r->count == 1 && t->source == MATCH_NOTHING) return MATCH_BAD;
+    if (t->view.function == MATCH_ABSENT && r->clears != MATCH_NEVER) return MATCH_BAD;
+    int wrong = term_check(e, t);
     if (wrong) return wrong;
   }
   return program_check(r->program, r->length, r->count);
@@ -346,8 +358,7 @@ static int64_t rule_open(match_engine *e, const match_rule *r, uint32_t first) {
   }
   rule *made = e->rules + which;
   *made = (rule){.first = first, .hold = r->hold, .at = INT64_MIN, .value = NAN, .length = (uint16_t)r->length,
-                 .count = (uint8_t)r->count, .nodata = r->nodata, .clears = r->clears != MATCH_NEVER, .timer = NONE,
-                 .fires = r->fires != 0};
+                 .count = (uint8_t)r->count, .nodata = r->nodata, .clears = r->clears != MATCH_NEVER, .timer = NONE};
   for (uint32_t i = 0; i < r->count; i++)
     made->timed |= r->terms[i].view.function == MATCH_ABSENT, made->grouped |= r->terms[i].of_group != 0;
   int timer = timer_open(e, TIMER_HOLD, 0, r->hold, which);
@@ -386,7 +397,7 @@ int64_t match_add(match_engine *e, const match_rule *r) {
   if (first < 0) return first;
   for (uint32_t i = 0; i < count; i++) {
     LEAVES(e)[first + i] = (leaf){.source = NONE, .rule = NONE};
-    TRUTHS(e)[first + i] = whole ? MATCH_UNKNOWN : r->fires ? MATCH_TRUE : MATCH_FALSE;
+    TRUTHS(e)[first + i] = whole ? MATCH_UNKNOWN : MATCH_FALSE;
   }
   if (whole && (which = rule_open(e, r, (uint32_t)first)) < 0) {
     leaves_give(e, (uint32_t)first, count);
@@ -407,7 +418,7 @@ int64_t match_add(match_engine *e, const match_rule *r) {
     const match_term *t = r->terms + (i < r->count ? i : 0);
     uint32_t leaf = (uint32_t)first + i, made;
     limit limits[4];
-    if (t->view.function == MATCH_ABSENT) continue;
+    if (t->view.function == MATCH_ABSENT || t->source == MATCH_NOTHING) continue;
     if (i == r->count) {
       made = limits_of(r->clears, r->clear, leaf, NAME_PLAIN, limits);
     } else {
@@ -428,6 +439,47 @@ static bool is_rule(const match_engine *e, uint32_t which) {
   if (which >= e->leaves.used || TRUTHS(e)[which] & LEAF_FREE) return false;
   uint32_t owner = LEAVES(e)[which].rule;
   return owner == NONE || e->rules[owner].first == which;
+}
+
+int match_add_each(match_engine *e, const match_rule *r, const uint32_t *sources, size_t count, uint32_t *made) {
+  match_term terms[MATCH_LEAVES];
+  match_rule each = *r;
+  if (!r->count || r->count > MATCH_LEAVES) return MATCH_BAD;
+  memcpy(terms, r->terms, r->count * sizeof *terms);
+  each.terms = terms;
+  for (size_t done = 0; done < count; done++) {
+    for (uint32_t i = 0; i < r->count; i++) terms[i].source = *sources++;
+    int64_t one = match_add(e, &each);
+    if (one < 0) {
+      while (done--) match_remove(e, made[done]);
+      return (int)one;
+    }
+    made[done] = (uint32_t)one;
+  }
+  return 0;
+}
+
+int match_bind(match_engine *e, uint32_t which, uint32_t index, const match_term *t) {
+  uint32_t owner = is_rule(e, which) ? LEAVES(e)[which].rule : NONE, at = which + index;
+  if (owner == NONE || index >= e->rules[owner].count || LEAVES(e)[at].source != NONE) return MATCH_BAD;
+  rule *r = e->rules + owner;
+  int wrong = t->source == MATCH_NOTHING || t->of_group ? MATCH_BAD : term_check(e, t);
+  if (wrong) return wrong;
+  wrong = need(e, t, at, 4u * r->count, true);
+  if (wrong) {
+    withdraw(e, at);
+    LEAVES(e)[at].source = NONE;
+    return wrong;
+  }
+  if (r->eager && !eager_join(e, owner, t->source)) e->broken = true;
+  if (r->watched && !list_push(&EXTRAS(e)[t->source].watch, owner)) e->broken = true;
+  if (r->watched && deadline(r) < SERIES(e)[t->source].due) SERIES(e)[t->source].due = deadline(r);
+  if (t->view.function != MATCH_ABSENT) {
+    limit limits[4];
+    enter(e, t, limits, limits_of(t->compare, t->threshold, at, NAME_PLAIN, limits), at);
+  }
+  rule_touch(e, owner, INT64_MIN, NAN);
+  return 0;
 }
 
 int match_remove(match_engine *e, uint32_t which) {

@@ -1,24 +1,25 @@
 """Matches samples against rules: the language on one side, the matcher in C on the other.
 
-What it says is what :class:`.reference.Reference` says, but for a rule that is added when its series are known: it
-finds the windows that other rules keep as they are, and begins the others empty.
+What it says is what :class:`.reference.Reference` says of each rule. A rule at one endpoint or group is an *instance*,
+which the matcher knows as a rule of its own. Of the millions that there may be no Python object is kept: two arrays,
+by the matcher's number, say whose each one is and where.
 """
 
 from __future__ import annotations
 
-import itertools
 from array import array
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import attrs
 
-from . import lower
-from .kernel import ABSENT, Compare, Counters, Kernel, KernelError, Made, Term, View
+from . import arrays, image, lower
+from .kernel import ABSENT, NOTHING, Counters, Kernel, KernelError, Term, View
 from .kernel import Edge as KernelEdge
+from .places import Places, Readers
 from .reference import Sample
 from .selector import Endpoint, Selector, Series, project
-from .tree import Absent, Comparison, Rule, Spatial, leaves
+from .tree import Absent, Comparison, Handling, Rule, Spatial, leaves
 
 __all__ = ["Engine", "Fired", "TooMuchError"]
 
@@ -47,25 +48,32 @@ class Fired:
 @attrs.define
 class _Group:
     number: int
-    view: View
-    members: set[Series] = attrs.field(factory=set[Series])
     users: int = 0
 
 
-_GroupKey = tuple[View, Selector, tuple[str, ...], Endpoint]
+@attrs.frozen
+class _Spread:
+    """What groups have in common: what they make of which members, and what tells the groups apart."""
+
+    view: View
+    selector: Selector
+    by: tuple[str, ...]
 
 
 @attrs.define
-class _Instance:
-    """A rule at one endpoint or group: what the matcher knows as a rule."""
+class _Followed:
+    """A rule, and its instances."""
 
-    rule: int
-    key: Endpoint
-    number: int
-    missing: frozenset[Series | None]
-    """Series that it would read and that do not exist yet."""
-    groups: tuple[_GroupKey, ...]
-    firing: bool = False
+    rule: Rule
+    numbers: array[int] = attrs.field(factory=lambda: array("I"))
+    """In the matcher."""
+    at: dict[int, int] = attrs.field(factory=dict[int, int])
+    """They by place, where a series that appears may belong to one that exists: unless the rule is simple."""
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether each series that it reads has an instance to itself."""
+        return self.rule.is_local and isinstance(self.rule.condition, Comparison | Absent)
 
 
 class Engine:
@@ -75,15 +83,15 @@ class Engine:
         """Make one at time *now*; *interval* of samples, of which three may miss; *longest*: samples of a series."""
         self._kernel = Kernel(clock=now, longest=longest)
         self._patience = 3 * interval
-        self._nothing = self._kernel.open_series(_FOREVER)
-        self._series: dict[Series, int] = {}
-        self._metrics: defaultdict[str, set[Series]] = defaultdict(set)
-        self._rules: dict[int, Rule] = {}
-        self._readers: defaultdict[str, set[int]] = defaultdict(set)
-        self._instances: dict[int, dict[Endpoint, _Instance]] = {}
-        self._numbers: dict[int, _Instance] = {}
-        self._groups: dict[_GroupKey, _Group] = {}
-        self._names = itertools.count()
+        self._nothing = self._kernel.open_series(_FOREVER)  # counts what it drops
+        self._known = Places()
+        self._readers = Readers()
+        self._rules: dict[int, _Followed] = {}
+        self._next = 1
+        self._owners = array("I")  # by the matcher's number: the rule, 0 where there is none
+        self._places = array("I")
+        self._groups: dict[str, dict[_Spread, dict[Endpoint, _Group]]] = {}
+        self._waiting: list[Fired] = []
 
     @property
     def counters(self) -> Counters:
@@ -97,54 +105,78 @@ class Engine:
 
         What fires at once is among the edges of the next batch or tick.
         """
-        number = next(self._names)
-        self._rules[number] = rule
-        self._instances[number] = {}
-        selectors = [leaf.selector for leaf in leaves(rule.condition)]
+        name, self._next = self._next, self._next + 1
+        followed = self._rules[name] = _Followed(rule)
         try:
-            known = {s for selector in selectors for s in self._metrics[selector.metric] if selector.accepts(s)}
-            for key in dict.fromkeys(key for series in known for key in self._keys(rule, series)):
-                self._instantiate(number, key)
+            if followed.is_simple:
+                (leaf,) = leaves(rule.condition)
+                places, sources = array("I"), array("I")
+                for place, number in self._known.accepted(leaf.selector):
+                    places.append(place)
+                    sources.append(number)
+                self._instantiate(name, places, sources)
+            else:
+                for place in dict.fromkeys(self._keys(rule)):
+                    self._instantiate(name, (place,), self._sources(rule, place))
         except KernelError as error:
-            self.remove(number)
+            self.remove(name)
             raise TooMuchError(f"the rule cannot be matched: {error}") from None
-        for selector in selectors:
-            self._readers[selector.metric].add(number)
-        return number
+        for leaf in leaves(rule.condition):
+            self._readers.file(leaf.selector, name)
+        return name
 
     def remove(self, number: int) -> None:
         """Forget the rule of that *number*; its alerts end without an edge."""
-        rule = self._rules.pop(number)
-        for leaf in leaves(rule.condition):
-            self._readers[leaf.selector.metric].discard(number)
-        for instance in self._instances.pop(number).values():
-            self._discard(instance)
+        self._waiting = [fired for fired in [*self._waiting, *self._fired(self._kernel.take())] if fired.rule != number]
+        followed = self._rules.pop(number)
+        for leaf in leaves(followed.rule.condition):
+            self._readers.drop(leaf.selector, number)
+        for instance in followed.numbers:
+            self._kernel.remove(instance)
+            self._owners[instance] = 0
+        for place in followed.at:
+            self._release(followed.rule, place)
 
     def firing(self, number: int) -> frozenset[Endpoint]:
         """Return the keys of the alerts of a rule."""
-        return frozenset(key for key, instance in self._instances[number].items() if instance.firing)
+        numbers = self._rules[number].numbers
+        return frozenset(self._key(instance) for instance in numbers if self._kernel.fires(instance))
 
     # -- what happens
 
     def register(self, *series: Series) -> None:
         """Expect samples of *series*, from now on."""
         for one in series:
-            if one not in self._series:
-                self._register(one)
+            self.number(one)
+
+    def number(self, series: Series) -> int:
+        """Return the number of *series* for :meth:`push`; from now on its samples are expected."""
+        number = self._known.find(series)
+        return self._register(series) if number is None else number
 
     def tick(self, now: int) -> list[Fired]:
         """Return the edges that time itself makes."""
-        return self._fired(self._kernel.tick(now))
+        waiting, self._waiting = self._waiting, []
+        return waiting + self._fired(self._kernel.tick(now))
+
+    def push(self, now: int, numbers: array[int], values: array[float], times: array[int]) -> list[Fired]:
+        """Return the edges of samples that arrive together at *now*: arrays ``I``, ``d`` and ``q`` of one length.
+
+        Samples of numbers that :meth:`number` did not return are dropped, and counted.
+        """
+        edges = self.tick(now)
+        edges += self._fired(self._kernel.push(numbers, values, times))
+        return edges + self._fired(self._kernel.settle())
 
     def batch(self, now: int, samples: Iterable[Sample]) -> list[Fired]:
         """Return the edges of samples that arrive together at *now*."""
         edges = self.tick(now)
         numbers, values, times = array("I"), array("d"), array("q")
         for sample in samples:
-            number = self._series.get(sample.series)
+            number = self._known.find(sample.series)
             if number is None:
                 if sample.value != sample.value:
-                    number = self._nothing  # counts it, and drops it
+                    number = self._nothing
                 else:
                     edges += self._fired(self._kernel.push(numbers, values, times))
                     numbers, values, times = array("I"), array("d"), array("q")
@@ -156,116 +188,206 @@ class Engine:
         return edges + self._fired(self._kernel.settle())
 
     def _fired(self, edges: Iterable[KernelEdge]) -> list[Fired]:
-        return [fired for edge in edges for fired in self._told(edge)]
+        owners = self._owners
+        return [Fired(owners[edge.rule], self._key(edge.rule), edge.fires, edge.at, edge.value) for edge in edges]
 
-    def _told(self, edge: KernelEdge) -> Iterator[Fired]:
-        instance = self._numbers.get(edge.rule)
-        if instance is not None and instance.firing is not edge.fires:
-            instance.firing = edge.fires
-            yield Fired(instance.rule, instance.key, edge.fires, edge.at, edge.value)
+    def _key(self, instance: int) -> Endpoint:
+        return self._known.endpoints[self._places[instance]]
+
+    # -- snapshots
+
+    def save(self) -> bytes:
+        """Return all that it knows; it ends the batch. Edges that were not taken yet are part of it."""
+        self._waiting += self._fired(self._kernel.settle())
+        table = [
+            [self._patience, self._nothing, self._next],
+            [[*endpoint] for endpoint in self._known.endpoints],
+            [[metric, places.tobytes(), numbers.tobytes()] for metric, places, numbers in self._known.columns()],
+            [self._packed(name, followed) for name, followed in self._rules.items()],
+            [self._owners.tobytes(), self._places.tobytes()],
+            [
+                [fired.rule, self._known.place(fired.key), fired.firing, fired.at, fired.value]
+                for fired in self._waiting
+            ],
+        ]
+        return image.packed(table, self._kernel.save())
+
+    def _packed(self, name: int, followed: _Followed) -> list[object]:
+        groups = array("I", [group.number for place in followed.at for group in self._groups_of(followed.rule, place)])
+        places = array("I", followed.at)
+        tree = arrays.arrays(followed.rule, Handling())
+        return [name, tree, followed.numbers.tobytes(), places.tobytes(), groups.tobytes()]
+
+    @classmethod
+    def load(cls, snapshot: bytes) -> Engine:
+        """Return the engine that :meth:`save` wrote; raise :exc:`.image.SnapshotError` when it is none, or damaged."""
+        table, kernel = image.unpacked(snapshot)
+        made = cls()
+        try:
+            made._restore(cast("Any", table), kernel)  # a sum says that it is as it was written
+        except (KernelError, LookupError, TypeError, ValueError) as error:
+            raise image.SnapshotError(f"the snapshot makes no sense to this version: {error}") from None
+        return made
+
+    def _restore(self, table: tuple[Any, ...], kernel: bytes) -> None:
+        (self._patience, self._nothing, self._next), endpoints, metrics, rules, (owners, places), waiting = table
+        self._kernel.load(kernel)
+        for endpoint in endpoints:
+            self._known.place(frozenset(endpoint))
+        for metric, at, numbers in metrics:
+            for place, number in zip(array("I", at), array("I", numbers), strict=True):
+                self._known.enter(metric, place, number)
+        for name, tree, numbers, at, groups in rules:
+            rule = arrays.tree(tree)[0]
+            followed = self._rules[name] = _Followed(rule, array("I", numbers))
+            if not followed.is_simple:
+                followed.at.update(zip(array("I", at), followed.numbers, strict=True))
+            for leaf in leaves(rule.condition):
+                self._readers.file(leaf.selector, name)
+            wanted = [(spread, place) for place in followed.at for spread in _spreads(rule)]
+            for (spread, place), number in zip(wanted, array("I", groups), strict=True):
+                shared = self._groups.setdefault(spread.selector.metric, {}).setdefault(spread, {})
+                shared.setdefault(self._found(spread, place), _Group(number)).users += 1
+        self._owners, self._places = array("I", owners), array("I", places)
+        known = self._known.endpoints
+        self._waiting = [Fired(rule, known[place], fires, at, value) for rule, place, fires, at, value in waiting]
 
     # -- series
 
     def _register(self, series: Series, at: int = _NEVER) -> int:
-        number = self._series[series] = self._kernel.open_series(self._patience)
-        self._metrics[series.metric].add(series)
-        for (_, selector, by, key), group in self._groups.items():
-            if selector.accepts(series) and key in project(series.endpoint, by):
-                self._kernel.join(group.number, number, at)
-        for name in sorted(self._readers[series.metric]):
-            rule = self._rules[name]
-            for key in self._keys(rule, series):
-                old = self._instances[name].get(key)
-                if old is None or series in old.missing:
-                    self._instantiate(name, key)
+        number = self._kernel.open_series(self._patience)
+        place = self._known.place(series.endpoint)
+        self._known.enter(series.metric, place, number)
+        for spread, groups in self._groups.get(series.metric, {}).items():
+            if spread.selector.accepts(series):
+                for key in project(series.endpoint, spread.by) & groups.keys():
+                    self._kernel.join(groups[key].number, number, at)
+        for name in self._readers.of(series):
+            followed = self._rules[name]
+            if followed.is_simple:
+                self._instantiate(name, (place,), array("I", [number]))
+                continue
+            for each in dict.fromkeys(self._keys_of(followed.rule, series)):
+                if each not in followed.at:
+                    self._instantiate(name, (each,), self._sources(followed.rule, each))
+                else:
+                    self._bind(followed, each, series, number)
         return number
 
-    def _keys(self, rule: Rule, series: Series) -> Iterator[Endpoint]:
+    def _keys(self, rule: Rule) -> Iterator[int]:
+        for leaf in leaves(rule.condition):
+            for place, _ in tuple(self._known.accepted(leaf.selector)):
+                yield from self._keys_of(rule, Series(leaf.selector.metric, self._known.endpoints[place]))
+
+    def _keys_of(self, rule: Rule, series: Series) -> Iterator[int]:
         for leaf in leaves(rule.condition):
             if leaf.selector.accepts(series):
                 if leaf.by is None:
-                    yield series.endpoint
+                    yield self._known.place(series.endpoint)
                 elif not rule.is_local and len(leaf.by) == len(rule.by):
-                    yield from project(series.endpoint, leaf.by)
+                    yield from map(self._known.place, project(series.endpoint, leaf.by))
 
     # -- instances
 
-    def _instantiate(self, name: int, key: Endpoint) -> None:
-        """Make the rule's instance for *key*, or make it anew because a series appeared; what fires goes on firing."""
-        rule = self._rules[name]
-        missing: set[Series | None] = set()
-        groups: list[_GroupKey] = []
-        old = self._instances[name].get(key)
-        firing = old is not None and old.firing
+    def _instantiate(self, name: int, places: Sequence[int], sources: array[int]) -> None:
+        """Make the rule's instances at *places*, whose leaves look at *sources*: one after the other."""
+        followed = self._rules[name]
+        rule = followed.rule
         try:
-            terms = [self._term(rule, leaf, key, missing, groups) for leaf in leaves(rule.condition)]
-            number = self._kernel.add(
-                *terms,
+            made = self._kernel.add_each(
+                [_term(rule, leaf) for leaf in leaves(rule.condition)],
+                sources,
                 program=lower.program(rule.condition),
                 hold=rule.hold.milliseconds if rule.hold else 0,
                 clear=(lower.COMPARE[rule.clear.operator], rule.clear.threshold) if rule.clear else None,
                 nodata=lower.NODATA[rule.nodata],
-                fires=firing,
             )
         except KernelError:
-            self._release(groups)
+            if not followed.is_simple:
+                self._release(rule, *places)
             raise
-        made = _Instance(name, key, number, frozenset(missing), tuple(groups), firing)
-        if old is not None:
-            self._discard(old)
-        self._instances[name][key] = self._numbers[number] = made
+        missing = max(made, default=-1) + 1 - len(self._owners)
+        if missing > 0:
+            self._owners.extend(bytes(missing))
+            self._places.extend(bytes(missing))
+        for instance, place in zip(made, places, strict=True):
+            self._owners[instance] = name
+            self._places[instance] = place
+        followed.numbers += made
+        if not followed.is_simple:
+            followed.at.update(zip(places, made, strict=True))
 
-    def _discard(self, instance: _Instance) -> None:
-        self._kernel.remove(instance.number)
-        del self._numbers[instance.number]
-        self._release(instance.groups)
+    def _bind(self, followed: _Followed, place: int, series: Series, number: int) -> None:
+        """Show the instance at *place* the *series* that it missed."""
+        for index, leaf in enumerate(leaves(followed.rule.condition)):
+            if leaf.by is None and leaf.selector.accepts(series):
+                term = attrs.evolve(_term(followed.rule, leaf), source=number)
+                self._kernel.bind(followed.at[place], index, term)
 
-    def _term(
-        self,
-        rule: Rule,
-        leaf: Comparison | Absent,
-        key: Endpoint,
-        missing: set[Series | None],
-        groups: list[_GroupKey],
-    ) -> Term:
-        compare, threshold = (
-            (Compare.NEVER, 0.0) if isinstance(leaf, Absent) else (lower.COMPARE[leaf.operator], leaf.threshold)
-        )
-        if isinstance(leaf, Comparison) and isinstance(leaf.expression, Spatial):
-            view, quorum = lower.reduced(leaf.expression, lower.direction(rule, leaf))
-            by = leaf.expression.by
-            names = set(by)
-            found = frozenset(pair for pair in key if pair[0] in names)
-            group = self._group((lower.member(leaf.expression), leaf.selector, by, found))
-            groups.append((lower.member(leaf.expression), leaf.selector, by, found))
-            return Term(group, view, compare, threshold, of_group=True, quorum=quorum)
-        series = Series(leaf.selector.metric, key)
-        source = self._series.get(series) if leaf.selector.accepts(series) else None
-        if source is None:
-            missing.add(series)
-            return Term(self._nothing, View(Made.LAST), Compare.EQUAL, 0.0)
-        if isinstance(leaf, Absent):
-            return ABSENT(source, leaf.span.milliseconds)
-        return Term(source, lower.member(leaf.expression), compare, threshold)
+    def _sources(self, rule: Rule, place: int) -> array[int]:
+        """Return what the leaves of the instance at *place* look at; groups are used from now on."""
+        made = array("I")
+        for leaf in leaves(rule.condition):
+            spread = _spread(leaf)
+            if spread is not None:
+                made.append(self._use(spread, place))
+                continue
+            number = self._known.number(leaf.selector.metric, place)
+            accepts = leaf.selector.accepts(Series(leaf.selector.metric, self._known.endpoints[place]))
+            made.append(number if number is not None and accepts else NOTHING)
+        return made
 
     # -- groups
 
-    def _group(self, key: _GroupKey) -> int:
-        """Return the group's number: everyone who asks for the same values of the same members shares it."""
-        group = self._groups.get(key)
+    def _found(self, spread: _Spread, place: int) -> Endpoint:
+        """Return which of its groups is looked at for the alert at *place*."""
+        (found,) = project(self._known.endpoints[place], spread.by)
+        return found
+
+    def _use(self, spread: _Spread, place: int) -> int:
+        """Return a group's number: everyone who asks for the same values of the same members shares it."""
+        groups = self._groups.setdefault(spread.selector.metric, {}).setdefault(spread, {})
+        found = self._found(spread, place)
+        group = groups.get(found)
         if group is None:
-            view, selector, by, found = key
-            group = self._groups[key] = _Group(self._kernel.open_group(view), view)
-            for series in self._metrics[selector.metric]:
-                if selector.accepts(series) and found in project(series.endpoint, by):
-                    self._kernel.join(group.number, self._series[series])
+            group = groups[found] = _Group(self._kernel.open_group(spread.view))
+            for member, number in self._known.accepted(spread.selector):
+                if found in project(self._known.endpoints[member], spread.by):
+                    self._kernel.join(group.number, number)
         group.users += 1
         return group.number
 
-    def _release(self, keys: Iterable[_GroupKey]) -> None:
-        for key in keys:
-            group = self._groups[key]
-            group.users -= 1
-            if not group.users:
-                self._kernel.close_group(group.number)
-                del self._groups[key]
+    def _groups_of(self, rule: Rule, place: int) -> Iterator[_Group]:
+        for spread in _spreads(rule):
+            yield self._groups[spread.selector.metric][spread][self._found(spread, place)]
+
+    def _release(self, rule: Rule, *places: int) -> None:
+        for place in places:
+            for spread in _spreads(rule):
+                groups = self._groups[spread.selector.metric][spread]
+                found = self._found(spread, place)
+                groups[found].users -= 1
+                if not groups[found].users:
+                    self._kernel.close_group(groups.pop(found).number)
+
+
+def _spreads(rule: Rule) -> list[_Spread]:
+    return [spread for spread in map(_spread, leaves(rule.condition)) if spread is not None]
+
+
+def _spread(leaf: Comparison | Absent) -> _Spread | None:
+    """Return whose groups *leaf* looks at, None if it looks at single endpoints."""
+    if isinstance(leaf, Absent) or not isinstance(leaf.expression, Spatial):
+        return None
+    return _Spread(lower.member(leaf.expression), leaf.selector, leaf.expression.by)
+
+
+def _term(rule: Rule, leaf: Comparison | Absent) -> Term:
+    """Return *leaf* as the matcher knows it, of no source yet."""
+    if isinstance(leaf, Absent):
+        return ABSENT(NOTHING, leaf.span.milliseconds)
+    compare, threshold = lower.COMPARE[leaf.operator], leaf.threshold
+    if isinstance(leaf.expression, Spatial):
+        view, quorum = lower.reduced(leaf.expression, lower.direction(rule, leaf))
+        return Term(NOTHING, view, compare, threshold, of_group=True, quorum=quorum)
+    return Term(NOTHING, lower.member(leaf.expression), compare, threshold)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -13,6 +14,7 @@ from ._match import ffi, lib
 
 __all__ = [
     "ABSENT",
+    "NOTHING",
     "Compare",
     "Counters",
     "Edge",
@@ -72,9 +74,16 @@ class NoDataCode(IntEnum):
     FIRE = 2
 
 
+NOTHING = 0xFFFF_FFFF
+"""The source of a term whose series does not exist yet: it is unknown until :meth:`Kernel.bind`."""
+
+
 class KernelError(Exception):
     """The matcher refuses; nothing has changed."""
 
+
+_EDGE = struct.Struct("@qdI?3x")  # match_edge
+assert _EDGE.size == ffi.sizeof("match_edge")
 
 _REASONS = {
     lib.MATCH_NO_MEMORY: "there is no memory for it",
@@ -100,7 +109,7 @@ class Term:
     """One comparison."""
 
     source: int
-    """A series, or a group."""
+    """A series, a group or, among several terms, :data:`NOTHING`."""
     view: View
     compare: Compare = Compare.NEVER
     threshold: float = 0.0
@@ -114,16 +123,15 @@ def ABSENT(series: int, span: int) -> Term:  # noqa: N802 -- one kind of term
     return Term(series, View(Made.ABSENT, span=span))
 
 
-@attrs.frozen
-class Edge:
+class Edge(NamedTuple):
     """A rule begins or ends to fire."""
 
-    rule: int
-    fires: bool
     at: int
     """Event time, or time of the broker's clock where that made the edge; milliseconds."""
     value: float
     """What was compared last; NaN if nothing was."""
+    rule: int
+    fires: bool
 
 
 @attrs.frozen
@@ -205,12 +213,22 @@ class Kernel:
         hold: int = 0,
         clear: tuple[Compare, float] | None = None,
         nodata: NoDataCode = NoDataCode.KEEP,
-        fires: bool = False,
     ) -> int:
-        """Return a new rule; *program* combines the *terms* in reverse Polish notation, *hold* is in milliseconds.
+        """Return a new rule; *program* combines the *terms* in reverse Polish notation, *hold* is in milliseconds."""
+        sources = array("I", [term.source for term in terms])
+        return self.add_each(terms, sources, program=program, hold=hold, clear=clear, nodata=nodata)[0]
 
-        *fires*: it takes over from one that fires, so that only the end will be told.
-        """
+    def add_each(
+        self,
+        terms: Sequence[Term],
+        sources: array[int],
+        *,
+        program: bytes = b"",
+        hold: int = 0,
+        clear: tuple[Compare, float] | None = None,
+        nodata: NoDataCode = NoDataCode.KEEP,
+    ) -> array[int]:
+        """Return new rules that differ in the *sources* of their terms alone: first all of one, then of the next."""
         kept = ffi.new("match_term[]", [_term(term) for term in terms])
         steps = ffi.new("uint8_t[]", program)
         clears, bound = clear or (Compare.NEVER, 0.0)
@@ -225,10 +243,23 @@ class Kernel:
                 "clear": bound,
                 "clears": clears,
                 "nodata": nodata,
-                "fires": fires,
             },
         )
-        return self._checked(lib.match_add(self._engine, rule))
+        made = array("I", bytes(4 * (len(sources) // len(terms))))
+        self._checked(
+            lib.match_add_each(
+                self._engine,
+                rule,
+                ffi.from_buffer("uint32_t[]", sources),
+                len(made),
+                ffi.from_buffer("uint32_t[]", made),
+            )
+        )
+        return made
+
+    def bind(self, rule: int, index: int, term: Term) -> None:
+        """Let *term*, of a series that appeared, take the place of the one of *rule* that had :data:`NOTHING`."""
+        self._checked(lib.match_bind(self._engine, rule, index, ffi.new("match_term *", _term(term))))
 
     def remove(self, rule: int) -> None:
         """Forget *rule*. No edge says so; take those that wait first."""
@@ -274,7 +305,7 @@ class Kernel:
         size = self._checked(lib.match_save(self._engine, ffi.NULL, 0))
         image = ffi.new("uint8_t[]", size)
         lib.match_save(self._engine, image, size)
-        return bytes(ffi.buffer(image, size))
+        return ffi.buffer(image, size)[:]
 
     def load(self, image: bytes) -> None:
         """Become what :meth:`save` wrote; raise :exc:`KernelError` if *image* is damaged or of another version."""
@@ -288,10 +319,8 @@ class Kernel:
         if lib.match_broken(self._engine):
             raise MemoryError("the matcher ran out of memory; restore its last snapshot")
         while taken := lib.match_take(self._engine, self._edges, self._room):
-            yield from [
-                Edge(edge.rule, bool(edge.fires), edge.at, edge.value)
-                for edge in (self._edges[i] for i in range(taken))
-            ]
+            edges = ffi.buffer(self._edges, taken * _EDGE.size)[:]  # a copy: meanwhile there may be others
+            yield from map(Edge._make, _EDGE.iter_unpack(edges))
 
 
 def _view(view: View) -> tuple[int, int, int, int]:

@@ -82,7 +82,8 @@ static void add(match_engine *a, match_engine *b, model *m) {
   for (uint32_t i = 0; i < count; i++) {
     match_term *t = terms + i;
     *t = (match_term){.view = view(), .of_group = take(4) == 0, .compare = (uint8_t)take(6), .quorum = (uint8_t)take(2)};
-    t->source = take(t->of_group ? GROUPS : SERIES);
+    t->source = take(t->of_group ? GROUPS : SERIES + 1u);
+    if (!t->of_group && t->source == SERIES) t->source = MATCH_NOTHING;
     t->threshold = number();
     if (t->of_group) t->view.samples = 0, t->view.span = 0;
     if (t->view.function == MATCH_ABSENT) t->compare = MATCH_NEVER;
@@ -132,6 +133,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
       break;
     }
     case 4:
+      if (m.count && take(3) == 0) { /* what was missing appears */
+        uint32_t rule = (uint32_t)m.rules[take(m.count)], index = take(3);
+        match_term t = {.view = view(), .source = take(SERIES), .compare = (uint8_t)take(6), .threshold = number()};
+        if (t.view.function == MATCH_ABSENT) t.compare = MATCH_NEVER;
+        int done = match_bind(e[0], rule, index, &t);
+        CHECK(match_bind(e[1], rule, index, &t) == done);
+      }
       clock += take(50);
       match_tick(e[0], clock), match_tick(e[1], clock);
       break;

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from array import array
 from collections import defaultdict
+from collections.abc import Iterable
 
 import pytest
 
-from mbroker.alerts.engine import Engine
+from mbroker.alerts.engine import Engine, Fired
+from mbroker.alerts.image import SnapshotError
 from mbroker.alerts.language import Subscription
-from mbroker.alerts.reference import Reference, Sample
+from mbroker.alerts.reference import Edge, Reference, Sample
 from mbroker.alerts.selector import Endpoint, Series
 
 START = 1_000_000
@@ -89,6 +92,23 @@ def stream(dice: random.Random, batches: int) -> list[tuple[int, list[Sample]]]:
     return made
 
 
+class Columns:
+    """Samples as :meth:`Engine.push` takes them."""
+
+    def __init__(self, engine: Engine, samples: list[Sample]) -> None:
+        self.numbers = array("I", [engine.number(sample.series) for sample in samples])
+        self.values = array("d", [sample.value for sample in samples])
+        self.times = array("q", [sample.at for sample in samples])
+
+
+def by_key(edges: Iterable[Edge | Fired]) -> dict[Endpoint, list[tuple[bool, int]]]:
+    """Return the edges of each alert in their order; that between alerts means nothing."""
+    made: dict[Endpoint, list[tuple[bool, int]]] = defaultdict(list)
+    for edge in edges:
+        made[edge.key].append((edge.firing, edge.at))
+    return made
+
+
 @pytest.mark.parametrize("text", RULES)
 @pytest.mark.parametrize("seed", range(3))
 def test_every_edge_is_that_of_the_reference(text: str, seed: int) -> None:
@@ -96,10 +116,90 @@ def test_every_edge_is_that_of_the_reference(text: str, seed: int) -> None:
     engine, reference = Engine(START), Reference(rule, START)
     engine.add(rule)
     for now, samples in stream(random.Random(f"{seed} {text}"), 60):
-        wanted: dict[Endpoint, list[tuple[bool, int]]] = defaultdict(list)
-        got: dict[Endpoint, list[tuple[bool, int]]] = defaultdict(list)
-        for edge in reference.batch(now, samples):
-            wanted[edge.key].append((edge.firing, edge.at))
-        for fired in engine.batch(now, samples):
-            got[fired.key].append((fired.firing, fired.at))
-        assert got == wanted, (text, now, samples)
+        assert by_key(engine.batch(now, samples)) == by_key(reference.batch(now, samples)), (text, now, samples)
+
+
+@pytest.mark.parametrize("text", RULES)
+def test_columns_have_the_edges_of_samples_whose_series_were_registered(text: str) -> None:
+    rule = Subscription.parse(text).rule
+    engine, reference = Engine(START), Reference(rule, START)
+    engine.add(rule)
+    for now, samples in stream(random.Random(f"columns {text}"), 60):
+        wanted = [*reference.tick(now)]
+        edges = engine.tick(now)
+        reference.register(*(sample.series for sample in samples))
+        columns = Columns(engine, samples)
+        wanted += reference.batch(now, samples)
+        edges += engine.push(now, columns.numbers, columns.values, columns.times)
+        assert by_key(edges) == by_key(wanted), (text, now, samples)
+
+
+@pytest.mark.parametrize("text", RULES)
+def test_a_snapshot_goes_on_where_it_was_taken(text: str) -> None:
+    rule = Subscription.parse(text).rule
+    engine, reference = Engine(START), Reference(rule, START)
+    number = engine.add(rule)
+    for now, samples in stream(random.Random(f"saved {text}"), 40):
+        engine = Engine.load(engine.save())
+        assert by_key(engine.batch(now, samples)) == by_key(reference.batch(now, samples)), (text, now, samples)
+    engine.remove(number)
+    assert (engine.counters.rules, engine.counters.streams) == (0, 0)
+
+
+def test_edges_that_wait_are_part_of_a_snapshot() -> None:
+    engine = Engine(START)
+    engine.batch(START, [Sample(Series("load", HOSTS[0]), START, 9.0)])
+    rule = engine.add(Subscription.parse("load > 5").rule)
+    engine = Engine.load(engine.save())
+    assert engine.tick(START + 1) == [Fired(rule, HOSTS[0], True, START, 9.0)]
+    assert engine.tick(START + 2) == []
+
+
+@pytest.mark.parametrize("at", [0, 15, 17, 25, 60, -1])
+def test_a_damaged_snapshot_is_refused_in_one_line(at: int) -> None:
+    engine = Engine(START)
+    engine.add(Subscription.parse("mean(load[3]) > 5").rule)
+    engine.batch(START, [Sample(Series("load", host), START, 9.0) for host in HOSTS])
+    image = bytearray(engine.save())
+    image[at] ^= 1
+    for damaged in (bytes(image), bytes(image[: at or 1]), b""):
+        with pytest.raises(SnapshotError, match=r"^it is no snapshot that this version wrote, or it is damaged$"):
+            Engine.load(damaged)
+
+
+def test_edges_of_a_rule_that_is_removed_are_not_told_of_another() -> None:
+    engine = Engine(START)
+    engine.batch(START, [Sample(Series("load", HOSTS[0]), START, 9.0)])
+    engine.remove(engine.add(Subscription.parse("load > 5").rule))
+    other = engine.add(Subscription.parse("load > 6").rule)
+    assert [(fired.rule, fired.firing) for fired in engine.tick(START + 1)] == [(other, True)]
+
+
+def test_a_rule_finds_its_series_whichever_comes_first() -> None:
+    texts = [
+        "load{rack='r0'} > 5",
+        "load{host='h1', rack='r1'} > 5",
+        "load{rack='r0', host!='h0'} > 5",
+        "load{site=''} > 5",
+    ]
+    samples = [Sample(Series("load", host), START, 9.0) for host in HOSTS]
+    early, late = Engine(START), Engine(START)
+    for text in texts:
+        early.add(Subscription.parse(text).rule)
+    late.register(*(sample.series for sample in samples))
+    for text in texts:
+        late.add(Subscription.parse(text).rule)
+    wanted = [
+        (rule, frozenset(HOSTS[n] for n in which)) for rule, which in enumerate([(0, 2), (1,), (2,), range(4)], 1)
+    ]
+    early.batch(START, samples)
+    late.batch(START, samples)
+    assert [(rule, early.firing(rule)) for rule, _ in wanted] == wanted
+    assert [(rule, late.firing(rule)) for rule, _ in wanted] == wanted
+
+
+def test_an_endpoint_without_the_label_has_the_group_of_those_without() -> None:
+    engine = Engine(START)
+    rule = engine.add(Subscription.parse("load > 4 and mean(load) by (site) > 3").rule)
+    engine.batch(START, [Sample(Series("load", HOSTS[0]), START, 9.0)])
+    assert engine.firing(rule) == {HOSTS[0]}
