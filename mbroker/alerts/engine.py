@@ -98,7 +98,17 @@ class Engine:
         """What the matcher has seen and holds."""
         return self._kernel.counters
 
+    @property
+    def places(self) -> Places:
+        """The series that it knows."""
+        return self._known
+
     # -- rules
+
+    @property
+    def rules(self) -> dict[int, Rule]:
+        """The rules that it follows, by number."""
+        return {number: followed.rule for number, followed in self._rules.items()}
 
     def add(self, rule: Rule) -> int:
         """Follow *rule* and return its number; raise :exc:`TooMuchError` if it needs more than may be kept.
@@ -250,7 +260,7 @@ class Engine:
                 shared.setdefault(self._found(spread, place), _Group(number)).users += 1
         self._owners, self._places = array("I", owners), array("I", places)
         known = self._known.endpoints
-        self._waiting = [Fired(rule, known[place], fires, at, value) for rule, place, fires, at, value in waiting]
+        self._waiting = [Fired(rule, known[int(place)], fires, at, value) for rule, place, fires, at, value in waiting]
 
     # -- series
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from .selector import Endpoint, Label, Relation, Selector, Series
 
@@ -22,6 +22,19 @@ class Places:
         self._places: dict[Endpoint, int] = {}
         self._having: dict[Pair, array[int]] = {}
         self._metrics: dict[str, dict[int, int]] = {}
+
+    def __len__(self) -> int:
+        """Return how many series there are."""
+        return sum(map(len, self._metrics.values()))
+
+    @property
+    def metrics(self) -> Collection[str]:
+        """The names of all metrics."""
+        return self._metrics.keys()
+
+    def values(self, name: str) -> set[str]:
+        """Return the values that the label *name* has."""
+        return {value for known, value in self._having if known == name}
 
     def place(self, endpoint: Endpoint) -> int:
         """Return the place of *endpoint*, a new one if it has none."""
