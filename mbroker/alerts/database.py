@@ -1,0 +1,152 @@
+"""One SQLite file that belongs to one process: opened, checked and changed so that a power cut loses nothing.
+
+The journal is a write-ahead log, synced at every commit (``synchronous=FULL``): what :meth:`Database.change`
+has left is on disk. A kill or a power cut inside of it leaves the file as it was before.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+__all__ = ["BookError", "Database", "Row", "Write"]
+
+Row: TypeAlias = tuple[Any, ...]
+Write: TypeAlias = "Callable[..., sqlite3.Cursor]"
+"""Executes one statement with its parameters."""
+
+_LOG = 8 << 20  # bytes that the log may keep when it was longer
+_SIZES = ("page_count", "freelist_count", "page_size")
+_OURS = 0x6D62616C  # "mbal", in the header of the file
+
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: "the disk is full; make room",
+    sqlite3.SQLITE_READONLY: "the file or its folder cannot be written; check their owner and mode",
+    sqlite3.SQLITE_CANTOPEN: "the file or its folder cannot be opened; check their owner and mode",
+    sqlite3.SQLITE_PERM: "the file or its folder cannot be opened; check their owner and mode",
+    sqlite3.SQLITE_BUSY: "it is open in another process; stop that one first",
+    sqlite3.SQLITE_IOERR: "the disk has failed; look into the kernel's log",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; move it away, or restore it from a copy",
+    sqlite3.SQLITE_NOTADB: "it is damaged; move it away, or restore it from a copy",
+}
+
+
+class BookError(OSError):
+    """The book cannot be opened, read or written; one line says why and what to do. Nothing was changed."""
+
+
+class Database:
+    """An open database of the form that *scripts* make: each is a tuple of statements, one for every version."""
+
+    def __init__(self, path: Path, scripts: Sequence[Sequence[str]]) -> None:
+        """Open *path*, making it (mode 0600, its folder 0700) when missing; raise :exc:`BookError`.
+
+        What an older version of the program made is brought to the form of today.
+        """
+        self.path = path
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            path.chmod(0o600)
+        except OSError as error:
+            raise BookError(f"cannot open {path}: {error.strerror}; check its owner and mode") from None
+        with self._explained("open"):
+            self._connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            with self._explained("open"):
+                self._prepare(scripts)
+            self._sync_folder()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file; idempotent."""
+        with self._explained("close"):
+            self._connection.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file that are in use."""
+        pages, free, page = (int(self.read(f"PRAGMA {of}")[0][0]) for of in _SIZES)
+        return (pages - free) * page
+
+    def read(self, statement: str, *parameters: object) -> list[Row]:
+        """Return all rows of a query."""
+        with self._explained("read"):
+            return self._connection.execute(statement, parameters).fetchall()
+
+    @contextmanager
+    def change(self) -> Generator[Write]:
+        """Lend what writes; all of it is on disk afterwards or, if anything is raised, none of it."""
+        with self._explained("write"):
+            self._write("BEGIN IMMEDIATE")
+            try:
+                yield self._write
+                self._write("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._write("ROLLBACK")
+                raise
+
+    def shrink(self) -> None:
+        """Give pages that are not used back to the file system."""
+        with self._explained("write"):
+            self._connection.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _write(self, statement: str, *parameters: object) -> sqlite3.Cursor:
+        return self._connection.execute(statement, parameters)
+
+    def _prepare(self, scripts: Sequence[Sequence[str]]) -> None:
+        execute = self._connection.execute
+        execute("PRAGMA locking_mode = EXCLUSIVE")
+        execute("PRAGMA trusted_schema = OFF")
+        execute("PRAGMA cell_size_check = ON")
+        execute("PRAGMA foreign_keys = ON")
+        (version,) = execute("PRAGMA user_version").fetchone()
+        (owner,) = execute("PRAGMA application_id").fetchone()
+        (tables,) = execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if (owner or tables or version) and owner != _OURS:
+            raise BookError(f"cannot open {self.path}: it was made by another program; move it away")
+        if version > len(scripts):
+            raise BookError(
+                f"cannot open {self.path}: a newer version of this program made it (form {version}, known are up to "
+                f"{len(scripts)}); install that version"
+            )
+        if not tables:
+            execute("PRAGMA auto_vacuum = INCREMENTAL")  # which only an empty file accepts
+        execute("PRAGMA journal_mode = WAL")
+        execute("PRAGMA synchronous = FULL")
+        execute(f"PRAGMA journal_size_limit = {_LOG}")
+        faults = [str(text) for (text,) in execute("PRAGMA quick_check(1)")]
+        if faults != ["ok"]:
+            raise BookError(
+                f"cannot open {self.path}: {_REMEDIES[sqlite3.SQLITE_CORRUPT]} ({' '.join(faults[0].split())[:200]})"
+            )
+        if version < len(scripts):
+            with self.change() as write:
+                for statement in (statement for script in scripts[version:] for statement in script):
+                    write(statement)
+                write(f"PRAGMA application_id = {_OURS}")
+                write(f"PRAGMA user_version = {len(scripts)}")
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        except OSError as error:
+            raise BookError(f"cannot open {self.path}: {error.strerror}") from None
+        finally:
+            os.close(folder)
+
+    @contextmanager
+    def _explained(self, verb: str) -> Generator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without what SQLite calls extended
+            raise BookError(f"cannot {verb} {self.path}: {_REMEDIES.get(code, str(error))}") from error

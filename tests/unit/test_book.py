@@ -1,0 +1,462 @@
+"""The book of alerts: what it knows, whom it wants told, what it keeps and what it forgets."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mbroker.action import Severity
+from mbroker.alerts import Subscription
+from mbroker.alerts.alert import Alert, Notice, State
+from mbroker.alerts.book import Book, BookError, Edge, NotThere
+from mbroker.alerts.database import Database
+from mbroker.alerts.reference import Sample
+from mbroker.alerts.schema import SCRIPTS
+from mbroker.alerts.selector import Label, Relation, Series
+from mbroker.alerts.terms import DAY
+
+RULE = Subscription.parse("load > 8 severity critical keep fan")
+WEB1 = frozenset({("host", "web1"), ("group", "a"), ("group", "b")})
+WEB2 = frozenset({("host", "web2")})
+
+
+def begins(at: int, key: frozenset[tuple[str, str]] = WEB1, enrolment: int = 1) -> Edge:
+    return Edge(enrolment, key, firing=True, at=at, value=9.0)
+
+
+def ends(at: int, key: frozenset[tuple[str, str]] = WEB1, enrolment: int = 1) -> Edge:
+    return Edge(enrolment, key, firing=False, at=at, value=2.0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "alerts" / "book"
+
+
+@pytest.fixture
+def book(path: Path) -> Iterator[Book]:
+    with Book(path) as book:
+        book.enrol("ada", RULE, ["mail", "pager"], 100)
+        yield book
+
+
+# -- subscriptions
+
+
+def test_a_subscription_is_there_after_a_restart(path: Path) -> None:
+    with Book(path) as book:
+        made = book.enrol("ada", RULE, ["mail", "mail"], 100)
+    with Book(path) as book:
+        assert book.enrolments() == [made]
+    assert (made.number, made.owner, made.subscription, made.receivers, made.made) == (1, "ada", RULE, ("mail",), 100)
+
+
+def test_the_number_of_a_withdrawn_subscription_is_not_used_again(book: Book) -> None:
+    book.withdraw(1, "ada", 200)
+    book.trim(300)
+    assert book.enrolments() == []
+    assert book.enrol("eve", RULE, [], 400).number == 2
+
+
+def test_withdrawing_ends_its_alerts_and_tells_so(book: Book) -> None:
+    (alert,) = book.record([begins(150)], 150)
+    book.told(book.notices(150), 160)
+    book.withdraw(1, "ada", 200)
+    assert book.alert(alert.id).until == 200
+    assert [notice.id for notice in book.notices(200)] == [
+        (alert.id, State.RESOLVED, "mail"),
+        (alert.id, State.RESOLVED, "pager"),
+    ]
+
+
+def test_edges_of_a_withdrawn_subscription_are_left_out(book: Book) -> None:
+    book.withdraw(1, "ada", 200)
+    assert book.record([begins(250), begins(250, enrolment=7)], 250) == []
+
+
+@pytest.mark.parametrize("number", [2, -1])
+def test_withdrawing_what_is_not_there(book: Book, number: int) -> None:
+    with pytest.raises(NotThere, match=f"^there is no subscription {number}$"):
+        book.withdraw(number, "ada", 200)
+
+
+def test_a_withdrawn_subscription_cannot_be_withdrawn_again(book: Book) -> None:
+    book.record([begins(150)], 150)
+    book.withdraw(1, "ada", 200)
+    assert book.enrolment(1).subscription == RULE
+    with pytest.raises(NotThere):
+        book.withdraw(1, "ada", 201)
+
+
+# -- alerts
+
+
+def test_an_alert_begins_and_ends(book: Book) -> None:
+    (begun,) = book.record([begins(150)], 160)
+    assert begun == Alert(begun.id, 1, WEB1, Severity.CRITICAL, 150, None, 9.0)
+    assert book.alerts() == [begun]
+    (ended,) = book.record([ends(170)], 180)
+    assert ended == attrs.evolve(begun, until=170, value=2.0)
+    assert book.alert(begun.id) == ended
+
+
+def test_the_same_edge_changes_nothing(book: Book) -> None:
+    history = [begins(150), ends(170), begins(180), begins(150, WEB2)]
+    book.record(history, 200)
+    before = (book.alerts(), book.notices(200), book.audit())
+    for edge in (begins(150), ends(170), begins(180), begins(190), ends(10, WEB1 | WEB2), begins(150, WEB2)):
+        assert book.record([edge], 210) == []
+    assert (book.alerts(), book.notices(200), book.audit()) == before
+
+
+@given(
+    st.lists(st.integers(-1, 3), max_size=8),
+    st.integers(0, 8),
+    st.integers(1, 8),
+)
+def test_edges_recorded_again_up_to_the_last_leave_everything_as_it_was(steps: list[int], start: int, cut: int) -> None:
+    edges: list[Edge] = []
+    at = 1000
+    for number, step in enumerate(steps):
+        at += step  # perhaps by a clock that is behind the one of the edge before
+        edges.append((ends if number % 2 else begins)(at))
+    seen = {(edge.firing, edge.at) for edge in edges}
+    assume(min(steps, default=0) >= 0 or len(seen) == len(edges))
+    with Book(Path("/dev/shm") / f"book-{os.getpid()}") as book:
+        Path(f"/dev/shm/book-{os.getpid()}").unlink()
+        book.enrol("ada", RULE, ["mail"], 0)
+        for begin in range(0, len(edges), cut):
+            book.record(edges[begin : begin + cut], at)
+        before = (book.alerts(), set(book.notices(at)))
+        book.record(edges[start:], at + 5)
+        assert (book.alerts(), set(book.notices(at))) == before
+        if len(seen) == len(edges):
+            assert len(book.alerts(State.FIRING)) == len(edges) % 2
+            assert len(book.alerts()) == (len(edges) + 1) // 2
+
+
+def test_what_ends_and_begins_in_one_moment_goes_on(book: Book) -> None:
+    (alert,) = book.record([begins(150), ends(150), begins(150)], 150)
+    assert book.alerts(State.FIRING) == [alert]
+    assert {notice.alert.state for notice in book.notices(150)} == {State.FIRING}
+    (ended,) = book.record([ends(160)], 160)
+    assert ended.until == 160
+
+
+def test_an_end_by_a_clock_that_is_behind_is_an_end(book: Book) -> None:
+    book.record([begins(150)], 150)
+    (alert,) = book.record([ends(140)], 151)
+    assert (alert.since, alert.until) == (150, 150)
+
+
+def test_a_value_may_be_missing_or_infinite(book: Book) -> None:
+    (alert,) = book.record([Edge(1, WEB1, firing=True, at=1)], 1)
+    assert math.isnan(book.alert(alert.id).value)
+    book.record([Edge(1, WEB1, firing=False, at=2, value=math.inf)], 2)
+    assert book.alert(alert.id).value == math.inf
+
+
+def test_alerts_are_found_by_state_subscription_and_time(book: Book) -> None:
+    book.enrol("eve", RULE, [], 100)
+    book.record([begins(150), ends(170), begins(180), begins(160, WEB2, 2)], 200)
+    assert [alert.since for alert in book.alerts()] == [180, 160, 150]
+    assert [alert.since for alert in book.alerts(State.FIRING)] == [180, 160]
+    assert [alert.since for alert in book.alerts(State.RESOLVED)] == [150]
+    assert [alert.since for alert in book.alerts(enrolment=1, since=151)] == [180]
+    assert [alert.since for alert in book.alerts(limit=1)] == [180]
+
+
+def test_the_first_who_acknowledges_is_remembered(book: Book) -> None:
+    (alert,) = book.record([begins(150)], 150)
+    assert book.acknowledge(alert.id, "ada", 160).acknowledged == "ada"
+    assert book.acknowledge(alert.id, "eve", 170).acknowledged == "ada"
+    assert book.notices(170)[0].alert.acknowledged == "ada"
+    with pytest.raises(NotThere, match=r"^there is no alert 123$"):
+        book.acknowledge("123", "ada", 160)
+
+
+# -- notices
+
+
+def test_each_receiver_is_to_be_told_of_begin_and_end(book: Book) -> None:
+    (alert,) = book.record([begins(150), ends(170)], 170)
+    begin = attrs.evolve(alert, until=None, value=9.0)
+    assert book.notices(170) == [
+        Notice(begin, "mail"),
+        Notice(begin, "pager"),
+        Notice(alert, "mail"),
+        Notice(alert, "pager"),
+    ]
+
+
+def test_what_was_told_is_not_to_be_told_again(book: Book) -> None:
+    book.record([begins(150)], 150)
+    mail, pager = book.notices(150)
+    book.told([mail], 160)
+    book.told([mail], 170)
+    assert book.notices(180) == [pager]
+    assert [entry.at for entry in book.audit() if entry.did == "told"] == [160]
+
+
+def test_a_postponed_notice_comes_when_it_is_due(book: Book) -> None:
+    book.record([begins(150)], 150)
+    mail, pager = book.notices(150)
+    book.postpone(mail, 500, "connection refused")
+    assert book.notices(499) == [pager]
+    assert book.notices(500) == [attrs.evolve(mail, attempts=1, due=500), pager]
+    book.postpone(mail, 600)
+    assert [notice.attempts for notice in book.notices(600)] == [1, 0]
+
+
+def test_an_end_waits_for_its_begin(book: Book) -> None:
+    book.record([begins(150)], 150)
+    mail, pager = book.notices(150)
+    book.postpone(mail, 500, "connection refused")
+    book.told([pager], 160)
+    book.record([ends(170)], 170)
+    assert [notice.id[1:] for notice in book.notices(200)] == [(State.RESOLVED, "pager")]
+    assert [notice.id[1:] for notice in book.notices(500) if notice.receiver == "mail"] == [
+        (State.FIRING, "mail"),
+        (State.RESOLVED, "mail"),
+    ]
+
+
+def test_deliveries_say_what_became_of_the_notices(book: Book) -> None:
+    (alert,) = book.record([begins(150)], 150)
+    mail, pager = book.notices(150)
+    book.told([pager], 160)
+    book.postpone(mail, 500, "connection refused")
+    said = [(one.receiver, one.told, one.attempts, one.error) for one in book.deliveries(alert.id)]
+    assert said == [("mail", None, 1, "connection refused"), ("pager", 160, 0, "")]
+
+
+# -- silences and the audit trail
+
+
+def test_a_silence_mutes_alerts_with_its_labels_while_it_lasts(book: Book) -> None:
+    label = Label("host", Relation.MATCHES, "web.*")
+    silence = book.silence([label], 200, 300, "ada", "new fans", 100)
+    assert book.silences(150) == [silence]
+    assert [silence.mutes(WEB1, now) for now in (199, 200, 299, 300)] == [False, True, True, False]
+    assert not silence.mutes(frozenset({("host", "db")}), 250)
+    assert book.silences(300) == []
+
+
+def test_a_silence_can_be_ended(book: Book) -> None:
+    silence = book.silence([Label("host", Relation.IS, "web1")], 200, 300, "ada", "", 100)
+    book.unsilence(silence.number, "eve", 250)
+    assert book.silences(250) == []
+    with pytest.raises(NotThere, match="there is no silence 1, or it is over"):
+        book.unsilence(silence.number, "eve", 260)
+
+
+def test_a_silence_of_everything_or_of_the_past_is_refused(book: Book) -> None:
+    with pytest.raises(ValueError, match="labels must be 1 to 16"):
+        book.silence([], 200, 300, "ada", "", 100)
+    for since, until in ((200, 200), (50, 100)):
+        with pytest.raises(ValueError, match="must end after it begins, and after now"):
+            book.silence([Label("host", Relation.IS, "web1")], since, until, "ada", "", 100)
+    assert book.silences(0) == []
+
+
+def test_the_audit_trail_says_who_did_what_and_when(book: Book) -> None:
+    (alert,) = book.record([begins(150)], 150)
+    book.told(book.notices(150)[:1], 160)
+    book.acknowledge(alert.id, "ada", 170)
+    book.silence([Label("host", Relation.IS, "web1")], 200, 300, "ada", "new fans", 180)
+    book.withdraw(1, "eve", 190)
+    assert [(entry.at, entry.who, entry.did) for entry in reversed(book.audit())] == [
+        (100, "ada", "enrolled"),
+        (150, "", "began"),
+        (160, "", "told"),
+        (170, "ada", "acknowledged"),
+        (180, "ada", "silenced"),
+        (190, "eve", "withdrew"),
+        (190, "", "ended"),
+    ]
+    assert book.audit(2)[1].what == "1"
+
+
+# -- context
+
+
+def test_what_was_seen_around_an_alert_is_kept(book: Book) -> None:
+    (alert,) = book.record([begins(150)], 150)
+    load, fan = (Series(metric, WEB1) for metric in ("load", "fan"))
+    book.keep(alert.id, State.FIRING, [Sample(load, 140, 7.5)], 150)
+    book.keep(alert.id, State.FIRING, [Sample(load, 140, 7.5), Sample(fan, 145, 900.0), Sample(load, 150, 9.0)], 160)
+    book.keep(alert.id, State.RESOLVED, [Sample(load, 150, 9.0), Sample(fan, 170, math.pi)], 170)
+    assert book.kept(alert.id) == {State.FIRING: 160, State.RESOLVED: 170}
+    assert [(sample.series.metric, sample.at, sample.value) for sample in book.context(alert.id)] == [
+        ("load", 140, 7.5),
+        ("fan", 145, 900.0),
+        ("load", 150, 9.0),
+        ("fan", 170, math.pi),
+    ]
+
+
+def test_the_context_of_an_alert_that_is_not_there(book: Book) -> None:
+    with pytest.raises(NotThere):
+        book.context("123")
+    with pytest.raises(NotThere):
+        book.keep("123", State.FIRING, [], 0)
+
+
+# -- retention
+
+
+def test_an_alert_is_forgotten_when_its_time_is_over(book: Book) -> None:
+    (alert,) = book.record([begins(150), ends(170)], 170)
+    book.keep(alert.id, State.FIRING, [Sample(Series("load", WEB1), 140, 7.5)], 150)
+    book.told(book.notices(170), 180)
+    assert book.trim(170 + DAY - 1) == 0
+    assert book.trim(170 + DAY) == 1
+    assert (book.alerts(), book.deliveries(alert.id), book.kept(alert.id)) == ([], [], {})
+
+
+def test_a_subscription_says_how_long_its_alerts_are_kept(book: Book) -> None:
+    book.enrol("eve", Subscription.parse("load > 8 expire 1m"), [], 100)
+    book.record([begins(150, enrolment=2), ends(170, enrolment=2)], 170)
+    assert book.trim(60_170) == 1
+
+
+@pytest.mark.parametrize("size", [1, 1 << 30])
+def test_what_fires_or_is_still_to_be_told_is_never_forgotten(path: Path, size: int) -> None:
+    with Book(path, size=size) as book:
+        book.enrol("ada", RULE, ["mail"], 100)
+        book.record([begins(150), ends(170), begins(150, WEB2)], 170)
+        book.told(book.notices(170)[1:2], 180)
+        assert book.trim(170 + 9 * DAY) == 0
+        assert len(book.alerts()) == 2
+
+
+def test_a_book_that_is_too_large_forgets_the_oldest_first(path: Path) -> None:
+    limit = 700_000
+    with Book(path, size=limit) as book:
+        book.enrol("ada", RULE, [], 100)
+        edges = [edge(1000 + number) for number in range(4000) for edge in (begins, ends)]
+        book.record(edges, 9000)
+        assert book.trim(9000) > 0
+        assert (path.stat().st_size <= limit, book.problem) == (True, "")
+        left = [alert.since for alert in book.alerts(limit=9999)]
+        assert left == list(range(4999, 4999 - len(left), -1))
+        assert 0 < len(left) < 4000
+
+
+def test_a_book_that_cannot_get_smaller_says_so(path: Path) -> None:
+    with Book(path, size=1000) as book:
+        book.trim(100)
+        assert f"{path} has" in book.problem
+        assert "more than 1000" in book.problem
+
+
+def test_the_audit_trail_is_bounded(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mbroker.alerts.book._AUDITED", 3)
+    book.record([begins(150), ends(170), begins(180), ends(190)], 200)
+    book.trim(200)
+    assert [entry.did for entry in book.audit()] == ["ended", "began", "ended"]
+
+
+# -- the file
+
+
+@pytest.mark.usefixtures("book")
+def test_only_its_owner_can_read_it(path: Path) -> None:
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+
+
+def test_every_change_is_synced(path: Path) -> None:
+    database = Database(path, SCRIPTS)
+    pragmas = ("journal_mode", "synchronous", "locking_mode", "foreign_keys")
+    assert [database.read(f"PRAGMA {pragma}")[0][0] for pragma in pragmas] == ["wal", 2, "exclusive", 1]
+    database.close()
+
+
+@pytest.mark.usefixtures("book")
+def test_it_belongs_to_one_process(path: Path) -> None:
+    with pytest.raises(BookError, match=f"^cannot open {path}: it is open in another process; stop that one first$"):
+        Book(path)
+
+
+def test_a_newer_form_is_refused(path: Path) -> None:
+    Book(path).close()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(BookError, match=r"a newer version of this program made it \(form 99, known are up to 1\)"):
+        Book(path)
+
+
+def test_the_file_of_another_program_is_left_alone(path: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE photo (name)")
+    database.close()
+    content = path.read_bytes()
+    with pytest.raises(BookError, match="it was made by another program; move it away"):
+        Book(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"no database", b"\0" * 5000, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_what_is_no_database_is_refused_in_one_line(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(BookError, match=r"^cannot open .*(damaged|another program)[^\n]*$"):
+        Book(path)
+
+
+def test_a_damaged_page_is_found_when_it_is_opened(path: Path) -> None:
+    with Book(path) as book:
+        book.enrol("ada", RULE, [], 100)
+        book.record([begins(at) for at in range(1)], 100)
+        book.record([edge(1000 + number) for number in range(300) for edge in (begins, ends)], 9000)
+    content = bytearray(path.read_bytes())
+    assert len(content) > 15 * 4096
+    content[9 * 4096 : 10 * 4096] = b"\xa5" * 4096
+    path.write_bytes(content)
+    with pytest.raises(
+        BookError, match=r"^cannot open .*: it is damaged; move it away, or restore it from a copy[^\n]*$"
+    ):
+        Book(path)
+
+
+def test_a_link_in_its_place_is_not_followed(path: Path, tmp_path: Path) -> None:
+    path.parent.mkdir()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BookError, match=f"^cannot open {path}: "):
+        Book(path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BookError, match="cannot open"):
+        Book(tmp_path / "file" / "book")
+
+
+def test_a_full_disk_changes_nothing_and_is_said_in_one_line(path: Path) -> None:
+    database = Database(path, SCRIPTS)
+    database.read("PRAGMA max_page_count = 30")
+
+    def fill() -> None:
+        with database.change() as write:
+            for number in range(300):
+                write("INSERT INTO audit (at, who, did, what) VALUES (?, '', '', ?)", number, "x" * 1000)
+
+    with pytest.raises(BookError, match=r"^cannot write .*: the disk is full; make room$"):
+        fill()
+    assert database.read("SELECT count(*) FROM audit") == [(0,)]
+    with database.change() as write:
+        write("INSERT INTO audit (at, who, did, what) VALUES (1, '', '', '')")
+    database.close()
