@@ -1,0 +1,364 @@
+"""Everything between a publisher's samples and the notices of it, without I/O but that of the book and the history.
+
+The caller passes the time and what arrives, and stores the snapshots. An edge is in the book before anything else
+happens, so that a kill loses none: whoever sent the samples sends again what was not acknowledged, and the book
+knows what it was told before.
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import attrs
+
+from mchannel.packing import Limits, pack, unpack
+from mchannel.samples import Declared, Samples
+
+from . import catalogue
+from .alert import Alert, Enrolment, State
+from .book import BookError, Edge
+from .engine import Engine, Fired
+from .image import SnapshotError
+from .intake import Bounds, Columns, Intake
+from .language import Subscription
+from .places import Places
+from .reference import Sample
+from .selector import Endpoint, Series
+from .tree import Rule
+
+__all__ = ["HEARTBEAT", "Book", "Counts", "History", "Settings", "Watch"]
+
+HEARTBEAT = "broker.heartbeat"
+"""A metric of the broker itself: one sample at every tick."""
+
+_VERSION = 1
+_LIMITS = Limits(text=0, binary=(1 << 32) - 1, items=5)
+_SILENT = 3  # intervals
+_MOST_WAITING = 1 << 17  # edges that a book which cannot be written leaves in memory
+_ALL = 1 << 30  # alerts
+
+
+class Book(Protocol):
+    """What is needed of :class:`mbroker.alerts.book.Book`."""
+
+    def enrol(self, owner: str, subscription: Subscription, receivers: Sequence[str], now: int) -> Enrolment:
+        """Note a subscription."""
+        ...
+
+    def withdraw(self, number: int, by: str, now: int) -> None:
+        """End a subscription."""
+        ...
+
+    def enrolments(self) -> list[Enrolment]:
+        """Return the subscriptions."""
+        ...
+
+    def record(self, edges: Iterable[Edge], now: int) -> list[Alert]:
+        """Note what began and ended; return the alerts that this changed."""
+        ...
+
+    def alerts(
+        self, state: State | None = None, enrolment: int | None = None, since: int | None = None, limit: int = 1000
+    ) -> list[Alert]:
+        """Return alerts."""
+        ...
+
+
+class History(Protocol):
+    """What is needed of :class:`mbroker.alerts.history.History`."""
+
+    def name(self, number: int, series: Series) -> None:
+        """Say which series a number is."""
+        ...
+
+    def append(self, numbers: array[int], values: array[float], times: array[int]) -> None:
+        """Store samples."""
+        ...
+
+
+@attrs.frozen
+class Settings:
+    """What the operator decides."""
+
+    host: str
+    """What the broker's own series are called."""
+    hosts: frozenset[str] = frozenset()
+    """Sources, besides :attr:`host`, that are hosts; others are domains."""
+    groups: Mapping[str, Collection[str]] = attrs.field(factory=dict[str, "tuple[str, ...]"])
+    """For each group its members, hosts and domains."""
+    interval: int = 10_000
+    """Milliseconds between two samples of a series; when three are missing it is silent."""
+    longest: int = 1 << 20
+    """Samples of one series that windows may hold."""
+    broadest: int = 100_000
+    """Series that one comparison may find."""
+    bounds: Bounds = attrs.field(factory=Bounds)
+
+
+@attrs.frozen
+class Counts:
+    """How it is doing."""
+
+    subscriptions: int
+    rules: int
+    """Different ones: equal subscriptions are matched once."""
+    series: int
+    samples: int
+    """Since the start."""
+    refused: int
+    """Samples and series, since the start."""
+
+
+@attrs.define
+class _Followed:
+    """A rule that the engine follows, and for whom: those who subscribed to the same."""
+
+    number: int
+    takers: dict[int, Enrolment] = attrs.field(factory=dict[int, Enrolment])
+
+
+class Watch:
+    """Follows all subscriptions of the book over all samples that arrive."""
+
+    def __init__(self, settings: Settings, book: Book, history: History, now: int, image: bytes = b"") -> None:
+        """Go on from *image*, a snapshot; when it is missing or of no use, windows begin empty.
+
+        What came after :attr:`since`, the time of the snapshot, is for :meth:`replay`.
+        """
+        self._anew = ""
+        self.settings = settings
+        self._book = book
+        self._history = history
+        self.since, self._engine = self._restored(image, now)
+        hosts = settings.hosts | {settings.host}
+        self._intake = Intake(hosts, self._number, groups=settings.groups, bounds=settings.bounds)
+        self._followed = {rule: _Followed(number) for number, rule in self._engine.rules.items()}
+        self._rules = {followed.number: followed for followed in self._followed.values()}
+        self._enrolments: dict[int, Rule] = {}
+        for enrolment in book.enrolments():
+            self._follow(enrolment)
+        for rule in [rule for rule, followed in self._followed.items() if not followed.takers]:
+            self._leave(rule)
+        self._waiting: list[Edge] = []
+        self._unwritten = ""
+        self._began: dict[tuple[int, Endpoint], int] = {}
+        self._unsettled: int | None = now + _SILENT * settings.interval
+        self._samples = 0
+        self._heart = self._number(Series(HEARTBEAT, Endpoint({("host", settings.host)})))
+
+    @property
+    def problem(self) -> str:
+        """What the operator should look into, in one line; empty when there is nothing."""
+        if self._waiting:
+            return f"{len(self._waiting)} begins and ends of alerts are not stored yet: {self._unwritten}"
+        return self._anew
+
+    @property
+    def places(self) -> Places:
+        """The series that there are."""
+        return self._engine.places
+
+    # -- what arrives
+
+    def declare(self, source: str, declared: Declared, now: int) -> None:
+        """Take note of the series of a publisher; *source* is who the channel says it is."""
+        self._intake.declare(source, declared, now)
+
+    def samples(self, source: str, samples: Samples, now: int) -> list[Alert]:
+        """Match and store samples; return the alerts that began or ended."""
+        return self._take(self._intake.columns(source, samples, now), now)
+
+    def asks_again(self, source: str, now: int) -> bool:
+        """Tell whether the publishers of *source* should declare their series again."""
+        return self._intake.asks_again(source, now)
+
+    def tick(self, now: int) -> list[Alert]:
+        """Do what time alone asks for, about once a second; return the alerts that began or ended."""
+        changed = self._take(Columns(array("I", [self._heart]), array("d", [1.0]), array("q", [now])), now)
+        if self._unsettled is not None and now >= self._unsettled:
+            self._unsettled = None
+            changed += self._record(self._differences(now), now)
+        return changed
+
+    def complaints(self, now: int) -> Iterator[str]:
+        """Yield, once a minute, what was refused of whom."""
+        return self._intake.complaints(now)
+
+    # -- who is told
+
+    def review(self, subscription: Subscription) -> tuple[str, ...]:
+        """Return what whoever wants to subscribe should know; raises as :func:`.catalogue.review`."""
+        return catalogue.review(subscription, self._engine.places, self.settings.groups, self.settings.broadest)
+
+    def enrol(
+        self, owner: str, subscription: Subscription, receivers: Sequence[str], now: int
+    ) -> tuple[Enrolment, list[Alert]]:
+        """Follow *subscription* from now on; return it, and the alerts that fire already.
+
+        Raises what :meth:`review` does, :exc:`.engine.TooMuchError`, and :exc:`.book.BookError`; then nothing was
+        changed.
+        """
+        self.review(subscription)
+        rule = subscription.canonical().rule
+        known = self._followed.get(rule)
+        followed = known or self._add(rule)  # what fires at once will be among the edges of the next tick
+        try:
+            enrolment = self._book.enrol(owner, subscription, receivers, now)
+        except BaseException:
+            if known is None:
+                self._leave(rule)
+            raise
+        followed.takers[enrolment.number] = enrolment
+        self._enrolments[enrolment.number] = rule
+        firing = self._engine.firing(known.number) if known else ()
+        return enrolment, self._record([Edge(enrolment.number, key, True, now) for key in firing], now)
+
+    def withdraw(self, number: int, by: str, now: int) -> None:
+        """Follow that subscription no longer; raises :exc:`.book.NotThere` and :exc:`.book.BookError`."""
+        self._book.withdraw(number, by, now)
+        rule = self._enrolments.pop(number)
+        followed = self._followed[rule]
+        del followed.takers[number]
+        if not followed.takers:
+            self._leave(rule)
+
+    def enrolment(self, number: int) -> Enrolment | None:
+        """Return the subscription of that number; None if there is none."""
+        rule = self._enrolments.get(number)
+        return None if rule is None else self._followed[rule].takers[number]
+
+    def enrolments(self) -> Iterator[tuple[Enrolment, int]]:
+        """Yield the subscriptions, oldest first, each with how many of its alerts fire."""
+        for number, rule in sorted(self._enrolments.items()):
+            followed = self._followed[rule]
+            yield followed.takers[number], len(self._engine.firing(followed.number))
+
+    @property
+    def counts(self) -> Counts:
+        """How it is doing."""
+        return Counts(
+            subscriptions=len(self._enrolments),
+            rules=len(self._followed),
+            series=len(self._engine.places),
+            samples=self._samples,
+            refused=self._intake.refused,
+        )
+
+    # -- living through a restart
+
+    def snapshot(self, now: int) -> bytes:
+        """Return what to start from again; empty while the book lacks what the engine has seen."""
+        if self._waiting:
+            return b""
+        return pack((_VERSION, self.settings.interval, self.settings.longest, now, self._engine.save()))
+
+    def replay(self, samples: Iterable[Sample], now: int) -> None:
+        """Let the engine see, in the order of time, what was stored since the snapshot; nobody is told of it yet.
+
+        What it saw before the snapshot it drops as late.
+        """
+        for second, batch in itertools.groupby(samples, lambda sample: sample.at // 1000):
+            clock = min(max(self.since, 1000 * (second + 1)), now)
+            for fired in self._engine.batch(clock, batch):
+                self._began[fired.rule, fired.key] = fired.at
+
+    def _restored(self, image: bytes, now: int) -> tuple[int, Engine]:
+        if image:
+            try:
+                return self._unpacked(image)
+            except (SnapshotError, ValueError, TypeError) as error:
+                self._anew = f"the engine's snapshot cannot be used, so that windows begin anew: {error}"
+        return now, Engine(now, interval=self.settings.interval, longest=self.settings.longest)
+
+    def _unpacked(self, image: bytes) -> tuple[int, Engine]:
+        said: Any = unpack(image, _LIMITS)
+        *form, since, engine = said
+        if form != [_VERSION, self.settings.interval, self.settings.longest]:
+            raise ValueError("it is of another version, or of another interval or longest window")
+        return int(since), Engine.load(engine)
+
+    def _differences(self, now: int) -> list[Edge]:
+        """Return the edges between what the book says, which a restart kept, and what the engine found since.
+
+        What fires by the book fires on while the engine cannot tell; what began and ended while nobody looked is
+        not known.
+        """
+        told: defaultdict[int, set[Endpoint]] = defaultdict(set)
+        for alert in self._book.alerts(State.FIRING, limit=_ALL):
+            told[alert.enrolment].add(alert.key)
+        edges: list[Edge] = []
+        for followed in self._rules.values():
+            firing = self._engine.firing(followed.number)
+            for number in followed.takers:
+                begun = [(key, self._began.get((followed.number, key), now)) for key in firing - told[number]]
+                edges += [Edge(number, key, True, at) for key, at in begun]
+                edges += [Edge(number, key, False, now) for key in told[number] - firing]
+        self._began.clear()
+        return edges
+
+    # -- the way of a sample
+
+    def _take(self, columns: Columns, now: int) -> list[Alert]:
+        """Match, note in the book, and only then store."""
+        changed = self._record(self._edges(self._passed(now)), now)
+        fired = self._engine.push(now, columns.numbers, columns.values, columns.times)
+        changed += self._record(self._edges(fired), now)
+        self._history.append(columns.numbers, columns.values, columns.times)
+        self._samples += len(columns)
+        return changed
+
+    def _passed(self, now: int) -> list[Fired]:
+        """Return the edges that time alone makes: none soon after a restart, when all have been silent."""
+        fired = self._engine.tick(now)
+        if self._unsettled is None:
+            return fired
+        self._began.update(((each.rule, each.key), each.at) for each in fired if each.firing)
+        return []
+
+    def _edges(self, fired: Iterable[Fired]) -> list[Edge]:
+        return [
+            Edge(number, each.key, each.firing, each.at, each.value)
+            for each in fired
+            for number in self._rules[each.rule].takers
+        ]
+
+    def _record(self, edges: list[Edge], now: int) -> list[Alert]:
+        """Note *edges* in the book, or keep them until it can be written."""
+        if not edges and not self._waiting:
+            return []
+        self._waiting += edges
+        try:
+            changed = self._book.record(self._waiting, now)
+        except BookError as error:
+            del self._waiting[_MOST_WAITING:]
+            self._unwritten = str(error)
+            return []
+        self._waiting.clear()
+        return changed
+
+    def _number(self, series: Series) -> int:
+        number = self._engine.number(series)
+        self._history.name(number, series)
+        return number
+
+    # -- rules
+
+    def _follow(self, enrolment: Enrolment) -> None:
+        rule = enrolment.subscription.canonical().rule
+        followed = self._followed.get(rule) or self._add(rule)
+        followed.takers[enrolment.number] = enrolment
+        self._enrolments[enrolment.number] = rule
+
+    def _add(self, rule: Rule) -> _Followed:
+        followed = self._followed[rule] = _Followed(self._engine.add(rule))
+        self._rules[followed.number] = followed
+        return followed
+
+    def _leave(self, rule: Rule) -> None:
+        followed = self._followed.pop(rule)
+        del self._rules[followed.number]
+        self._engine.remove(followed.number)
