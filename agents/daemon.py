@@ -23,23 +23,26 @@ from mchannel.address import Address
 from mchannel.agents.commands import Commands
 from mchannel.agents.discover import Nothing, Way, find
 from mchannel.agents.exits import UNREACHABLE, USAGE, Exit
+from mchannel.agents.feed import Feed, either
 from mchannel.agents.follower import Follower
 from mchannel.agents.line import Line, Talk
-from mchannel.agents.metrics import Metrics
+from mchannel.agents.metrics import Metrics, readings
 from mchannel.agents.notify import sd_notify
 from mchannel.agents.outbox import Labelled, Outbox
 from mchannel.agents.pace import Pace
 from mchannel.agents.printer import Printer
+from mchannel.agents.seek import Seek
 from mchannel.agents.settings import Settings, SlaSettings, load
 from mchannel.agents.sla import Recorder
 from mchannel.agents.tail import Tail
 from mchannel.errors import AddressError, CodecError
 from mchannel.event import Detail, Event
+from mchannel.samples import SAMPLES, SERIES
 from mchannel.transport import Delivery, State
 
 __all__ = ["Daemon", "run"]
 
-_LOOK_AGAIN = 5.0  # seconds between two looks for a way to the broker, or for a log
+_LOOK_AGAIN = 5.0  # seconds between two looks for a log
 _BUSY, _QUIET = 0.05, 0.25  # seconds until the next look at a log that has just grown, and at one that has not
 _FLUSH = 1.0  # seconds that the end waits for the broker
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -55,7 +58,8 @@ class _Shown:
     state: State = State.OPEN
 
     async def write(self, message: Event, timeout: float | None = None) -> None:
-        self.printer.write(message)
+        if message.topic not in (SERIES, SAMPLES):  # the numbers of the groups once more
+            self.printer.write(message)
 
     async def read(self, timeout: float | None = None) -> NoReturn:
         await asyncio.Event().wait()  # nobody asks
@@ -77,11 +81,12 @@ class Daemon:
         factory=dict[tuple[object, ...], "asyncio.Task[None]"], init=False
     )
     _group: asyncio.TaskGroup = attrs.field(factory=asyncio.TaskGroup, init=False)
-    _said: str = attrs.field(default="", init=False)
+    _seek: Seek = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """Begin with the configured interval."""
         self._pace = Pace(self.settings.metrics.interval)
+        self._seek = Seek(self.find, lambda: self.settings.agent.address)
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Work until *stop* is set; then report what was counted, and wait a second for the broker to take it."""
@@ -125,19 +130,7 @@ class Daemon:
         if self.printer is not None:
             await use(_Shown(self.printer))
         else:
-            await Line(stream, self._way, delivery).keep(use)
-
-    async def _way(self) -> Way:
-        """Return the way to the broker, as soon as there is one; say once which it is, or why there is none."""
-        while True:
-            found = self.find(self.settings.agent.address)
-            if str(found) != self._said:
-                self._said = str(found)
-                _log.log(logging.INFO if isinstance(found, Way) else logging.WARNING, "%s", found)
-                sd_notify(f"STATUS={found}")
-            if isinstance(found, Way):
-                return found
-            await asyncio.sleep(_LOOK_AGAIN)
+            await Line(stream, self._seek, delivery).keep(use)
 
     async def _report(self, channel: Talk) -> None:
         while (event := await self._outbox.first()) is not None:
@@ -145,12 +138,19 @@ class Daemon:
             self._outbox.pop()
 
     async def _measure(self, channel: Talk) -> None:
-        metrics = Metrics(self.settings.agent.domain)
-        while True:
-            if channel.state is State.OPEN:  # what nobody hears is not measured
-                for event in metrics.sample():
-                    await channel.write(event)
-            await self._pace.wait()
+        """Tell the metrics, group by group and as samples; what nobody hears is not measured."""
+        metrics, feed = Metrics(self.settings.agent.domain), Feed()
+
+        async def measure() -> None:
+            while True:
+                if channel.state is State.OPEN:
+                    events = metrics.sample()
+                    for event in events:
+                        await channel.write(event)
+                    feed.take([reading for event in events for reading in readings(event)])
+                await self._pace.wait()
+
+        await either(measure(), feed.send(channel))
 
     async def _obey(self, channel: Talk) -> None:
         pace = self._pace if self.settings.metrics.enabled else None

@@ -45,6 +45,20 @@ again, SIGTERM ends it.
 {_STATUS}
 """
 
+_HOST_EXAMPLES = f"""\
+examples:
+  magent host --once
+  magent host --once --output json --libvirt qemu:///system
+  magent host --address ipc:///run/mbroker/host.sock --interval 1
+  magent host --config /etc/magent.toml
+
+It reads CPUs, load, memory, disks, interfaces, filesystems and sensors of this machine, the domains of its
+hypervisor (--libvirt), and whatever its configuration names as [[read]]: Nagios plug-ins, Ganglia, Prometheus
+exporters. SIGHUP reads the configuration again, SIGTERM ends it.
+
+{_STATUS}
+"""
+
 
 def _milliseconds(text: str) -> float:
     try:
@@ -53,6 +67,15 @@ def _milliseconds(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"{text!r} is no threshold; give milliseconds above 0, such as 6 or 2.5")
+
+
+def _seconds(text: str) -> float:
+    try:
+        if 0.05 <= (value := float(text)) <= 3600:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no interval; give 0.05 to 3600 seconds")
 
 
 class _Version(argparse.Action):
@@ -78,6 +101,15 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+    _add_host(
+        commands.add_parser(
+            "host",
+            help="publish the metrics of this host, its domains, and what watches it already",
+            description="Read metrics at an interval, and send them as samples to the broker of this host.",
+            epilog=_HOST_EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     _add_sla(
         commands.add_parser(
             "sla",
@@ -95,6 +127,15 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--address", help="where the broker listens; nothing else is looked for then")
     run.add_argument("--dry-run", action="store_true", help="print the events instead of sending them")
     run.add_argument("--output", choices=["text", "json"], default="text", help="how --dry-run prints")
+
+
+def _add_host(host: argparse.ArgumentParser) -> None:
+    host.add_argument("--config", type=Path, metavar="FILE", help="default: /etc/magent.toml, if it is there")
+    host.add_argument("--address", help="where the broker listens; nothing else is looked for then")
+    host.add_argument("--interval", type=_seconds, metavar="SECONDS", help="between two looks (default: 1)")
+    host.add_argument("--libvirt", metavar="URI", help="tell of the domains there, such as qemu:///system")
+    host.add_argument("--once", action="store_true", help="print what would be sent, and end")
+    host.add_argument("--output", choices=["text", "json"], default="text", help="how --once prints")
 
 
 def _add_sla(sla: argparse.ArgumentParser) -> None:
@@ -118,11 +159,15 @@ def _add_sla(sla: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Run the command; what the other one needs is not imported, as guests may be slow."""
+    """Run the command; what the others need is not imported, as guests may be slow."""
     if options.command == "sla":
         from mchannel.agents import slalog  # noqa: PLC0415
 
         slalog.report(options)
+    elif options.command == "host":
+        from mchannel.agents import watching  # noqa: PLC0415
+
+        watching.run(options)
     else:
         from mchannel.agents import daemon  # noqa: PLC0415
 

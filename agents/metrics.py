@@ -12,7 +12,9 @@ which is displaced by a newer one costs nothing; ``value`` is the group in one n
 ``metrics.network``   bytes a second, received and sent; per interface the counters
 ====================  ==========================================================================
 
-Shares and rates are over the time since the sample before; the first has none.
+Shares and rates are over the time since the sample before; the first has none. :func:`readings` takes an event
+apart into series that can be subscribed to: ``cpu``, ``cpu.steal``, ``cpu.busy{cpu="0"}``, ``load.five``,
+``disk.reads{device="vda"}``, ``network.sent_bytes{interface="eth0"}``.
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ from pathlib import Path
 
 import attrs
 
+from mchannel.agents.publisher import Reading
 from mchannel.event import Detail, Event, Scalar
+from mchannel.samples import Named
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "readings"]
 
 _SECTOR = 512  # bytes; of /proc/diskstats, whatever the device has
 _MOST = 64  # CPUs, disks or interfaces told one by one; more are counted as left out
 _WAITS = (("cpu", "some"), ("memory", "some"), ("memory", "full"), ("io", "some"), ("io", "full"))
+_EACH = {"cpus": "cpu", "devices": "device", "interfaces": "interface"}  # what columns are about, and its label
 _MEMORY = {"total": "MemTotal", "available": "MemAvailable", "swap_total": "SwapTotal", "swap_free": "SwapFree"}
 
 Counters = tuple[int, ...]
@@ -199,3 +204,21 @@ def _cpus(lines: Iterator[str]) -> Iterator[tuple[str, _Times]]:
 
 def _left_out(found: Sequence[object]) -> dict[str, int]:
     return {"left_out": len(found) - _MOST} if len(found) > _MOST else {}
+
+
+def readings(event: Event) -> Iterator[Reading]:
+    """Yield each number of an event of :class:`Metrics` as a reading of the series that it belongs to."""
+    group, at = event.topic.removeprefix("metrics."), round(event.at * 1000)
+    if isinstance(event.value, int | float):
+        yield Reading(Named(group), float(event.value), at)
+    for name, value in event.detail.items():
+        if isinstance(value, int | float):
+            yield Reading(Named(f"{group}.{name}"), float(value), at)
+    for column, label in _EACH.items():
+        which = event.detail.get(column)
+        if isinstance(which, tuple):
+            for name, values in event.detail.items():
+                if isinstance(values, tuple) and name != column:
+                    for one, value in zip(which, values, strict=True):
+                        if isinstance(value, int | float):
+                            yield Reading(Named(f"{group}.{name}", ((label, str(one)),)), float(value), at)

@@ -13,6 +13,7 @@ import attrs
 
 from mchannel.agents.accesslog import UNITS, FormatError, Reader, reader
 from mchannel.agents.exits import NOT_FOUND, USAGE, Exit
+from mchannel.samples import MOST_LABELS, Labels, is_label, is_name
 
 __all__ = [
     "DEFAULT",
@@ -20,7 +21,9 @@ __all__ = [
     "SHORTEST_INTERVAL",
     "AgentSettings",
     "CommandSettings",
+    "HostSettings",
     "MetricsSettings",
+    "ReadSettings",
     "Settings",
     "SlaSettings",
     "load",
@@ -35,6 +38,8 @@ DEFAULT = Path("/etc/magent.toml")
 SHORTEST_INTERVAL, LONGEST_INTERVAL = 0.05, 3600.0
 """Seconds between two looks at the metrics, at least and at most."""
 _LOGS = 32
+_READS = 256
+_KINDS = {"nagios": ("command",), "ganglia": ("address", "file"), "prometheus": ("url", "file")}
 _LARGEST = 1 << 20  # bytes of a configuration
 
 
@@ -130,16 +135,85 @@ class SlaSettings:
 
 
 @attrs.frozen(kw_only=True)
+class HostSettings:
+    """The section ``[host]``, for ``magent host``."""
+
+    interval: float = attrs.field(default=1.0, validator=_between(SHORTEST_INTERVAL, LONGEST_INTERVAL, "seconds"))
+    """Seconds between two looks at the host and its domains."""
+    libvirt: str = attrs.field(default="", validator=_text)
+    """URI of the hypervisor whose domains are told of, such as ``qemu:///system``; none if it is empty."""
+
+
+def _words(value: object) -> tuple[str, ...]:
+    words = cast("list[object]", value) if isinstance(value, list | tuple) else [None]
+    if not all(isinstance(word, str) and "\0" not in word for word in words):
+        raise ValueError(f"command must be a list of a program and its arguments, not {value!r:.80}")
+    return tuple(cast("list[str]", words))
+
+
+def _labels(value: object) -> Labels:
+    if value == ():
+        return ()
+    pairs = sorted(cast("dict[str, object]", value).items()) if isinstance(value, dict) else [("", value)]
+    if len(pairs) > MOST_LABELS // 2 or not all(is_name(name) and is_label(label) for name, label in pairs):
+        raise ValueError(f"labels must be up to {MOST_LABELS // 2} names and texts, not {value!r:.80}")
+    return cast("Labels", tuple(pairs))
+
+
+@attrs.frozen(kw_only=True)
+class ReadSettings:
+    """One section ``[[read]]``: something that already watches, and whose results are published."""
+
+    kind: str = attrs.field(validator=attrs.validators.in_(tuple(_KINDS)))
+    """``nagios``: a plug-in, ``ganglia``: a gmond, ``prometheus``: an exporter such as node_exporter."""
+    name: str = attrs.field(validator=_text)
+    """The label ``check`` of what a plug-in says; ``read`` of what is told of the reader itself."""
+    command: tuple[str, ...] = attrs.field(default=(), converter=_words)
+    """The plug-in and its arguments; no shell sees them."""
+    address: str = attrs.field(default="", validator=_text)
+    """Host and port of a gmond: ``127.0.0.1:8649``."""
+    url: str = attrs.field(default="", validator=_text)
+    """Where an exporter answers: ``http://127.0.0.1:9100/metrics``."""
+    file: str = attrs.field(default="", validator=_text)
+    """The whole path of a file that holds what they would say."""
+    interval: float = attrs.field(default=15.0, validator=_between(SHORTEST_INTERVAL, LONGEST_INTERVAL, "seconds"))
+    timeout: float = attrs.field(default=10.0, validator=_between(0.05, 600.0, "seconds"))
+    labels: Labels = attrs.field(default=(), converter=_labels)
+    """Added to every series."""
+
+    def __attrs_post_init__(self) -> None:
+        """Raise ValueError unless it says in one way where to read."""
+        if not is_label(self.name):
+            raise ValueError("name must be a text of 1 to 256 characters")
+        given = [field for field in ("command", "address", "url", "file") if getattr(self, field)]
+        if len(given) != 1 or given[0] not in _KINDS[self.kind]:
+            raise ValueError(f"a reader of kind {self.kind} needs {' or '.join(_KINDS[self.kind])}, and nothing else")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url must begin with http:// or https://, not {self.url!r:.80}")
+        if self.file and not self.file.startswith("/"):
+            raise ValueError(f"file must be the whole path of a file, not {self.file!r:.80}")
+        if self.address and not self.address.rpartition(":")[2].isdecimal():
+            raise ValueError(f"address must be a host and a port, not {self.address!r:.80}")
+
+
+@attrs.frozen(kw_only=True)
 class Settings:
     """A whole configuration; an empty one reports metrics and answers commands."""
 
     agent: AgentSettings = attrs.field(factory=AgentSettings)
     metrics: MetricsSettings = attrs.field(factory=MetricsSettings)
     commands: CommandSettings = attrs.field(factory=CommandSettings)
+    host: HostSettings = attrs.field(factory=HostSettings)
     sla: tuple[SlaSettings, ...] = ()
+    read: tuple[ReadSettings, ...] = ()
 
 
-_SECTIONS: dict[str, type] = {"agent": AgentSettings, "metrics": MetricsSettings, "commands": CommandSettings}
+_SECTIONS: dict[str, type] = {
+    "agent": AgentSettings,
+    "metrics": MetricsSettings,
+    "commands": CommandSettings,
+    "host": HostSettings,
+}
 
 
 def parse(text: str) -> Settings:
@@ -150,13 +224,19 @@ def parse(text: str) -> Settings:
     made: dict[str, Any] = {
         name: _made(kind, document[name], name) for name, kind in _SECTIONS.items() if name in document
     }
-    logs = document.get("sla", [])
-    if not isinstance(logs, list) or len(cast("list[object]", logs)) > _LOGS:
-        raise ValueError(f"sla: write [[sla]] for each log, at most {_LOGS} times")
-    sections = [_made(SlaSettings, table, f"sla[{n}]") for n, table in enumerate(cast("list[object]", logs))]
+    sections = _several(SlaSettings, document.get("sla", []), "sla", "log", _LOGS)
     if len({section.log for section in sections}) < len(sections):
         raise ValueError("sla: two sections name the same log")
-    return Settings(**made, sla=tuple(sections))
+    reads = _several(ReadSettings, document.get("read", []), "read", "reader", _READS)
+    if len({read.name for read in reads}) < len(reads):
+        raise ValueError("read: two sections have the same name")
+    return Settings(**made, sla=sections, read=reads)
+
+
+def _several(kind: type[T], tables: object, where: str, noun: str, most: int) -> tuple[T, ...]:
+    if not isinstance(tables, list) or len(cast("list[object]", tables)) > most:
+        raise ValueError(f"{where}: write [[{where}]] for each {noun}, at most {most} times")
+    return tuple(_made(kind, table, f"{where}[{n}]") for n, table in enumerate(cast("list[object]", tables)))
 
 
 def _made(kind: type[T], table: object, where: str) -> T:

@@ -39,6 +39,7 @@ __all__ = [
     "SERIES",
     "Again",
     "Declared",
+    "Labels",
     "Named",
     "Samples",
     "declarations",
@@ -219,12 +220,10 @@ class Samples:
         """Return how many samples they are."""
         return len(self.numbers)
 
-    def parts(self, room: int) -> Iterator[Samples]:
-        """Yield the same in as many pieces as are needed for messages of *room* bytes."""
-        most = max(1, min(MOST_SAMPLES, (room - _OVERHEAD) // _ROW))
-        for begin in range(0, len(self), most):
-            rows = slice(begin, begin + most)
-            yield Samples(self.run, self.numbers[rows], self.values[rows], self.times[rows], self.dropped)
+    @staticmethod
+    def most_in(room: int) -> int:
+        """Return how many samples go into a message of *room* bytes: at least one."""
+        return max(1, min(MOST_SAMPLES, (room - _OVERHEAD) // _ROW))
 
     def to_event(self, at: float = 0.0) -> Event:
         """Return the event that says so; *at* is when it is sent, in seconds."""

@@ -71,7 +71,7 @@ def test_a_source_that_is_not_named_is_the_host() -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("[metric]", "there is no section metric; there are agent, metrics, commands, sla"),
+        ("[metric]", "there is no section metric; there are agent, metrics, commands, host, sla, read"),
         ("metrics = 5", "metrics: must be a section"),
         ("[metrics]\nintervall = 5", "metrics.intervall: there is no such key; there are enabled, interval"),
         ("[metrics]\ninterval = 0.01", "metrics: interval must be 0.05 to 3600 seconds, not 0.01"),

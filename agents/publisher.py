@@ -1,0 +1,147 @@
+"""From readings to what travels: series are numbered and declared, samples wait in columns until they are sent."""
+
+from __future__ import annotations
+
+import secrets
+from array import array
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import attrs
+
+from mchannel.event import Event
+from mchannel.samples import Again, Declared, Named, Samples, declarations
+
+__all__ = ["Publisher", "Reading"]
+
+_LEAST_ROOM = 1024  # bytes; no channel is so narrow
+
+
+class Reading(NamedTuple):
+    """One value of one series."""
+
+    series: Named
+    value: float
+    at: int | None = None
+    """Milliseconds of the Unix clock, when the value itself says when it was taken."""
+
+
+@attrs.define(eq=False)
+class Publisher:
+    """Holds what was read until the channel has taken it, and no more than it may.
+
+    An event is forgotten only after :meth:`pop`, that is when the channel has taken it. No I/O, no clock.
+    """
+
+    room: int = 60_000
+    """Bytes of the longest event."""
+    most: int = 1 << 18
+    """Samples that may wait, at twenty bytes each; more, and the oldest are thrown away."""
+    most_series: int = 1 << 16
+    run: int = attrs.field(factory=lambda: secrets.randbits(62), init=False)
+    dropped: int = attrs.field(default=0, init=False)
+    """Samples of this run that were thrown away; the broker is told."""
+    refused: int = attrs.field(default=0, init=False)
+    """Readings of series that have no valid name, or are too many."""
+    _numbers: dict[Named, int] = attrs.field(factory=dict[Named, int], init=False)
+    _told: int = attrs.field(default=0, init=False)
+    """Series that were declared: those with lower numbers."""
+    _is_full: bool = attrs.field(default=False, init=False)
+    _columns: tuple[array[int], array[float], array[int]] = attrs.field(
+        factory=lambda: (array("I"), array("d"), array("q")), init=False
+    )
+    _leaving: tuple[Event, int, int] | None = attrs.field(default=None, init=False)
+    """The event that is being sent, and how many series and samples are gone with it."""
+
+    def __len__(self) -> int:
+        """Return how many samples wait."""
+        return len(self._columns[0])
+
+    @property
+    def series(self) -> int:
+        """How many series have a number."""
+        return len(self._numbers)
+
+    def take(self, readings: Iterable[Reading], now: int) -> None:
+        """Take what was read at *now*, in milliseconds; the oldest samples give way to it."""
+        if self._is_full:
+            self._begin()
+        numbers, values, times = self._columns
+        known = self._numbers.get
+        for series, value, at in readings:
+            number = known(series)
+            if number is None and (number := self._number(series)) is None:
+                self.refused += 1
+                continue
+            numbers.append(number)
+            values.append(value)
+            times.append(now if at is None else at)
+        if (excess := len(numbers) - self.most) > 0:
+            kept = self._leaving[2] if self._leaving else 0  # may be with the broker already
+            for column in self._columns:
+                del column[kept : kept + excess]
+            self.dropped += excess
+
+    def _number(self, series: Named) -> int | None:
+        try:
+            series.check()
+        except ValueError:
+            return None
+        if len(self._numbers) >= self.most_series:
+            self._is_full = True
+            return None
+        return self._numbers.setdefault(series, len(self._numbers))
+
+    def _begin(self) -> None:
+        """Begin a new run, as too many series have come; many of them may be gone."""
+        self.run = secrets.randbits(62)
+        self._numbers.clear()
+        for column in self._columns:
+            del column[:]
+        self._told, self.dropped, self._is_full, self._leaving = 0, 0, False, None
+
+    def again(self) -> None:
+        """Declare all series again: somebody listens who does not know them."""
+        self._told = 0
+        self._leaving = None
+
+    def heard(self, event: Event) -> None:
+        """Do what the broker asks; raises CodecError when it is malformed."""
+        if Again.from_event(event).run == self.run:
+            self.again()
+
+    def first(self) -> Event | None:
+        """Return what is to be sent next, the same until :meth:`pop`; None when there is nothing."""
+        if self._leaving is None:
+            self._leaving = self._declaration() or self._samples()
+        return self._leaving[0] if self._leaving else None
+
+    def pop(self) -> None:
+        """Forget what :meth:`first` returned."""
+        if self._leaving is not None:
+            _, series, samples = self._leaving
+            self._told += series
+            for column in self._columns:
+                del column[:samples]
+            self._leaving = None
+
+    def narrow(self) -> bool:
+        """Make events half as long, as the channel takes no long ones; False when they are as short as can be."""
+        self.room, was = max(_LEAST_ROOM, self.room // 2), self.room
+        self._leaving = None
+        return self.room < was
+
+    def _declaration(self) -> tuple[Event, int, int] | None:
+        if self._told == len(self._numbers):
+            return None
+        series = list(self._numbers)[self._told :]
+        declared: Declared = next(declarations(self.run, self._told, series, self.room))
+        return declared.to_event(), len(declared.series), 0
+
+    def _samples(self) -> tuple[Event, int, int] | None:
+        if not self._columns[0]:
+            return None
+        rows = slice(Samples.most_in(self.room))
+        numbers, values, times = self._columns
+        sent = Samples(self.run, numbers[rows], values[rows], times[rows], self.dropped)
+        return sent.to_event(sent.times[-1] / 1000), 0, len(sent)
