@@ -28,8 +28,23 @@ _LAST_DOMAIN: Final = 0x7FEF
 _BURST: Final = 64  # watches or event channels looked at for one wake-up
 _OFFERS: Final = 16  # offers that a domain can make at once; then one every _REFILL seconds
 _REFILL: Final = 5.0
-_NAMES: Final = 64  # channels of one domain that a quiesce asks
+_NAMES: Final = 64  # channels of one domain that are looked at, and that a quiesce asks
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@attrs.define(eq=False)
+class _Ring:
+    """What domain 0 remembers of one channel of a guest."""
+
+    value: bytes | None = None
+    """The offer as it was read last."""
+    wire: RingWire | None = None
+
+    def let_go(self, why: str) -> None:
+        """End the wire, if there is one."""
+        if self.wire is not None:
+            self.wire.fail(ChannelBroken(f"{self.wire.peer.address}: {why}"))
+            self.wire = None
 
 
 @attrs.define(eq=False)
@@ -37,9 +52,8 @@ class _Domain:
     """What domain 0 remembers of a guest."""
 
     number: int
-    value: bytes | None = None
-    """The offer as it was read last."""
-    wire: RingWire | None = None
+    rings: dict[str, _Ring] = attrs.field(factory=dict[str, _Ring])
+    """By the name of the channel."""
     offers: TokenBucket = attrs.field(factory=lambda: TokenBucket(1 / _REFILL, _OFFERS))
 
 
@@ -51,12 +65,15 @@ class HostDoor:
         self.on_news: Callable[[], None] | None = None
         self._options = options
         self._machine = machine
-        self._name = channel_name(address)
+        self._many = address.path.endswith("*")
+        self._name = channel_name(attrs.evolve(address, path=address.path.removesuffix("*")))
         self._only = address.host
         if self._only and not _UUID.fullmatch(self._only) and not self._number(self._only):
             raise AddressError(f"{address}: name a domain by its number or its UUID, or none for all of them")
         self._complaints = Complaints()
         self._domains: dict[int, _Domain] = {}
+        self._others: set[int] = set()
+        """Domains that are there and not listened to."""
         self._wires: dict[int, RingWire] = {}
         self._backlog: deque[RingWire] = deque()
         self._store: Store = machine.store()
@@ -97,51 +114,70 @@ class HostDoor:
                 wire.hear()
 
     def _look(self) -> None:
+        tokens: set[str] = set()  # a guest that writes much is looked at once for all of it
         for _ in range(_BURST):
             if (token := self._store.fired()) is None:
                 break
-            if token.startswith("@"):
-                self._count_domains()
-            elif (domain := self._domains.get(int(token))) is not None:
-                self._on_offer(domain)
+            tokens.add(token)
+        if any(token.startswith("@") for token in tokens):
+            self._count_domains()
+        for token in tokens:
+            if token.isdigit() and (domain := self._domains.get(int(token))) is not None:
+                self._look_at(domain)
         if self._backlog and self.on_news is not None:
             self.on_news()
 
     def _count_domains(self) -> None:
         """Watch the domains that came, and let go of those that went."""
         there = {number for name in self._store.names("/local/domain") if (number := self._number(name))}
-        if self._only.isdigit():
-            there &= {int(self._only)}
+        self._others &= there
         for number in self._domains.keys() - there:
-            self._let_go(self._domains.pop(number), "the domain is gone")
-            self._store.unwatch(f"{folder(self._name, number)}/offer", str(number))
-        for number in there - self._domains.keys():
-            self._domains[number] = _Domain(number)
-            self._store.watch(f"{folder(self._name, number)}/offer", str(number))
+            for ring in self._domains.pop(number).rings.values():
+                ring.let_go("the domain is gone")
+            self._store.unwatch(self._watched(number), str(number))
+        for number in there - self._domains.keys() - self._others:
+            identity = self._identity(number)
+            if self._only in ("", str(number), identity):
+                self._domains[number] = _Domain(number)
+                self._store.watch(self._watched(number), str(number))
+            elif identity is not None:  # else the toolstack is still making it
+                self._others.add(number)
 
-    def _on_offer(self, domain: _Domain) -> None:
-        value = self._store.read(f"{folder(self._name, domain.number)}/offer")
-        if value == domain.value:
+    def _watched(self, number: int) -> str:
+        return folder("", number).rstrip("/") if self._many else f"{folder(self._name, number)}/offer"
+
+    def _look_at(self, domain: _Domain) -> None:
+        """Meet the offers of a domain that are new, and let go of those that are not there any more."""
+        names = _names(self._store, domain.number, self._name) if self._many else [self._name]
+        for name in domain.rings.keys() - names:
+            domain.rings.pop(name).let_go("the guest took the ring back")
+        for name in names:
+            self._on_offer(domain, name)
+
+    def _on_offer(self, domain: _Domain, name: str) -> None:
+        value = self._store.read(f"{folder(name, domain.number)}/offer")
+        ring = domain.rings.setdefault(name, _Ring())
+        if value == ring.value:
             return
-        domain.value = value
-        self._let_go(domain, "the guest took the ring back")
+        ring.value = value
+        ring.let_go("the guest took the ring back")
         if value is None:
             return
         try:
             if not domain.offers.take():
                 raise ProtocolError("it offers too often; this one is not looked at")
-            if (identity := self._identity(domain.number)) is not None:
-                self._meet(domain, Offer.decode(value), identity)
+            if (identity := self._identity(domain.number)) is None:
+                raise ProtocolError("the toolstack gave this domain no UUID")
+            ring.wire = self._meet(Peer(identity, f"xen://{domain.number}/{name}"), domain.number, Offer.decode(value))
         except (MChannelError, OSError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            self._complaints.make(f"xen://{domain.number}/{self._name}: refused the offer: {why}")
+            self._complaints.make(f"xen://{domain.number}/{name}: refused the offer: {why}")
 
-    def _meet(self, domain: _Domain, offer: Offer, identity: str) -> None:
-        peer = Peer(identity, f"xen://{domain.number}/{self._name}")
-        pages = self._machine.map(domain.number, offer.references)
+    def _meet(self, peer: Peer, number: int, offer: Offer) -> RingWire:
+        pages = self._machine.map(number, offer.references)
         try:
             lanes = Lanes(pages.memory)
-            port = self._events.bind(domain.number, offer.port)
+            port = self._events.bind(number, offer.port)
         except BaseException:
             pages.close()
             raise
@@ -152,7 +188,7 @@ class HostDoor:
             pages.close()
 
         try:
-            domain.wire = wire = RingWire(
+            wire = RingWire(
                 lanes,
                 Side.B,
                 lambda: self._events.ring(port),
@@ -166,19 +202,12 @@ class HostDoor:
             raise
         self._wires[port] = wire
         self._backlog.append(wire)
+        return wire
 
     def _identity(self, number: int) -> str | None:
-        """Return the UUID of a domain as the toolstack wrote it, or None if another one is wanted."""
+        """Return the UUID of a domain as the toolstack wrote it, or None as long as it has not."""
         found = _UUID.search((self._store.read(f"/local/domain/{number}/vm") or b"").decode("ascii", "replace"))
-        if found is None:
-            raise ProtocolError("the toolstack gave this domain no UUID")
-        return found[0] if self._only in ("", found[0]) or self._only.isdigit() else None
-
-    @staticmethod
-    def _let_go(domain: _Domain, why: str) -> None:
-        if domain.wire is not None:
-            domain.wire.fail(ChannelBroken(f"{domain.wire.peer.address}: {why}"))
-            domain.wire = None
+        return None if found is None else found[0]
 
     @staticmethod
     def _number(text: str) -> int | None:
@@ -226,7 +255,13 @@ def resume(domain: int, *, machine: Machine = LIBXEN) -> None:
 
 def _tell(store: Store, domain: int, what: bytes) -> list[str]:
     """Write *what* to every channel of a domain, in bounds: the names are the guest's. Return the names."""
-    names = [name for name in store.names(folder("", domain).rstrip("/")) if is_channel_name(name)][:_NAMES]
+    names = _names(store, domain)
     for name in names:
         store.write(f"{folder(name, domain)}/control", what)
     return names
+
+
+def _names(store: Store, domain: int, prefix: str = "") -> list[str]:
+    """Return the channels of a domain whose names begin with *prefix*, in bounds: the names are the guest's."""
+    found = store.names(folder("", domain).rstrip("/"))
+    return [name for name in found if name.startswith(prefix) and is_channel_name(name)][:_NAMES]

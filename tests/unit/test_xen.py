@@ -97,10 +97,10 @@ def bed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
             agent.close(timeout=0)
 
 
-def meet(listener: Listener[bytes]) -> tuple[Channel[bytes], Channel[bytes]]:
+def meet(listener: Listener[bytes], name: str = "mgmt") -> tuple[Channel[bytes], Channel[bytes]]:
     """Open a channel in the guest, which waits until it is accepted."""
     with ThreadPoolExecutor(1) as threads:
-        opening = threads.submit(mchannel.open, "xen:///mgmt", RawCodec(), timeout=SOON, heartbeat=0.2)
+        opening = threads.submit(mchannel.open, f"xen:///{name}", RawCodec(), timeout=SOON, heartbeat=0.2)
         broker = listener.accept(timeout=SOON)
         return opening.result(), broker
 
@@ -192,6 +192,55 @@ def test_a_listener_can_ask_for_one_domain(monkeypatch: pytest.MonkeyPatch, host
         assert world.mapped == 1
         agent.close(timeout=0)
     unheard.close()
+
+
+# --- many channels of a domain
+
+
+def test_a_listener_can_ask_for_all_names_that_begin_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    guest, zero = world.boot(7), Guest(world, 0)
+    use(monkeypatch, guest, zero)
+    other = GuestWire(Address.parse("xen:///other"), mchannel.Options(), guest.machine)
+    with mchannel.listen(f"xen://{UUID}/mgmt*", codec=RawCodec()) as listener:
+        pairs = [meet(listener, name) for name in ("mgmt", "mgmt-sla")]
+        assert [broker.peer.address for _, broker in pairs] == ["xen://7/mgmt", "xen://7/mgmt-sla"]
+        assert world.mapped == 2
+        for agent, _ in pairs:
+            agent.close(timeout=0)
+        with pytest.raises(ChannelTimeout):
+            listener.accept(timeout=0.05)
+        assert world.mapped == 0
+    other.close()
+
+
+def test_a_guest_with_more_names_than_can_be_looked_at_is_not_looked_at_further(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    guest, zero = world.boot(7), Guest(world, 0)
+    use(monkeypatch, guest, zero)
+    for number in range(100):
+        zero.machine.store().write(offer_at(7, f"mgmt-{number}"), b"nonsense")
+    with mchannel.listen("xen:///mgmt*", codec=RawCodec()) as listener, pytest.raises(ChannelTimeout):
+        listener.accept(timeout=0.05)
+    assert len(caplog.messages) == 64
+    assert sum("offers too often" in line for line in caplog.messages) == 48
+
+
+def test_a_domain_that_is_not_asked_for_is_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    wrong, right, zero = world.boot(7), world.boot(8, OTHER), Guest(world, 0)
+    use(monkeypatch, right, zero)
+    with mchannel.listen(f"xen://{OTHER}/mgmt*", codec=RawCodec()) as listener:
+        with pytest.raises(ChannelTimeout):
+            listener.accept(timeout=0.05)
+        assert world.watched(wrong.number) == 0
+        assert world.watched(right.number) == 1
+        world.move(right, 9)
+        agent, broker = meet(listener)
+        assert broker.peer.address == "xen://9/mgmt"
+        agent.close(timeout=0)
 
 
 # --- moving
@@ -415,6 +464,9 @@ def test_domain_0_does_not_open(bed: Bed) -> None:
         "xen:///..",
         "xen:///a.b",
         "xen:///mgmt?x=1",
+        "xen:///*",
+        "xen:///mgmt**",
+        "xen:///mg*mt",
         "xen://0/mgmt",
         "xen://99999/m",
         "xen://web1/mgmt",

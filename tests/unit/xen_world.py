@@ -57,12 +57,17 @@ class World:
         self.grants = {at: fd for at, fd in self.grants.items() if at[0] != before}
         for events in guest.events:
             events.stale = events.stale or bool(events.ports)
-        self.introduce(guest)
+        self.introduce(guest, self.nodes[f"/local/domain/{before}/vm"].decode().removeprefix("/vm/"))
         self.destroy(before)
         for store in self.stores:  # the kernel registers them again, and each fires
             if store.guest is guest:
                 for _, token in store.watches:
                     store.tell(token)
+
+    def watched(self, number: int) -> int:
+        """Return how many watches lie on a domain's part of xenstore."""
+        home = f"/local/domain/{number}/"
+        return sum(store.at(path).startswith(home) for store in self.stores for path, _ in store.watches)
 
     def forget(self) -> None:
         """Let go of pages that nobody holds any more."""
