@@ -122,9 +122,10 @@ class DomainMetrics:
             raise Unreachable(f"{self.uri}: {' '.join(str(error).split())}") from None
         now = self.monotonic()
         found = [reading for name, values in said.items() for reading in from_statistics(name, values)]
-        return found + list(self._shares(said, now))
+        return found + list(self.shares(said, now))
 
-    def _shares(self, said: Mapping[str, Said], now: float) -> Iterator[Reading]:
+    def shares(self, said: Mapping[str, Said], now: float) -> Iterator[Reading]:
+        """Yield how much of its virtual CPUs each domain used since the statistics before; *now* in seconds."""
         before, self._spent = self._spent, {}
         for name, values in said.items():
             spent, vcpus = _number(values, "cpu.time"), _number(values, "vcpu.current")

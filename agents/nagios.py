@@ -35,7 +35,7 @@ _UNITS: dict[str, tuple[str, float]] = {
 } | {f"{letter}{infix}B": ("B", 1024.0**power) for power, letter in enumerate("KMGTPE", 1) for infix in ("", "i")}
 """Units that plug-ins write, and what they are in the one that is told. KB has meant 1024 bytes there all along."""
 
-_LABEL = r"(?:'(?P<quoted>(?:[^']|'')*)'|(?P<plain>[^\s'=][^\s=]*))"
+_LABEL = r"(?<!\S)(?:'(?P<quoted>(?:[^']|'')*)'|(?P<plain>[^\s'=][^\s=]*))"
 _DATUM = re.compile(_LABEL + r"=(?P<value>[-+0-9.,eE]+|U)(?P<unit>[^\s;0-9]*)(?P<rest>(?:;[^\s;]*){0,4})(?=\s|$)")
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][-+]?\d+)?")
 _LONGEST_LABEL = 200

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import attrs
 
+from mchannel.errors import CodecError
 from mchannel.event import Event
-from mchannel.samples import Again, Declared, Named, Samples, declarations
+from mchannel.samples import AGAIN, Again, Declared, Named, Samples, declarations
 
 __all__ = ["Publisher", "Reading"]
 
@@ -107,6 +108,8 @@ class Publisher:
 
     def heard(self, event: Event) -> None:
         """Do what the broker asks; raises CodecError when it is malformed."""
+        if event.topic != AGAIN:
+            raise CodecError(f"a publisher knows nothing of {event.topic[:64]!r}")
         if Again.from_event(event).run == self.run:
             self.again()
 

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+import urllib.error
 import urllib.request
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Coroutine
@@ -91,6 +92,8 @@ def _document(settings: ReadSettings) -> list[Reading]:
     try:
         raw = _fetched(settings, time.monotonic() + settings.timeout)
     except (OSError, ValueError) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise OSError(f"{where}: {reason}") from None
     if settings.kind == "ganglia":

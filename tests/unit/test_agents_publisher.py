@@ -1,0 +1,185 @@
+"""A publisher beside a broker that comes, goes and forgets."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mchannel.agents.publisher import Publisher, Reading
+from mchannel.errors import CodecError
+from mchannel.event import Event
+from mchannel.samples import AGAIN, SERIES, Again, Declared, Named, Samples
+
+LOAD, CPU = Named("load"), Named("cpu", (("core", "0"),))
+
+
+class Broker:
+    """Believes what is declared, and keeps what it can name."""
+
+    def __init__(self) -> None:
+        self.run = -1
+        self.names: dict[int, Named] = {}
+        self.heard: list[tuple[Named, float, int]] = []
+        self.dropped = 0
+
+    def hear(self, event: Event) -> Event | None:
+        if event.topic == SERIES:
+            declared = Declared.from_event(event)
+            if declared.run != self.run:
+                self.run, self.names = declared.run, {}
+            self.names.update(enumerate(declared.series, declared.first))
+            return None
+        samples = Samples.from_event(event)
+        if samples.run != self.run or any(number not in self.names for number in samples.numbers):
+            return Again(samples.run).to_event()
+        self.dropped = samples.dropped
+        rows = zip(samples.numbers, samples.values, samples.times, strict=True)
+        self.heard += [(self.names[number], value, at) for number, value, at in rows]
+        return None
+
+
+def sent(publisher: Publisher, broker: Broker) -> Broker:
+    while event := publisher.first():
+        publisher.pop()
+        if answer := broker.hear(event):
+            publisher.heard(answer)
+    return broker
+
+
+def test_a_series_is_declared_once_and_then_told_by_number() -> None:
+    publisher, broker = Publisher(), Broker()
+    publisher.take([Reading(LOAD, 1.0), Reading(CPU, 0.5)], 1000)
+    sent(publisher, broker)
+    publisher.take([Reading(CPU, 0.75)], 2000)
+    event = publisher.first()
+    assert event is not None
+    assert event.topic == "metrics.samples"
+    assert sent(publisher, broker).heard == [(LOAD, 1.0, 1000), (CPU, 0.5, 1000), (CPU, 0.75, 2000)]
+
+
+def test_a_reading_keeps_the_time_that_it_says_itself() -> None:
+    publisher = Publisher()
+    publisher.take([Reading(LOAD, 1.0, 77)], 1000)
+    assert sent(publisher, Broker()).heard == [(LOAD, 1.0, 77)]
+
+
+def test_an_event_is_the_same_until_it_was_taken() -> None:
+    publisher = Publisher()
+    publisher.take([Reading(LOAD, 1.0)], 1000)
+    event = publisher.first()
+    publisher.take([Reading(CPU, 1.0)], 1000)
+    assert publisher.first() is event
+
+
+def test_what_waits_is_bounded_the_oldest_give_way_and_the_broker_is_told() -> None:
+    publisher = Publisher(most=3)
+    for at in range(5):
+        publisher.take([Reading(LOAD, float(at))], at)
+    broker = sent(publisher, Broker())
+    assert ([at for _, _, at in broker.heard], broker.dropped) == ([2, 3, 4], 2)
+
+
+def test_what_is_being_sent_does_not_give_way() -> None:
+    publisher, broker = Publisher(room=1, most=3), Broker()  # one sample an event
+    publisher.take([Reading(LOAD, 0.0)], 0)
+    declaration = publisher.first()
+    assert declaration is not None
+    broker.hear(declaration)
+    publisher.pop()
+    event = publisher.first()
+    assert event is not None
+    for at in range(1, 5):
+        publisher.take([Reading(LOAD, 0.0)], at)
+    broker.hear(event)
+    publisher.pop()
+    assert [at for _, _, at in sent(publisher, broker).heard] == [0, 3, 4]
+    assert publisher.dropped == 2
+
+
+def test_a_broker_that_forgot_asks_and_is_told_again() -> None:
+    publisher = Publisher()
+    publisher.take([Reading(LOAD, 1.0)], 1)
+    sent(publisher, Broker())
+    successor = Broker()
+    publisher.take([Reading(LOAD, 2.0)], 2)
+    sent(publisher, successor)
+    publisher.take([Reading(LOAD, 3.0)], 3)
+    assert sent(publisher, successor).heard == [(LOAD, 3.0, 3)]
+
+
+def test_nothing_is_declared_again_for_a_run_that_is_over() -> None:
+    publisher = Publisher()
+    publisher.take([Reading(LOAD, 1.0)], 1)
+    sent(publisher, Broker())
+    publisher.heard(Again(publisher.run + 1).to_event())
+    assert publisher.first() is None
+
+
+@pytest.mark.parametrize("event", [Event(AGAIN), Event(AGAIN, value="x"), Event("metrics.other", value=1)])
+def test_a_broker_that_asks_nonsense_changes_nothing(event: Event) -> None:
+    publisher = Publisher()
+    with pytest.raises(CodecError):
+        publisher.heard(event)
+
+
+def test_a_series_without_a_valid_name_is_left_out_and_counted() -> None:
+    publisher = Publisher()
+    publisher.take([Reading(Named("not a name"), 1.0), Reading(Named("m", (("a", "\x1b"),)), 1.0)], 1)
+    assert (publisher.refused, publisher.series, publisher.first()) == (2, 0, None)
+
+
+def test_too_many_series_are_left_out_and_then_a_new_run_forgets_those_that_are_gone() -> None:
+    publisher = Publisher(most_series=2)
+    publisher.take([Reading(Named(f"m{n}"), 1.0) for n in range(3)], 1)
+    first = publisher.run
+    assert (publisher.series, publisher.refused) == (2, 1)
+    publisher.take([Reading(Named("m2"), 1.0)], 2)
+    assert publisher.run != first
+    assert sent(publisher, Broker()).heard == [(Named("m2"), 1.0, 2)]
+
+
+def test_a_channel_that_takes_no_long_events_gets_short_ones() -> None:
+    publisher = Publisher(room=60_000)
+    publisher.take([Reading(Named(f"m{n}"), 1.0) for n in range(3000)], 1)
+    while publisher.narrow():
+        pass
+    assert publisher.room == 1024
+    assert len(sent(publisher, Broker()).heard) == 3000
+
+
+steps = st.lists(
+    st.tuples(st.just("take"), st.integers(0, 5))
+    | st.tuples(st.just("send"), st.integers(0, 3))
+    | st.tuples(st.sampled_from(["again", "narrow", "forget"]), st.just(0)),
+    max_size=60,
+)
+
+
+@given(steps)
+def test_whatever_happens_what_arrives_is_what_was_read_and_no_more_than_the_bound_waits(
+    steps: list[tuple[str, int]],
+) -> None:
+    publisher, broker = Publisher(room=1100, most=40), Broker()
+    taken: list[tuple[Named, float, int]] = []
+    for now, (what, count) in enumerate(steps):
+        if what == "take":
+            readings = [Reading(Named(f"m{n}"), float(now), now) for n in range(count * 4)]
+            taken += [(series, value, now) for series, value, _ in readings]
+            publisher.take(readings, now)
+            assert len(publisher) <= 40
+        elif what == "send":
+            for _ in range(count):
+                if event := publisher.first():
+                    answer = broker.hear(event)
+                    publisher.pop()
+                    if answer:
+                        publisher.heard(answer)
+        elif what == "forget":
+            broker.names = {}
+        else:
+            getattr(publisher, what)()
+    arrived = iter(taken)
+    assert all(row in arrived for row in broker.heard if not math.isnan(row[1]))  # in order, and none twice
