@@ -22,7 +22,7 @@ from mchannel.event import Event
 
 __all__ = ["RESERVED_TOPICS", "Broker", "Budget", "Hosted", "PolicyReport", "Stats", "attributed", "one_line"]
 
-RESERVED_TOPICS = ("agent.", "broker.", "control.", "cpu.")
+RESERVED_TOPICS = ("agent.", "alert.", "broker.", "control.", "cpu.")
 """Topics that only the host itself may speak: what it measured or noticed, and its own control."""
 
 MAX_ACTIONS = 64

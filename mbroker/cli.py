@@ -21,7 +21,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"mbroker needs {missing.name} and other packages of a host; install them: pip install 'mchannel[host]'")
 
-from mbroker import control, doctor, fleet_commands
+from mbroker import alert_commands, control, doctor, fleet_commands
 from mbroker.action import Action
 from mbroker.broker import PolicyReport
 from mbroker.config import Config, ConfigError, Isolation, load
@@ -112,6 +112,14 @@ def status(address: str, output: str) -> None:
     print_line(
         f"listening at {', '.join(known.listening) or 'nothing'}; acting by {', '.join(known.actuators) or 'nothing'}"
     )
+    if (alerts := known.alerts) is not None:
+        print_line(
+            f"{alerts.subscriptions} subscriptions to {alerts.series} series, {alerts.samples} samples; "
+            f"{alerts.refused} refused; {alerts.delivered} deliveries (see: mbroker alerts list)"
+        )
+        for line in (alerts.problem, *(f"{name} was not told: {why}" for name, why in alerts.unreachable.items())):
+            if line:
+                print_line(f"problem: {clean(line)}", "bold red")
     print_table(
         ("DOMAIN", "LEVEL", "SPEED", "CPUS"),
         (
@@ -382,6 +390,10 @@ def _policy_row(report: PolicyReport) -> tuple[str, ...]:
 
 
 for _command in (
+    alert_commands.subscribe,
+    alert_commands.unsubscribe,
+    alert_commands.subscriptions,
+    alert_commands.alerts,
     fleet_commands.domains,
     fleet_commands.fleet,
     fleet_commands.migrate,

@@ -17,6 +17,9 @@ from typing import Any, TypeAlias, cast
 
 import attrs
 
+from mbroker.alerts.intake import Bounds
+from mbroker.alerts.notifiers import ReceiverSection
+from mbroker.alerts.selector import is_name
 from mbroker.broker import ISOLATED_SECONDS, Budget
 from mbroker.values import Fault, Invalid, Where, build
 from mchannel import keys
@@ -26,6 +29,7 @@ from mchannel.transport import find_scheme
 
 __all__ = [
     "ActuatorSection",
+    "AlertsSection",
     "BrokerSection",
     "Config",
     "ConfigError",
@@ -219,6 +223,33 @@ class FleetSection:
 
 
 @attrs.frozen
+class AlertsSection:
+    """``[alerts]``: match what agents measure against subscriptions, and tell people."""
+
+    folder: Path | None = None
+    """Folder of the book of alerts, the history and the snapshots; by default ``alerts`` in ``broker.state``."""
+    interval: float = attrs.field(default=10.0, validator=[attrs.validators.ge(0.1), attrs.validators.le(3600)])
+    """Seconds between two samples of a series; when three are missing it is silent."""
+    history_hours: float = attrs.field(default=24.0, validator=[attrs.validators.gt(0), attrs.validators.le(24 * 366)])
+    """How long every sample is kept, to try subscriptions on."""
+    history_mib: int = attrs.field(default=1024, validator=[attrs.validators.ge(8), attrs.validators.le(1 << 20)])
+    """How large that may grow; the oldest goes first."""
+    book_mib: int = attrs.field(default=256, validator=[attrs.validators.ge(8), attrs.validators.le(1 << 20)])
+    """How large alerts and their context may grow; the oldest that are over go first."""
+    longest: int = attrs.field(default=1 << 20, validator=[attrs.validators.ge(16), attrs.validators.le(1 << 24)])
+    """Samples of one series that the window of a subscription may hold."""
+    broadest: int = attrs.field(default=100_000, validator=attrs.validators.ge(1))
+    """Series that one comparison of a subscription may find."""
+    hosts: tuple[str, ...] = ()
+    """Names of agents' channels that are hosts, besides this one and those of the fleet; others are domains."""
+    groups: dict[str, tuple[str, ...]] = attrs.field(factory=dict[str, "tuple[str, ...]"])
+    """``[alerts.groups]``: for each group its members, names of hosts and domains."""
+    bounds: Bounds = attrs.field(factory=Bounds)
+    """``[alerts.bounds]``: what each host or domain may send."""
+    receivers: dict[str, ReceiverSection] = attrs.field(factory=dict[str, ReceiverSection])
+
+
+@attrs.frozen
 class Config:
     """All of it."""
 
@@ -230,6 +261,7 @@ class Config:
     domains: dict[str, DomainSection] = attrs.field(factory=dict[str, DomainSection])
     hypervisor: HypervisorSection | None = None
     fleet: FleetSection | None = None
+    alerts: AlertsSection | None = None
 
 
 @attrs.frozen
@@ -373,6 +405,9 @@ def _contradictions(config: Config) -> list[Fault]:
         faults += _misnamed(("broker", "name"), config.broker.name)
         for name in config.fleet.hosts:
             faults += _misnamed(("fleet", "hosts", name), name)
+    for name in config.alerts.groups if config.alerts else ():
+        if not is_name(name):
+            faults.append(Fault(("alerts", "groups", name), "must be a name of letters, digits and _ . :"))
     if config.fleet and config.broker.name in config.fleet.hosts:
         reason = "is this host itself; name the others, and this one by broker.name"
         faults.append(Fault(("fleet", "hosts", config.broker.name), reason))

@@ -21,6 +21,7 @@ from typing import Any
 import attrs
 
 import mchannel
+from mbroker.alert_rows import AlertsStatus
 from mbroker.broker import PolicyReport
 from mbroker.registry import Agent
 from mbroker.values import Invalid, build, plain
@@ -134,6 +135,8 @@ class Status:
     failed: int
     problem: str
     """What the operator should look into; empty when there is nothing."""
+    alerts: AlertsStatus | None = None
+    """How its alerts are doing; None when it has none."""
 
 
 def listen(address: str) -> AsyncListener[Event]:

@@ -21,6 +21,7 @@ except ModuleNotFoundError as missing:
     sys.exit(f"mbrokerd needs {missing.name} and other packages of a host; install them: pip install 'mchannel[host]'")
 
 from mbroker import control, logs, notify
+from mbroker.alerting import Alerting
 from mbroker.config import ConfigError, Loaded, load
 from mbroker.exits import exit_of
 from mbroker.hosting import Hosting
@@ -56,6 +57,7 @@ class Daemon:
         self._first = loaded
         self._since = time.time()
         self._problem = ""
+        self._alerting: Alerting | None = None
         self._setup = Setup.nothing(loaded)
         self._node = Node(self._setup.broker, Registry(self._host_id, journal))
 
@@ -72,12 +74,18 @@ class Daemon:
             await self._adopt(self._first)
             hosting = Hosting(self._first, self._node)
             await hosting.open()
+            alerting = self._alerting = Alerting(self._first, lambda event: self._node.take(event))
+            await alerting.open()
+            if alerting.is_on:
+                self._node.measured = alerting.take
+            answers = {**self._answers(), **hosting.answers, **alerting.answers}
             with _listening(self._first) as questions:
                 async with asyncio.TaskGroup() as tasks:
                     background = [
                         tasks.create_task(hosting.run()),
+                        tasks.create_task(alerting.run()),
                         tasks.create_task(self._node.beat()),
-                        tasks.create_task(control.answer(questions, {**self._answers(), **hosting.answers})),
+                        tasks.create_task(control.answer(questions, answers)),
                         tasks.create_task(_live()),
                         tasks.create_task(self._reload_when(reload, tasks)),
                     ]
@@ -91,6 +99,8 @@ class Daemon:
                     for task in background:
                         task.cancel()
         finally:
+            if self._alerting is not None:
+                await self._alerting.close()
             self.close()
 
     def close(self) -> None:
@@ -130,6 +140,8 @@ class Daemon:
         for name in ("hypervisor", "fleet"):
             if getattr(self._first.config, name) != getattr(loaded.config, name):
                 raise loaded.error(name, reason="a change needs a restart of mbrokerd")
+        if self._alerting is not None:
+            self._alerting.check(loaded)
         async with prepared(loaded, present) as setup:
             if not setup.same_machine(present):
                 self._change_actuators(setup)
@@ -140,6 +152,8 @@ class Daemon:
             setup.broker.observe(host)
         node.broker, node.usage, self._setup = setup.broker, setup.usage, setup
         present.let_go(setup)
+        if self._alerting is not None:
+            await self._alerting.reload(loaded)
 
     def _change_actuators(self, setup: Setup) -> None:
         """Put the actuators of *setup* in the place of those in force.
@@ -206,6 +220,7 @@ class Daemon:
             refused=traffic.refused,
             failed=traffic.failed,
             problem=self._problem or node.registry.problem,
+            alerts=self._alerting.status if self._alerting else None,
         )
 
 

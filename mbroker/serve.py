@@ -10,7 +10,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 
 import attrs
 
@@ -21,14 +22,24 @@ from mbroker.host import Domain
 from mbroker.registry import EPOCH, AgentState, Registry, RegistryFull
 from mbroker.usage import UsageMeter
 from mchannel.aio import AsyncChannel, AsyncListener
-from mchannel.errors import AuthenticationError, ChannelBroken, ChannelClosed, ChannelError, CodecError, EndOfChannel
+from mchannel.errors import (
+    AuthenticationError,
+    ChannelBroken,
+    ChannelClosed,
+    ChannelError,
+    ChannelTimeout,
+    CodecError,
+    EndOfChannel,
+)
 from mchannel.event import Event
+from mchannel.samples import SAMPLES, SERIES
 from mchannel.transport import State
 from mchannel.transports.complaints import Complaints
 
 __all__ = ["Node", "Traffic", "serve"]
 
 _TURN = 32  # messages of one agent before the others get theirs
+_ANSWER = 1.0  # seconds for a publisher to take what it is told
 _LINES = 8  # in the log about the agents of one domain in a minute, each another one
 _LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.CRITICAL: logging.CRITICAL}
 _STATES = {State.OPEN: AgentState.LIVE, State.SUSPENDED: AgentState.SUSPENDED, State.LOST: AgentState.LOST}
@@ -67,6 +78,8 @@ class Node:
         self.actuators = tuple(actuators)
         self.usage = usage or UsageMeter({})
         self.traffic = Traffic()
+        self.measured: Callable[[Event], Awaitable[Event | None]] | None = None
+        """Takes samples of metrics and returns what to answer; policies never see them."""
         self._clock = clock
         self._unix = unix
         self._channels: dict[str, AsyncChannel[Event]] = {}
@@ -153,6 +166,10 @@ class Node:
                 await asyncio.sleep(0)
             try:
                 event = attributed(await channel.read(), domain)
+                if event.topic in (SAMPLES, SERIES):
+                    self.registry.heard(identity, self._unix())
+                    await self._measure(channel, event)
+                    continue
             except CodecError as error:
                 self.traffic.malformed += 1
                 self._complain(domain, f"{identity}: sent what is no event: {error}")
@@ -163,6 +180,13 @@ class Node:
                 continue
             self.registry.heard(identity, self._unix())
             self.take(event)
+
+    async def _measure(self, channel: AsyncChannel[Event], event: Event) -> None:
+        """Wait until what a publisher says was matched, and pass the answer on to it if it listens."""
+        answer = await self.measured(event) if self.measured else None
+        if answer is not None:
+            with suppress(ChannelTimeout):
+                await channel.write(answer, timeout=_ANSWER)
 
     def _complain(self, domain: str, text: str) -> None:
         """Log what an agent did wrong, so rarely that no domain can fill the disk."""

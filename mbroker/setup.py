@@ -18,6 +18,7 @@ import attrs
 
 from mbroker.actuator import Actuator
 from mbroker.actuators.cpufreq import available_p_states
+from mbroker.alert_receivers import notifiers
 from mbroker.broker import Broker, Hosted
 from mbroker.cgroup import Hierarchy
 from mbroker.config import Config, ConfigError, Isolation, ListenSection, Loaded, PolicySection
@@ -182,6 +183,10 @@ def faults(loaded: Loaded) -> tuple[str, ...]:
             check_actuator(actuator.actuator or name, actuator.options, host)
         except PluginError as error:
             found.append(loaded.error("actuators", name, *error.key, reason=error))
+    try:
+        notifiers(loaded)
+    except ConfigError as error:
+        found.append(error)
     return tuple(line for error in found for line in error.lines)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Protocol
 
@@ -15,9 +15,8 @@ import attrs
 
 from .alert import Alert, State
 from .language import Subscription
-from .places import Places
 from .reference import Sample
-from .selector import Endpoint, Label, Relation, Selector
+from .selector import Endpoint, Selector, Series
 from .tree import leaves
 
 __all__ = ["AROUND", "Keeper"]
@@ -25,19 +24,26 @@ __all__ = ["AROUND", "Keeper"]
 AROUND = 600_000
 """Milliseconds before and after that are kept."""
 
-_SERIES = 1000  # whose samples are kept around one alert, at most
-_MOST = 20_000  # samples of each metric
+_MOST = 200_000  # samples around one begin or end
 _LATER = 60_000  # milliseconds until a disk that failed is tried again
 _WAITING = 10_000  # alerts whose surroundings are to be kept; the first of them go when there are more
 
 
 class _Book(Protocol):
-    def keep(self, id: str, samples: Iterable[Sample], state: State, through: int) -> None: ...  # noqa: A002
-    def kept(self, id: str) -> dict[State, int]: ...  # noqa: A002
+    def keep(self, name: str, state: State, samples: Iterable[Sample], through: int) -> None: ...
+    def kept(self, name: str) -> dict[State, int]: ...
+
+
+class Accepts(Protocol):
+    """Says which series are wanted, as a selector does."""
+
+    def accepts(self, series: Series, /) -> bool:
+        """Whether *series* is."""
+        ...
 
 
 class _Past(Protocol):
-    def read(self, selector: Selector, begin: int, end: int) -> Iterator[Sample]: ...
+    def read(self, wanted: Accepts, begin: int, end: int) -> Iterator[Sample]: ...
 
 
 @attrs.frozen(order=True)
@@ -51,13 +57,10 @@ class _Due:
 class Keeper:
     """Remembers around which alerts samples are still to be kept."""
 
-    def __init__(
-        self, book: _Book, past: _Past, places: Callable[[], Places], subscription: Callable[[int], Subscription | None]
-    ) -> None:
+    def __init__(self, book: _Book, past: _Past, subscription: Callable[[int], Subscription | None]) -> None:
         """Take samples from *past*; *subscription* returns what the enrolment of a number asks for."""
         self._book = book
         self._past = past
-        self._places = places
         self._subscription = subscription
         self._due: list[_Due] = []
 
@@ -84,12 +87,10 @@ class Keeper:
         due = heapq.heappop(self._due)
         at = _changed(due.alert)
         end = min(at + AROUND, now)
-        samples = itertools.chain.from_iterable(
-            itertools.islice(self._past.read(selector, at - AROUND, end), _MOST) for selector in self._around(due.alert)
-        )
+        samples = itertools.islice(self._past.read(self._wanted(due.alert), at - AROUND, end), _MOST)
         try:
             with suppress(LookupError):  # it was forgotten meanwhile
-                self._book.keep(due.id, samples, due.state, end)
+                self._book.keep(due.id, due.state, samples, end)
         except OSError:
             self._push(attrs.evolve(due, at=now + _LATER))
             raise
@@ -102,32 +103,36 @@ class Keeper:
     def _lacks(self, alert: Alert) -> bool:
         return self._book.kept(alert.id).get(alert.state, 0) < _changed(alert) + AROUND
 
-    def _around(self, alert: Alert) -> Iterator[Selector]:
-        """Yield what to look for: all metrics of the alert's source, and what the subscription keeps besides."""
-        places, found = self._places(), 0
+    def _wanted(self, alert: Alert) -> _Wanted:
         subscription = self._subscription(alert.enrolment)
-        labels = _source(alert.key)
-        wanted: dict[Selector, None] = {}
-        if subscription is not None:
-            wanted |= {leaf.selector: None for leaf in leaves(subscription.rule.condition) if not labels}
-            wanted |= {Selector(metric): None for metric in subscription.handling.keep}
-        wanted |= {Selector(metric, labels): None for metric in sorted(places.metrics) if labels}
-        for selector in wanted:
-            found += sum(1 for _ in places.accepted(selector))
-            if found > _SERIES:
-                return
-            yield selector
+        if subscription is None:
+            return _Wanted(_source(alert.key), frozenset(), ())
+        selectors = tuple(leaf.selector for leaf in leaves(subscription.rule.condition))
+        return _Wanted(_source(alert.key), frozenset(subscription.handling.keep), selectors)
+
+
+@attrs.frozen
+class _Wanted:
+    """All metrics of an alert's source, of which an alert of a group has none; what it is about, and what to keep."""
+
+    source: frozenset[tuple[str, str]] | None
+    metrics: frozenset[str]
+    selectors: tuple[Selector, ...]
+
+    def accepts(self, series: Series) -> bool:
+        """Whether *series* is wanted."""
+        if series.metric in self.metrics:
+            return True
+        if self.source is None:
+            return any(selector.accepts(series) for selector in self.selectors)
+        return self.source == _source(series.endpoint)
 
 
 def _changed(alert: Alert) -> int:
     return alert.since if alert.until is None else alert.until
 
 
-def _source(key: Endpoint) -> tuple[Label, ...]:
-    """Return what the series of the domain or host that *key* names have in common; none if it names none."""
-    names: Mapping[str, str] = dict(key)
-    if domain := names.get("domain"):
-        return (Label("domain", Relation.IS, domain),)
-    if host := names.get("host"):
-        return (Label("host", Relation.IS, host), Label("domain", Relation.IS, ""))
-    return ()
+def _source(endpoint: Endpoint) -> frozenset[tuple[str, str]] | None:
+    """Return the labels that say which domain or host *endpoint* is part of; None if none do."""
+    domain = frozenset(pair for pair in endpoint if pair[0] == "domain")
+    return domain or frozenset(pair for pair in endpoint if pair[0] == "host") or None

@@ -1,0 +1,204 @@
+"""What ``mbroker`` asks about alerts, and the answers; all in the thread that has the alerts to itself."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import attrs
+
+from mbroker import alert_rows as rows
+from mbroker import control
+from mbroker.alerts import Subscription, SubscriptionError
+from mbroker.alerts.alert import Alert, Enrolment, State
+from mbroker.alerts.book import Book, NotThere
+from mbroker.alerts.catalogue import NoSuchGroup, TooBroad
+from mbroker.alerts.engine import TooMuchError
+from mbroker.alerts.reference import Sample
+from mbroker.alerts.selector import Label, Relation, Series
+from mbroker.alerts.silence import Silence
+from mbroker.alerts.watch import Watch
+from mbroker.values import Invalid, build, plain
+
+__all__ = ["Answers", "alert_row"]
+
+_POINTS = 60  # of one series around an alert, for a person
+_SERIES = 200
+_LABEL = re.compile(r"(?P<name>[^=!~]+)(?P<relation>=~|!=|!~|=)(?P<value>.*)", re.DOTALL)
+_PAGE = 500  # subscriptions in one answer
+
+
+class Answers:
+    """Knows what can be asked."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        book: Book,
+        receivers: Callable[[], Collection[str]],
+        changed: Callable[[Iterable[Alert]], object],
+        clock: Callable[[], int],
+    ) -> None:
+        """*changed* hears of alerts that a question begins, and of changes in who is to be told."""
+        self._watch = watch
+        self._book = book
+        self._receivers = receivers
+        self._changed = changed
+        self._clock = clock
+
+    def answer(self, topic: str, value: str) -> Any:
+        """Return the answer as plain data; raise :exc:`mbroker.control.Refused`."""
+        try:
+            return plain(getattr(self, rows.TOPICS[topic])(value))
+        except NotThere as error:
+            raise control.NoSuchThing(str(error)) from None
+        except (SubscriptionError, TooBroad, NoSuchGroup, TooMuchError, Invalid, ValueError, OSError) as error:
+            raise control.Refused(str(error)) from None
+
+    # -- subscriptions
+
+    def subscribe(self, value: str) -> rows.SubscriptionRow:
+        """Make a subscription."""
+        wanted: rows.SubscribeWanted = build(rows.SubscribeWanted, json.loads(value))
+        known = self._receivers()
+        for name in wanted.receivers:
+            if name not in known:
+                there = f"there is {', '.join(sorted(known))}" if known else "name some in [alerts.receivers]"
+                raise control.NoSuchThing(f"there is no receiver {name}; {there}")
+        subscription = Subscription.parse(wanted.text)
+        warnings = self._watch.review(subscription)
+        if not known:
+            warnings += ("nobody is told, as there are no receivers; name some in [alerts.receivers]",)
+        told = wanted.receivers or tuple(known)
+        enrolment, alerts = self._watch.enrol(wanted.owner, subscription, told, self._clock())
+        self._changed(alerts)
+        return attrs.evolve(_subscription(enrolment, len(alerts)), warnings=warnings)
+
+    def unsubscribe(self, value: str) -> None:
+        """End a subscription."""
+        wanted: rows.Named = build(rows.Named, json.loads(value))
+        self._watch.withdraw(wanted.number, wanted.by, self._clock())
+        self._changed(())
+
+    def subscriptions(self, value: str) -> list[rows.SubscriptionRow]:
+        """Return the subscriptions that follow the number *value*."""
+        first = int(value or 0)
+        following = ((each, firing) for each, firing in self._watch.enrolments() if each.number > first)
+        return list(itertools.starmap(_subscription, itertools.islice(following, _PAGE)))
+
+    # -- alerts
+
+    def alerts(self, value: str) -> list[rows.AlertRow]:
+        """Return alerts."""
+        wanted: rows.AlertsWanted = build(rows.AlertsWanted, json.loads(value))
+        state = State(wanted.state) if wanted.state else None
+        since = None if wanted.since is None else round(wanted.since * 1000)
+        return [self._row(each) for each in self._book.alerts(state, wanted.subscription, since, wanted.limit)]
+
+    def alert(self, value: str) -> rows.AlertRow:
+        """Return the alert of that id."""
+        return self._row(self._book.alert(value))
+
+    def context(self, value: str) -> list[rows.ContextRow]:
+        """Return what was seen around the alert of that id."""
+        seen: dict[Series, list[Sample]] = {}
+        for sample in self._book.context(value):
+            seen.setdefault(sample.series, []).append(sample)
+        shown = sorted(seen.items(), key=lambda item: (item[0].metric, sorted(item[0].endpoint)))
+        return [_context(series, samples) for series, samples in shown[:_SERIES]]
+
+    def acknowledge(self, value: str) -> rows.AlertRow:
+        """Note who takes care of an alert."""
+        wanted: rows.AcknowledgeWanted = build(rows.AcknowledgeWanted, json.loads(value))
+        row = self._row(self._book.acknowledge(wanted.id, wanted.by, self._clock()))
+        self._changed(())
+        return row
+
+    def _row(self, alert: Alert) -> rows.AlertRow:
+        enrolment = self._watch.enrolment(alert.enrolment)
+        return alert_row(alert, str(enrolment.subscription) if enrolment else "")
+
+    # -- silences and what was done
+
+    def silence(self, value: str) -> rows.SilenceRow:
+        """Make a silence."""
+        wanted: rows.SilenceWanted = build(rows.SilenceWanted, json.loads(value))
+        now = self._clock()
+        until = now + round(wanted.seconds * 1000)
+        made = self._book.silence(tuple(map(_label, wanted.labels)), now, until, wanted.by, wanted.why, now)
+        self._changed(())
+        return _silence(made)
+
+    def silences(self, value: str) -> list[rows.SilenceRow]:
+        """Return the silences that are not over."""
+        return [_silence(each) for each in self._book.silences(self._clock())]
+
+    def unsilence(self, value: str) -> None:
+        """End a silence."""
+        wanted: rows.Named = build(rows.Named, json.loads(value))
+        self._book.unsilence(wanted.number, wanted.by, self._clock())
+        self._changed(())
+
+    def audit(self, value: str) -> list[rows.AuditRow]:
+        """Return the last lines of the audit trail, *value* of them."""
+        entries = self._book.audit(min(int(value), 1000))
+        return [rows.AuditRow(each.at / 1000, each.who, each.did, each.what) for each in entries]
+
+
+def alert_row(alert: Alert, text: str) -> rows.AlertRow:
+    """Return *alert* as it is shown; *text* is its subscription."""
+    return rows.AlertRow(
+        alert.id,
+        alert.enrolment,
+        text,
+        rows.labels(alert.key),
+        alert.severity.value,
+        alert.state.value,
+        alert.since / 1000,
+        None if alert.until is None else alert.until / 1000,
+        rows.number(alert.value),
+        alert.acknowledged,
+    )
+
+
+def _subscription(enrolment: Enrolment, firing: int) -> rows.SubscriptionRow:
+    return rows.SubscriptionRow(
+        enrolment.number,
+        enrolment.owner,
+        str(enrolment.subscription),
+        enrolment.receivers,
+        enrolment.made / 1000,
+        firing,
+    )
+
+
+def _label(text: str) -> Label:
+    """Return the condition that *text* says, such as ``domain=web1`` or ``host=~node.*``."""
+    match = _LABEL.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r:.100} is no condition on a label; write domain=web1, or with != =~ !~")
+    return Label(match["name"], Relation(match["relation"]), match["value"])
+
+
+def _silence(silence: Silence) -> rows.SilenceRow:
+    labels = tuple(f"{label.name}{label.relation.value}{label.value}" for label in silence.labels)
+    return rows.SilenceRow(
+        silence.number, labels, silence.since / 1000, silence.until / 1000, silence.owner, silence.why
+    )
+
+
+def _context(series: Series, samples: list[Sample]) -> rows.ContextRow:
+    finite = [each for each in samples if rows.number(each.value) is not None]
+    values = [each.value for each in finite]
+    shown = finite[:: max(-(-len(finite) // _POINTS), 1)]
+    return rows.ContextRow(
+        series.metric,
+        rows.labels(series.endpoint),
+        len(samples),
+        min(values, default=None),
+        max(values, default=None),
+        tuple((each.at / 1000, each.value) for each in shown),
+    )

@@ -1,0 +1,236 @@
+"""The alerts of one daemon, in a thread that has them all to itself: samples, questions, time, and who is told.
+
+Only :attr:`Desk.status` may be read by other threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from mbroker.alert_answers import Answers
+from mbroker.alert_receivers import notifiers
+from mbroker.alert_rows import AlertsStatus
+from mbroker.alerts import Subscription
+from mbroker.alerts.alert import Alert
+from mbroker.alerts.book import Book
+from mbroker.alerts.delivery import Manner, Notifier
+from mbroker.alerts.history import History
+from mbroker.alerts.keeper import AROUND, Keeper
+from mbroker.alerts.notify import Pipeline, Teller
+from mbroker.alerts.watch import Settings, Watch
+from mbroker.alerts.wording import Wording
+from mbroker.config import AlertsSection, Loaded
+from mchannel.errors import MChannelError
+from mchannel.event import Event
+from mchannel.samples import SERIES, Again, Declared, Samples
+
+__all__ = ["Desk"]
+
+_TICK = 1.0  # seconds
+_MINUTE = 60_000
+_SLACK = 60_000  # before a snapshot: what was on its way when it was taken, the engine tells apart
+_REPLAYED = 600_000  # before a start without a snapshot
+_ALERTS = 10_000  # of late, that a restart looks at
+
+_log = logging.getLogger("mbroker.alerts")
+
+
+def _clock() -> int:
+    """Return the time in milliseconds of the Unix clock."""
+    return time.time_ns() // 1_000_000
+
+
+def _section(loaded: Loaded) -> AlertsSection:
+    section = loaded.config.alerts
+    assert section is not None
+    return section
+
+
+class _Everything:
+    """Accepts every series."""
+
+    def accepts(self, _: object) -> bool:
+        """Accept it."""
+        return True
+
+
+class Desk:
+    """Everything about alerts, while it is open."""
+
+    def __init__(self, loaded: Loaded, announce: Callable[[Alert], object]) -> None:
+        """Open the files in the folder of alerts, and go on where the last one ended; *announce* hears of alerts.
+
+        Needs a running event loop. Raises :exc:`~mbroker.config.ConfigError`.
+        """
+        section = _section(loaded)
+        now = _clock()
+        folder = section.folder or loaded.config.broker.state / "alerts"
+        self._announce = announce
+        self._image = folder / "engine.snapshot"
+        self._files = contextlib.ExitStack()
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._book = Book(folder / "book.db", size=section.book_mib << 20)
+            self._files.callback(self._book.close)
+            span = round(section.history_hours * 3_600_000)
+            self._history = History(folder / "history", span=span, size=section.history_mib << 20)
+            self._files.callback(self._history.close)
+            image = self._image.read_bytes() if self._image.exists() else b""
+            self._watch = Watch(_settings(loaded, section), self._book, self._history, now, image)
+            self._replay(now, has_image=bool(image) and not self._watch.problem)
+            told = notifiers(loaded, self._wording(loaded))
+        except (OSError, MChannelError) as error:
+            self._files.close()
+            raise loaded.error("alerts", "folder", reason=error) from None
+        except BaseException:
+            self._files.close()
+            raise
+        if self._watch.problem:
+            _log.warning("%s", self._watch.problem)
+        self._keeper = Keeper(self._book, self._history, self._subscription)
+        self._keeper.recall(self._lately(now - 2 * AROUND), now)
+        self._teller, self._telling = self._told_by(section.receivers, told)
+        self._receivers = section.receivers
+        answers = Answers(self._watch, self._book, lambda: self._receivers, self._changed, _clock)
+        self.answer = answers.answer
+        """Return the answer to a question, by its topic and its value."""
+        self._snapped = now
+        self._sealing = asyncio.create_task(asyncio.sleep(0))
+        self.status = self._now()
+
+    # -- what the daemon asks of it
+
+    def take(self, event: Event) -> Event | None:
+        """Match what a publisher sent; return what is to be answered. Raises CodecError."""
+        now = _clock()
+        if event.topic == SERIES:
+            self._watch.declare(event.source, Declared.from_event(event), now)
+            return None
+        samples = Samples.from_event(event)
+        self._changed(self._watch.samples(event.source, samples, now))
+        return Again(samples.run).to_event() if self._watch.asks_again(event.source, now) else None
+
+    async def reload(self, loaded: Loaded) -> None:
+        """Tell other receivers from now on; raises :exc:`~mbroker.config.ConfigError`."""
+        told = notifiers(loaded, self._wording(loaded))
+        self._telling.cancel()
+        await asyncio.wait([self._telling])
+        self._receivers = _section(loaded).receivers
+        self._teller, self._telling = self._told_by(self._receivers, told)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Follow the time until *stop*, then close."""
+        try:
+            while not stop.is_set():
+                self._tick()
+                if self._history.is_due and self._sealing.done():
+                    self._sealing = asyncio.create_task(asyncio.to_thread(self._try, self._history.seal, _clock()))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), _TICK)
+        finally:
+            self._telling.cancel()
+            await asyncio.wait([self._telling, self._sealing])
+            self._snap(_clock())
+            self._files.close()
+
+    # -- time
+
+    def _tick(self) -> None:
+        now = _clock()
+        self._changed(self._watch.tick(now))
+        for line in self._watch.complaints(now):
+            _log.warning("%s", line)
+        if now - self._snapped >= _MINUTE:
+            self._snapped = now
+            self._snap(now)
+            self._try(self._book.trim, now)
+        self._try(self._keeper.step, now)
+        if self._telling.done():
+            raise self._telling.exception() or RuntimeError("telling ended")
+        self.status = self._now()
+
+    def _snap(self, now: int) -> None:
+        """Write a snapshot beside the last one, and put it in its place."""
+        self._try(self._write, self._watch.snapshot(now))
+
+    def _write(self, image: bytes) -> None:
+        if not image:
+            return
+        fresh = self._image.with_suffix(".new")
+        with fresh.open("wb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(image)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._image)
+
+    def _try(self, do: Callable[[Any], object], value: object) -> None:
+        """Do what may fail with a disk; it is done again soon."""
+        try:
+            do(value)
+        except OSError as error:
+            _log.error("%s", error)
+
+    def _now(self) -> AlertsStatus:
+        counts, teller = self._watch.counts, self._teller
+        return AlertsStatus(
+            counts.subscriptions,
+            counts.rules,
+            counts.series,
+            counts.samples,
+            counts.refused,
+            teller.delivered,
+            dict(teller.failures),
+            self._watch.problem or self._book.problem or self._history.problem,
+        )
+
+    # -- parts
+
+    def _replay(self, now: int, *, has_image: bool) -> None:
+        begin = self._watch.since - (_SLACK if has_image else _REPLAYED)
+        self._watch.replay(self._history.read(_Everything(), begin, now + _SLACK), now)
+
+    def _changed(self, alerts: Iterable[Alert]) -> None:
+        alerts = list(alerts)
+        self._keeper.add(alerts, _clock())
+        for alert in alerts:
+            self._announce(alert)
+        self._teller.poke()
+
+    def _told_by(
+        self, manners: Mapping[str, Manner], told: Mapping[str, Notifier]
+    ) -> tuple[Teller, asyncio.Task[None]]:
+        pipeline = Pipeline(manners)
+        pipeline.recall(reversed(self._lately(_clock() - 86_400_000)))
+        teller = Teller(self._book, pipeline, told, _clock)
+        return teller, asyncio.create_task(teller.run())
+
+    def _lately(self, since: int) -> list[Alert]:
+        return self._book.alerts(since=since, limit=_ALERTS)
+
+    def _subscription(self, number: int) -> Subscription | None:
+        enrolment = self._watch.enrolment(number)
+        return None if enrolment is None else enrolment.subscription
+
+    def _wording(self, loaded: Loaded) -> Wording:
+        return Wording(loaded.config.broker.name, lambda number: str(self._subscription(number) or ""))
+
+
+def _settings(loaded: Loaded, section: AlertsSection) -> Settings:
+    config = loaded.config
+    fleet = config.fleet.hosts if config.fleet else ()
+    return Settings(
+        config.broker.name,
+        frozenset((*section.hosts, *fleet)),
+        section.groups,
+        interval=round(section.interval * 1000),
+        longest=section.longest,
+        broadest=section.broadest,
+        bounds=section.bounds,
+    )

@@ -1,0 +1,225 @@
+"""What ``mbroker`` and ``mbrokerd`` tell each other about subscriptions and alerts."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+
+from mbroker.alerts.selector import GROUP, Endpoint
+
+__all__ = [
+    "TOPICS",
+    "AcknowledgeWanted",
+    "AlertRow",
+    "AlertsStatus",
+    "AlertsWanted",
+    "AuditRow",
+    "ContextRow",
+    "ExplainRow",
+    "Named",
+    "SilenceRow",
+    "SilenceWanted",
+    "SubscribeWanted",
+    "SubscriptionRow",
+    "Task",
+    "labels",
+    "number",
+]
+
+
+TOPICS = {
+    f"control.{name}": name
+    for name in (
+        "subscribe",
+        "unsubscribe",
+        "subscriptions",
+        "alerts",
+        "alert",
+        "context",
+        "acknowledge",
+        "silence",
+        "silences",
+        "unsilence",
+        "audit",
+    )
+}
+"""Questions, and the methods of :class:`mbroker.alert_answers.Answers` that answer them."""
+
+
+def _within_a_year(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not 0 < value <= 366 * 86400:
+        raise ValueError(f"'{attribute.name}' must be above 0, and a year at most")
+
+
+def number(value: float) -> float | None:
+    """Return *value* as JSON can hold it: None for what is no number, or infinite."""
+    return value if math.isfinite(value) else None
+
+
+def labels(endpoint: Endpoint) -> dict[str, str]:
+    """Return the labels of *endpoint*; one that belongs to several groups names them all."""
+    named: dict[str, str] = {}
+    for name, value in sorted(endpoint):
+        named[name] = f"{named[name]},{value}" if name == GROUP and name in named else value
+    return named
+
+
+@attrs.frozen
+class SubscribeWanted:
+    """A subscription that is asked for."""
+
+    owner: str
+    text: str
+    receivers: tuple[str, ...] = ()
+    """None are all that are configured."""
+
+
+@attrs.frozen
+class SubscriptionRow:
+    """A subscription."""
+
+    number: int
+    owner: str
+    text: str
+    receivers: tuple[str, ...]
+    made: float
+    """Unix seconds, as all times here."""
+    firing: int
+    """How many of its alerts fire."""
+    warnings: tuple[str, ...] = ()
+    """Of what it asks for, what is not there yet."""
+
+
+@attrs.frozen
+class Named:
+    """A subscription or a silence that somebody names by its number, to end it."""
+
+    number: int
+    by: str
+
+
+@attrs.frozen
+class AlertsWanted:
+    """Alerts that are asked for."""
+
+    state: str = ""
+    """``firing``, ``resolved``, or all."""
+    subscription: int | None = None
+    since: float | None = None
+    limit: int = attrs.field(default=100, validator=[attrs.validators.ge(1), attrs.validators.le(1000)])
+
+
+@attrs.frozen
+class AlertRow:
+    """An alert."""
+
+    id: str
+    subscription: int
+    text: str
+    """The subscription; empty when it was withdrawn."""
+    labels: dict[str, str]
+    """What it is about."""
+    severity: str
+    state: str
+    since: float
+    until: float | None
+    value: float | None
+    """What was compared last."""
+    acknowledged: str
+    """By whom; empty when by nobody."""
+
+
+@attrs.frozen
+class AcknowledgeWanted:
+    """An alert that somebody takes care of."""
+
+    id: str
+    by: str
+
+
+@attrs.frozen
+class ContextRow:
+    """One series as it was around an alert."""
+
+    metric: str
+    labels: dict[str, str]
+    samples: int
+    least: float | None
+    most: float | None
+    points: tuple[tuple[float, float], ...]
+    """Times and values; when there are many, of equal distances."""
+
+
+@attrs.frozen
+class SilenceWanted:
+    """A silence that is asked for."""
+
+    labels: tuple[str, ...]
+    """As ``domain=web1`` or ``host=~node.*``."""
+    seconds: float = attrs.field(validator=_within_a_year)
+    by: str
+    why: str
+
+
+@attrs.frozen
+class SilenceRow:
+    """A silence."""
+
+    number: int
+    labels: tuple[str, ...]
+    since: float
+    until: float
+    by: str
+    why: str
+
+
+@attrs.frozen
+class AuditRow:
+    """One line of the audit trail."""
+
+    at: float
+    who: str
+    did: str
+    what: str
+
+
+@attrs.frozen
+class Task:
+    """Work that takes a while."""
+
+    number: int
+    share: float
+    """How much of it is done, 0 to 1."""
+    result: ExplainRow | None = None
+    error: str = ""
+
+
+@attrs.frozen
+class ExplainRow:
+    """What a subscription would have fired on, and what it costs."""
+
+    text: str
+    series: int
+    cost: str
+    place: str
+    alerts: tuple[AlertRow, ...]
+    more: int
+    """Alerts that are not shown."""
+    warnings: tuple[str, ...]
+
+
+@attrs.frozen
+class AlertsStatus:
+    """How the alerts of a daemon are doing."""
+
+    subscriptions: int
+    rules: int
+    series: int
+    samples: int
+    refused: int
+    delivered: int
+    """Deliveries to receivers."""
+    unreachable: dict[str, str]
+    """Receivers that were not told the last time that it was tried, and why."""
+    problem: str
