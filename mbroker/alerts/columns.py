@@ -3,7 +3,7 @@
 Numbers that are short decimals, which is what metrics mostly are, become whole numbers, others the difference of
 their bits from those of the number before (as in Gorilla, VLDB 2015). Of whole numbers and times the steps are
 stored, divided by what they have in common. The bytes are then put in order of their weight, so that the many that
-are alike stand together, and deflated.
+are alike stand together, and whoever stores them deflates as many columns as are read together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterable
 from itertools import accumulate, pairwise
 
-__all__ = ["pack_times", "pack_values", "unpack_times", "unpack_values"]
+__all__ = ["deflate", "inflate", "pack_times", "pack_values", "unpack_times", "unpack_values"]
 
 _HEAD = struct.Struct("<bBqQq")  # decimals or _BITS, bytes of a step, first number, divisor of steps, shortest step
 _BITS = -1
@@ -26,8 +26,25 @@ _LEVEL = 6
 _CODES = {1: "b", 2: "h", 4: "i", 8: "q"}
 
 
+def deflate(data: bytes) -> bytes:
+    """Return *data* in fewer bytes, with a checksum."""
+    return zlib.compress(data, _LEVEL)
+
+
+def inflate(blob: bytes, size: int) -> bytes:
+    """Return the *size* bytes that :func:`deflate` was given; raise ValueError if *blob* is damaged."""
+    inflater = zlib.decompressobj()
+    try:
+        data = inflater.decompress(blob, size + 1)
+    except zlib.error as error:
+        raise ValueError(f"what was stored is damaged ({error})") from None
+    if len(data) != size or not inflater.eof:
+        raise ValueError(f"what was stored is damaged (not {size} bytes)")
+    return data
+
+
 def pack_times(times: array[int]) -> bytes:
-    """Return *times* (code ``q``) in few bytes."""
+    """Return *times* (code ``q``) in bytes that deflate well."""
     return _pack_whole(0, times)
 
 
@@ -40,7 +57,7 @@ def unpack_times(blob: bytes, count: int) -> array[int]:
 
 
 def pack_values(values: array[float]) -> bytes:
-    """Return *values* (code ``d``), NaN and all, in few bytes."""
+    """Return *values* (code ``d``), NaN and all, in bytes that deflate well."""
     exact = values.tobytes()
     try:
         low, high = min(values, default=0.0), max(values, default=0.0)
@@ -57,7 +74,7 @@ def pack_values(values: array[float]) -> bytes:
         pass  # NaN and the infinities are no decimals
     bits = array("Q", exact)
     changes = array("Q", [bit ^ before for bit, before in zip(bits, [0, *bits], strict=False)])
-    return _HEAD.pack(_BITS, 8, 0, 1, 0) + zlib.compress(_planes(changes), _LEVEL)
+    return _HEAD.pack(_BITS, 8, 0, 1, 0) + _planes(changes)
 
 
 def unpack_values(blob: bytes, count: int) -> array[float]:
@@ -87,7 +104,7 @@ def _pack_whole(digits: int, numbers: array[int]) -> bytes:
         steps = [step // divisor for step in steps]
     most = max(max(steps, default=0), -min(steps, default=0))
     width = next(width for width in _CODES if most < 1 << (8 * width - 1))
-    packed = zlib.compress(_planes(array(_CODES[width], steps)), _LEVEL) if most else b""
+    packed = _planes(array(_CODES[width], steps)) if most else b""
     return _HEAD.pack(digits, width, first, divisor, base) + packed
 
 
@@ -96,11 +113,10 @@ def _unpack(blob: bytes, count: int) -> tuple[int, array[int]]:
     try:
         digits, width, first, divisor, base = _HEAD.unpack_from(blob)
         code = _CODES[width]
-        size = (count if digits == _BITS else max(count - 1, 0)) * width
-        inflate = zlib.decompressobj()
-        data = inflate.decompress(blob[_HEAD.size :], size + 1) if len(blob) > _HEAD.size else bytes(size)
-    except (KeyError, struct.error, zlib.error) as error:
+    except (KeyError, struct.error) as error:
         raise ValueError(f"a column that is damaged ({error})") from None
+    size = (count if digits == _BITS else max(count - 1, 0)) * width
+    data = blob[_HEAD.size :] or bytes(size)
     if len(data) != size or not _BITS <= digits <= _DECIMALS:
         raise ValueError(f"a column of {len(data)} bytes, not {size}")
     steps = _unplaned(data, code, width)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mchannel import packing
 
-from .columns import pack_times, pack_values, unpack_times, unpack_values
+from .columns import deflate, inflate, pack_times, pack_values, unpack_times, unpack_values
 from .reference import Sample
 from .selector import Series
 
@@ -16,7 +16,8 @@ __all__ = ["MOST", "packed", "unpacked"]
 
 MOST = 1_000_000
 """Samples that are kept around one edge of an alert, at most."""
-_LIMITS = packing.Limits(binary=16 << 20, items=1 << 20)
+_LARGEST = 64 << 20
+_LIMITS = packing.Limits(binary=_LARGEST, items=MOST)
 
 
 def packed(samples: Iterable[Sample]) -> bytes:
@@ -26,18 +27,22 @@ def packed(samples: Iterable[Sample]) -> bytes:
         times, values = columns.setdefault(sample.series, (array("q"), array("d")))
         times.append(sample.at)
         values.append(sample.value)
-    return packing.pack(
+    data = packing.pack(
         [
             [series.metric, sorted(series.endpoint), len(times), pack_times(times), pack_values(values)]
             for series, (times, values) in columns.items()
         ]
     )
+    return packing.pack([len(data), deflate(data)])
 
 
 def unpacked(blob: bytes) -> Iterator[Sample]:
     """Yield the samples in *blob*, series by series; raise ValueError if it holds none."""
     try:
-        found: Any = packing.unpack(blob, _LIMITS)
+        size: Any
+        deflated: Any
+        size, deflated = packing.unpack(blob, _LIMITS)
+        found: Any = packing.unpack(inflate(deflated, min(size, _LARGEST)), _LIMITS)
         for metric, endpoint, count, times, values in found:
             series = Series(metric, frozenset(endpoint))
             yield from map(Sample, [series] * count, unpack_times(times, count), unpack_values(values, count))
