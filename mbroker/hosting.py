@@ -20,7 +20,7 @@ from mbroker.fleet.migration import MigrationError, NoSuchHost, Progress, Result
 from mbroker.fleet.mover import Mover
 from mbroker.fleet.parked import ParkedFile
 from mbroker.fleet.residents import Residents
-from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachable, NoSuchDomain, connect
+from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachable, NoSuchDomain, connect, is_xen
 from mbroker.serve import Node
 from mbroker.values import Invalid, build, plain
 from mchannel.errors import MChannelError
@@ -47,7 +47,7 @@ class DomainRow:
     uuid: str
     state: str
     port: bool
-    """Whether it has the port for channels."""
+    """Whether it has the port for channels; Xen's need none."""
     attended: bool
     """Whether this broker listens to it."""
 
@@ -153,7 +153,8 @@ class Hosting:
             hypervisor = self._hypervisor = self._hypervisor or await self._connect(self._section.uri)
             async with hypervisor:
                 port = self._section.port
-                lanes = self._lanes = Lanes(hypervisor, default=lane_size(self._section.lane))
+                lanes = None if is_xen(self._section.uri) else Lanes(hypervisor, default=lane_size(self._section.lane))
+                self._lanes = lanes
                 self._residents = Residents(
                     self._node.welcome, hypervisor, self._parked, self._fleet, port=port, lanes=lanes
                 )
@@ -225,7 +226,7 @@ class Hosting:
                     each.name,
                     each.uuid,
                     each.state.value,
-                    any(found.name == port for found in each.ports),
+                    each.xen or any(found.name == port for found in each.ports),
                     each.uuid in residents.attended,
                 )
             )
@@ -266,8 +267,10 @@ class Hosting:
 
     async def _lane(self, value: str) -> Mapping[str, Any]:
         hypervisor, lanes = self._hypervisor, self._lanes
-        if hypervisor is None or lanes is None:
+        if hypervisor is None:
             raise self._absent()
+        if lanes is None:
+            raise control.Refused("shared memory is plugged into guests of KVM; Xen's bring their own")
         try:
             wanted: LaneWanted = build(LaneWanted, json.loads(value))
             uuid = (await hypervisor.info(wanted.domain)).uuid

@@ -77,7 +77,7 @@ class Mover:
             )
         info = await self._hypervisor.info(domain)
         if info.state.active:
-            info.port(self._port)
+            info.address(self._port)
         for each in self._migrations.values():
             if each.order.domain == info.uuid and each.result is None:
                 raise MigrationError(

@@ -28,7 +28,7 @@ from mbroker.fleet.message import (
     Wherever,
 )
 from mbroker.fleet.parked import ParkedFile
-from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachable, Kind, State
+from mbroker.hypervisor import DomainInfo, Hypervisor, HypervisorError, HypervisorUnreachable, Kind, State
 from mchannel.aio import AsyncListener, listen_async
 from mchannel.errors import MChannelError
 from mchannel.event import Event
@@ -52,7 +52,7 @@ class _Door:
     """Where a domain's agents come in."""
 
     name: str
-    path: str
+    address: str
     listener: AsyncListener[Event]
     task: asyncio.Task[None]
 
@@ -210,12 +210,11 @@ class Residents:
 
     async def _attend(self, order: Attend, tasks: asyncio.TaskGroup) -> None:
         domain = order.domain
-        scheme = "virtio" if self._lanes is None else "ivshmem"
         try:
             info = await self._hypervisor.info(domain)
-            where = info.port(self._port).path
+            where = self._address(info)
             self._close(domain)  # what an earlier life of it left
-            listener = listen_async(f"{scheme}://{where}?domain={domain}", name="mbrokerd")
+            listener = listen_async(where, name="mbrokerd")
         except HypervisorUnreachable as error:
             if domain not in self._late:
                 _log.warning("cannot attend to domain %s yet: %s", domain, error)
@@ -235,18 +234,25 @@ class Residents:
                 _log.warning("%s: a session that was handed over cannot be read: %s", info.name, error)
         _log.info("attending to %s, with %d sessions handed over", info.name, len(order.snapshots))
         if self._lanes is not None and isinstance(listener.gate, LaneGate):
-            self._lanes.attend(info, listener.gate, Path(where))
+            self._lanes.attend(info, listener.gate, Path(info.port(self._port).path))
         task = tasks.create_task(self._welcome(listener, info.name))
         self._doors[domain] = _Door(info.name, where, listener, task)
+
+    def _address(self, info: DomainInfo) -> str:
+        """Return where to listen to a domain; raises NoSuchPort."""
+        address = info.address(self._port)
+        if self._lanes is None:
+            return address
+        return address.replace("virtio:", "ivshmem:", 1)  # shared memory may be plugged in beside the port
 
     async def _look_again(self, domain: str, tasks: asyncio.TaskGroup) -> None:
         """Go to the domain's new socket, if it has one: it was stopped and started while nobody looked."""
         door = self._doors.get(domain)
         try:
-            where = (await self._hypervisor.info(domain)).port(self._port).path
+            where = self._address(await self._hypervisor.info(domain))
         except HypervisorError:
             return
-        if door is not None and door.path != where:
+        if door is not None and door.address != where:
             await self._attend(Attend(domain, self._close(domain)), tasks)
 
     def _part(self, domain: str) -> None:

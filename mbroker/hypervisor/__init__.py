@@ -8,7 +8,7 @@
                 ...
 """
 
-from .connect import connect
+from .connect import connect, is_xen
 from .domain import DomainInfo, Port, State, Statistics, channel_xml
 from .driver import Hypervisor
 from .errors import (
@@ -44,4 +44,5 @@ __all__ = [
     "Where",
     "channel_xml",
     "connect",
+    "is_xen",
 ]

@@ -18,6 +18,9 @@ __all__ = ["METADATA", "DomainInfo", "Port", "State", "Statistics", "channel_xml
 METADATA = "urn:mchannel:1"
 """Namespace of the element in a domain's ``<metadata>`` whose attributes are ours to read."""
 
+XEN_CHANNELS = "mgmt"
+"""With what the names of the channels begin that agents open under Xen."""
+
 _LARGEST_XML = 1 << 20  # characters: a domain with a thousand devices has a tenth of it
 _MOST_METADATA = 64
 _ALIAS = re.compile(r"ua-[A-Za-z0-9_-]{1,120}")
@@ -75,6 +78,10 @@ class DomainInfo:
     vcpus: int
     memory: int
     """Bytes that it has now."""
+    number: int | None = None
+    """By which the hypervisor calls it while it runs here: Xen's domid."""
+    xen: bool = False
+    """Whether it is one of Xen's, which need no port for channels."""
     persistent: bool = True
     """Whether its definition stays on the host when it stops."""
     ports: tuple[Port, ...] = ()
@@ -84,6 +91,17 @@ class DomainInfo:
     """Aliases (``ua-...``) of devices that were given one."""
     free_ports: tuple[int, ...] = ()
     """Buses of the PCI Express root ports with nothing in them, where a device can be plugged in."""
+
+    def address(self, port: str) -> str:
+        """Return where its MVM listens to its agents: at the port called *port*, or to what it offers under Xen.
+
+        Raises :exc:`NoSuchPort` as :meth:`port` does.
+        """
+        if not self.xen:
+            return f"virtio://{self.port(port).path}?domain={self.uuid}"
+        if not self.state.active:
+            raise NoSuchPort(f"{self.name} does not run, so it offers no channel; start it first")
+        return f"xen://{self.uuid}/{XEN_CHANNELS}*"
 
     def port(self, name: str) -> Port:
         """Return the port called *name*; raise :exc:`NoSuchPort` with the XML that it takes."""
@@ -128,6 +146,7 @@ def read_domain(xml: str, state: State, *, persistent: bool) -> DomainInfo:
         told = root.find("currentMemory")
         size = _bytes(told if told is not None else root.find("memory"))
         free = tuple(_free_ports(root))
+        number = int(called) if (called := root.get("id")) is not None else None
     except (ET.ParseError, ValueError) as error:
         raise HypervisorError(f"the XML of a domain cannot be understood: {error}") from error
     mine = root.find(f"metadata/{{{METADATA}}}m")
@@ -137,6 +156,8 @@ def read_domain(xml: str, state: State, *, persistent: bool) -> DomainInfo:
         state=state,
         vcpus=count,
         memory=size,
+        number=number,
+        xen=root.get("type") == "xen",
         persistent=persistent,
         ports=tuple(_ports(root)),
         metadata={} if mine is None else dict(islice(mine.attrib.items(), _MOST_METADATA)),

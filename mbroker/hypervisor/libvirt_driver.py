@@ -378,8 +378,9 @@ def _described_all(connection: libvirt.virConnect, uri: str) -> list[DomainInfo]
     with plainly(uri):
         handles = connection.listAllDomains()
     for handle in handles:
-        with suppress(NoSuchDomain), plainly(uri):  # it went meanwhile
-            found.append(described(handle))
+        if handle.ID() != 0:  # Xen's domain 0, which is this host
+            with suppress(NoSuchDomain), plainly(uri):  # it went meanwhile
+                found.append(described(handle))
     return found
 
 
