@@ -8,28 +8,35 @@ import os
 from setuptools import Extension, setup
 
 RING = os.environ.get("MCHANNEL_RING") != "no"
-QUICK = Extension(
-    "mchannel._quick",
-    sources=["native/quick.c", "native/end.c", "native/ring.c"],
-    depends=["native/end.h", "native/ring.h"],
-    include_dirs=["native"],
-    define_macros=[("Py_LIMITED_API", "0x030b0000")],
-    py_limited_api=True,
-    extra_compile_args=[
-        "-std=c11",
-        "-O3",
-        "-fvisibility=hidden",
-        "-Wall",
-        "-Wextra",
-        "-Wno-missing-field-initializers",
-    ],
-)
+
+
+def extension(name: str, *sources: str) -> Extension:
+    """Return an extension of the stable ABI."""
+    return Extension(
+        name,
+        sources=[f"native/{source}" for source in sources],
+        depends=["native/end.h", "native/ring.h"],
+        include_dirs=["native"],
+        define_macros=[("Py_LIMITED_API", "0x030b0000")],
+        py_limited_api=True,
+        extra_compile_args=[
+            "-std=c11",
+            "-O3",
+            "-fvisibility=hidden",
+            "-Wall",
+            "-Wextra",
+            "-Wno-missing-field-initializers",
+        ],
+    )
+
+
+QUICK = [extension("mchannel._frame", "frame.c"), extension("mchannel._quick", "quick.c", "end.c", "ring.c")]
 
 setup(
     cffi_modules=[
         *(["native/build_ring.py:ffi", "native/build_match.py:ffi"] if RING else []),
         "native/build_xen.py:ffi",  # plain Python, and needs no compiler
     ],
-    ext_modules=[QUICK] if RING else [],
+    ext_modules=QUICK if RING else [],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one abi3 wheel for every CPython
 )

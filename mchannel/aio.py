@@ -109,7 +109,7 @@ class AsyncChannel(ChannelFace[T]):
 
         Raises ChannelTimeout, CodecError, EndOfChannel, or what else ended the channel.
         """
-        if self._batch:
+        if self._batch.left:
             return self._batch.next()
         payload = self._recv()
         if payload is None:
@@ -118,11 +118,11 @@ class AsyncChannel(ChannelFace[T]):
 
     async def receive(self, timeout: float | None = None) -> Message[T]:
         """Do as :meth:`read`, and tell the message's number and whether it is redelivered."""
-        return self._batched() if self._batch else self._message(await self.read(timeout))
+        return self._batched() if self._batch.left else self._message(await self.read(timeout))
 
     async def read_many(self, limit: int = 1024, timeout: float | None = None) -> list[T]:
         """Return between 1 and *limit* messages, as :meth:`mchannel.channel.Channel.read_many`."""
-        if not self._batch and not self._batch.gather(limit):
+        if not self._batch.left and not self._batch.gather(limit):
             await self._waker.until(partial(self._batch.gather, limit), until(timeout), SILENT)
         return self._batch.take(limit)
 

@@ -19,44 +19,41 @@ class Batch(Generic[T]):
     def __init__(self, link: Link, decode: Callable[[bytes], T], payloads: Sequence[bytes] = ()) -> None:
         self._link = link
         self._decode = decode
-        self._payloads = list(payloads)
+        self.left = list(payloads)
+        """Payloads of the messages that are left."""
         self._stamps: Sequence[tuple[int, bool]] = link.stamps if payloads else ()
-
-    def __len__(self) -> int:
-        """Return how many are left."""
-        return len(self._payloads)
 
     def gather(self, limit: int) -> Literal[True] | None:
         """Take up to *limit* messages from the link, if there are any; nothing may be left of those before."""
-        self._payloads = self._link.recv_many(limit)
+        self.left = self._link.recv_many(limit)
         self._stamps = ()
-        return True if self._payloads else None
+        return True if self.left else None
 
     def refuse_handoff(self) -> None:
         """Raise ChannelError when something is left: the successor would never see it."""
-        if self._payloads:
-            raise ChannelError(f"{len(self._payloads)} messages of a batch are left; read them before a handoff")
+        if self.left:
+            raise ChannelError(f"{len(self.left)} messages of a batch are left; read them before a handoff")
 
     def next(self) -> T:
         """Return the first message, which must be there; raise CodecError when it is none. It is gone then."""
-        return self._decode(self._payloads.pop(0))
+        return self._decode(self.left.pop(0))
 
     @property
     def stamp(self) -> tuple[int, bool]:
         """Number of what :meth:`next` returned last, and whether it is redelivered."""
-        return self._stamps[-1 - len(self._payloads)]
+        return self._stamps[-1 - len(self.left)]
 
     def take(self, limit: int) -> list[T]:
         """Return up to *limit* messages, those before one that does not decode; raise CodecError if it is the first."""
         found: list[T] = []
         append, decode = found.append, self._decode
         try:
-            for payload in self._payloads[:limit]:
+            for payload in self.left[:limit]:
                 append(decode(payload))
         except CodecError:
             self._stamps = self._stamps or self._link.stamps  # the rest may be asked for one by one
             if not found:
-                del self._payloads[0]
+                del self.left[0]
                 raise
-        del self._payloads[: len(found)]
+        del self.left[: len(found)]
         return found

@@ -59,7 +59,7 @@ class Channel(ChannelFace[T]):
         Raises ChannelTimeout, CodecError (the message is no message of this codec; the next read goes
         on), EndOfChannel, or what else ended the channel. An interrupted read loses nothing.
         """
-        if self._batch:
+        if self._batch.left:
             return self._batch.next()
         payload = self._recv()
         if payload is None:
@@ -68,7 +68,7 @@ class Channel(ChannelFace[T]):
 
     def receive(self, timeout: float | None = None) -> Message[T]:
         """Do as :meth:`read`, and tell the message's number and whether it is redelivered."""
-        return self._batched() if self._batch else self._message(self.read(timeout))
+        return self._batched() if self._batch.left else self._message(self.read(timeout))
 
     def read_many(self, limit: int = 1024, timeout: float | None = None) -> list[T]:
         """Return between 1 and *limit* messages, which are acknowledged together by the next read.
@@ -77,7 +77,7 @@ class Channel(ChannelFace[T]):
         raises CodecError, and the one after that goes on. Nothing of what came together is
         acknowledged before all of it was handed out, except by :meth:`suspend` and :meth:`close`.
         """
-        if not self._batch and not self._batch.gather(limit):
+        if not self._batch.left and not self._batch.gather(limit):
             self._until(partial(self._batch.gather, limit), self._link.wait_readable, timeout, SILENT)
         return self._batch.take(limit)
 

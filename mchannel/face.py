@@ -79,7 +79,7 @@ class ChannelFace(OverLink, Generic[T]):
 
     def done(self) -> None:
         """Acknowledge the message that was read last, without asking for another."""
-        if not self._batch:
+        if not self._batch.left:
             self._link.done()
 
     def handoff(self) -> bytes:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
-from typing import NamedTuple, TypeGuard, cast
+from typing import NamedTuple, TypeAlias, TypeGuard, cast
 
 import attrs
 
@@ -39,6 +39,7 @@ __all__ = [
     "Terms",
     "Welcome",
     "encode",
+    "glance",
 ]
 
 VERSION = 1
@@ -91,17 +92,37 @@ class Flag(IntFlag):
 
 _KINDS = {kind.value: kind for kind in Kind}
 _MANY = Flag.MANY.value
-_DATA = Kind.DATA  # an enum is slow to find its members, and these are looked at for each message
+_DATA = Kind.DATA.value  # an enum is slow to find its members, and these are looked at for each message
 _DELIVERIES = {delivery.value for delivery in Delivery}
 
 
-def encode(kind: Kind, epoch: int, number: int, ack: int, flags: int, body: bytes) -> bytes:
+Data: TypeAlias = tuple[int, int, int, int, bytes]
+"""Epoch, number, ack, flags and body of a DATA frame."""
+
+
+def encode_slowly(kind: int, epoch: int, number: int, ack: int, flags: int, body: bytes) -> bytes:
     """Return a frame as bytes."""
     return HEADER.pack(_MAGIC, kind, flags, epoch, number, ack) + body
 
 
+def glance_slowly(data: bytes, limit: int) -> Data | None:
+    """Return what a DATA frame with at most *limit* bytes says; None for all else, which Frame.decode tells apart."""
+    if not OVERHEAD <= len(data) <= OVERHEAD + limit:
+        return None
+    magic, kind, flags, epoch, number, ack = HEADER.unpack_from(data)
+    if magic != _MAGIC or kind != _DATA or flags > _MANY or number > _MAX_NUMBER or ack > _MAX_NUMBER:
+        return None
+    return epoch, number, ack, flags, data[OVERHEAD:]
+
+
+try:  # each message costs both
+    from mchannel._frame import encode, glance
+except ImportError:  # installed without the C
+    encode, glance = encode_slowly, glance_slowly
+
+
 class Frame(NamedTuple):
-    """One frame, parsed. A tuple: one is made for each message, and nothing is made faster."""
+    """One frame, parsed."""
 
     kind: Kind
     epoch: int
@@ -124,22 +145,23 @@ class Frame(NamedTuple):
         known = _KINDS.get(kind)
         if magic != _MAGIC or known is None or flags > _MANY or number > _MAX_NUMBER or ack > _MAX_NUMBER:
             raise ProtocolError("not a frame of this protocol; is something else connected here?")
-        if size > (limit if known is _DATA else _MAX_CONTROL):
+        if size > (limit if known is Kind.DATA else _MAX_CONTROL):
             raise ProtocolError(f"the peer sent {known.name} with {size} bytes, more than was agreed")
         return cls(known, epoch, number, ack, flags, data[OVERHEAD:])
 
-    def messages(self) -> Sequence[bytes]:
-        """Return the messages of a DATA frame; raise :class:`ProtocolError` when there are none."""
-        if not self.flags & _MANY:
-            return (self.body,)
-        size = len(self.body)
-        try:
-            found = unpack(self.body, Limits(binary=size, items=size)) if size <= MOST_TOGETHER else ()
-        except ValueError:
-            found = ()
-        if set(map(type, found)) != {bytes}:
-            raise ProtocolError("malformed frame of several messages")
-        return cast("tuple[bytes, ...]", found)
+
+def messages(flags: int, body: bytes) -> Sequence[bytes]:
+    """Return the messages of a DATA frame; raise :class:`ProtocolError` when there are none."""
+    if not flags & _MANY:
+        return (body,)
+    size = len(body)
+    try:
+        found = unpack(body, Limits(binary=size, items=size)) if size <= MOST_TOGETHER else ()
+    except ValueError:
+        found = ()
+    if set(map(type, found)) != {bytes}:
+        raise ProtocolError("malformed frame of several messages")
+    return cast("tuple[bytes, ...]", found)
 
 
 @attrs.frozen

@@ -124,8 +124,8 @@ class FramedLink:
             return None
         if session.outgoing:
             self._flush()
-        self.number, self.redelivered = message.number, message.redelivered
-        return message.payload
+        self.number, payload, self.redelivered = message
+        return payload
 
     def send_many(self, payloads: Sequence[bytes]) -> int:
         """Take as many messages as there is room for; return how many."""
@@ -147,13 +147,13 @@ class FramedLink:
         taken = self._taken = self._session.take(limit)
         self._flush()
         if taken:
-            self.number, self.redelivered = taken[-1].number, taken[0].redelivered
-        return [message.payload for message in taken]
+            self.number, self.redelivered = taken[-1][0], taken[0][2]
+        return [payload for _, payload, _ in taken]
 
     @property
     def stamps(self) -> Sequence[tuple[int, bool]]:
         """Number of each message that :meth:`recv_many` returned last, and whether it is redelivered."""
-        return [(message.number, message.redelivered) for message in self._taken]
+        return [(number, redelivered) for number, _, redelivered in self._taken]
 
     def done(self) -> None:
         """Acknowledge the message returned last."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TypeAlias
 
 from mchannel.errors import ProtocolError
 from mchannel.frame import OVERHEAD
@@ -12,12 +12,8 @@ from mchannel.frame import OVERHEAD
 __all__ = ["Reader", "Received"]
 
 
-class Received(NamedTuple):
-    """A message on its way to the reader."""
-
-    number: int
-    payload: bytes
-    redelivered: bool
+Received: TypeAlias = tuple[int, bytes, bool]
+"""A message on its way to the reader: its number, its payload, and whether it is redelivered."""
 
 
 class Reader:
@@ -37,8 +33,8 @@ class Reader:
         """Last number that was acknowledged."""
         self.unsure = unsure
         """Messages up to this number may have been seen by a predecessor."""
-        self.last: Received | None = None
-        """The message that was returned last, until it is marked."""
+        self.last = 0
+        """Number of the message that was returned last."""
 
     @property
     def owes(self) -> bool:
@@ -53,26 +49,27 @@ class Reader:
         """Expect nothing older than *base*, which the peer does not have any more."""
         self.expected = max(self.expected, base)
 
-    def put(self, number: int, payloads: Sequence[bytes], limit: int) -> None:
-        """Take in messages from *number* on, less those that are here already.
-
-        Raises ProtocolError when more than *limit* bytes wait to be read then.
-        """
-        if number < self.expected:
-            payloads = payloads[self.expected - number :]
-            number = self.expected
-        for payload in payloads:
-            self.size += len(payload) + OVERHEAD
-            self.inbox.append(Received(number, payload, number <= self.unsure))
-            number += 1
-        self.expected = number
+    def put(self, number: int, payload: bytes, limit: int) -> None:
+        """Take in a message that is not here yet; raise ProtocolError when more than *limit* bytes wait then."""
+        self.size += len(payload) + OVERHEAD
+        self.inbox.append((number, payload, number <= self.unsure))
+        self.expected = number + 1
         if self.size > limit:
             raise ProtocolError("the peer sends more than the window that it agreed to")
 
+    def put_many(self, number: int, payloads: Sequence[bytes], limit: int) -> None:
+        """Take in messages from *number* on, less those that are here already; raises as :meth:`put`."""
+        if number < self.expected:
+            payloads = payloads[self.expected - number :]
+            number = self.expected
+        for count, payload in enumerate(payloads):
+            self.put(number + count, payload, limit)
+
     def next(self) -> Received:
         """Return the next message, which must be there; the one before is marked already."""
-        self.last = message = self.inbox.popleft()
-        size = len(message.payload) + OVERHEAD
+        message = self.inbox.popleft()
+        self.last = message[0]
+        size = len(message[1]) + OVERHEAD
         self.size -= size
         self.done_size += size
         return message
@@ -81,17 +78,11 @@ class Reader:
         """Return up to *limit* messages, which are marked together; those before are marked already."""
         taken = [self.inbox.popleft() for _ in range(min(limit, len(self.inbox)))]
         if taken:
-            size = sum([len(message.payload) for message in taken]) + OVERHEAD * len(taken)
+            size = sum([len(payload) for _, payload, _ in taken]) + OVERHEAD * len(taken)
             self.size -= size
             self.done_size += size
-            self.last = taken[-1]
+            self.last = taken[-1][0]
         return taken
-
-    def mark(self) -> None:
-        """Mark what was returned last as taken care of."""
-        if self.last is not None:
-            self.done = max(self.done, self.last.number)
-            self.last = None
 
     def displace(self, number: int) -> None:
         """Latest only: *number* is newer than what was not read, which counts as taken care of."""

@@ -31,7 +31,20 @@ from mchannel.errors import (
     MessageTooBig,
     ProtocolError,
 )
-from mchannel.frame import MAX_AUTHORS, OVERHEAD, Flag, Frame, Hello, Kind, Terms, Welcome, encode, reason
+from mchannel.frame import (
+    MAX_AUTHORS,
+    OVERHEAD,
+    Flag,
+    Frame,
+    Hello,
+    Kind,
+    Terms,
+    Welcome,
+    encode,
+    glance,
+    messages,
+    reason,
+)
 from mchannel.handoff import Handoff
 from mchannel.packing import pack
 from mchannel.reader import Reader, Received
@@ -68,7 +81,8 @@ class Timing:
 
 
 # An enum is slow to find its members, and these are looked at for each message.
-_AGENT, _LATEST, _DATA, _LOST, _SUSPENDED = Role.AGENT, Delivery.LATEST, Kind.DATA, State.LOST, State.SUSPENDED
+_AGENT, _LATEST, _OPEN, _LOST, _SUSPENDED = Role.AGENT, Delivery.LATEST, State.OPEN, State.LOST, State.SUSPENDED
+_DATA = Kind.DATA.value
 _KNOCKS = (Kind.HELLO, Kind.CALL)
 """What begins a new epoch."""
 
@@ -132,7 +146,7 @@ class Session:
         if not writer.put(payload, terms.window):
             return False
         if self._shaken and self.state is not _SUSPENDED:
-            self._data(writer.last, payload)
+            self._data(writer.base + len(writer.unacked) - 1, payload)  # writer.last, but quicker
         return True
 
     def send_many(self, payloads: Sequence[bytes]) -> int:
@@ -154,7 +168,7 @@ class Session:
     def next(self) -> Received | None:
         """Mark what was returned before as done and return the next message, or None. Raises what ended the session."""
         reader = self.reader
-        if reader.last is not None:
+        if reader.last > reader.done:
             self.done()
         if reader.inbox and self._newest_until is None:
             self._asked = False
@@ -175,9 +189,10 @@ class Session:
 
     def done(self) -> None:
         """Mark what was returned last as taken care of; it will be acknowledged."""
-        if self.reader.last is not None:
-            self.reader.mark()
-            if self.reader.done_size * 4 > self.terms.window and self._shaken:
+        reader = self.reader
+        if reader.last > reader.done:
+            reader.done = reader.last
+            if reader.done_size * 4 > self.terms.window and self._shaken:
                 self._ack()
 
     def acknowledge(self) -> None:
@@ -359,7 +374,11 @@ class Session:
         if self.state in _OVER:
             return
         try:
-            self._receive(Frame.decode(data, self.terms.max_message), now)
+            message = glance(data, self.terms.max_message)
+            if message is not None:
+                self._on_data(*message, now)
+            else:
+                self._receive(Frame.decode(data, self.terms.max_message), now)
         except ProtocolError as error:
             self.fail(error)
 
@@ -368,7 +387,7 @@ class Session:
         if self._shaken and frame.epoch == self.epoch and kind not in _KNOCKS:
             self._hear(now)
             self._on_ack(frame.ack)
-            self._on_data(frame, now) if kind is _DATA else self._on_word(frame, now)
+            self._on_word(frame, now)
         elif kind is Kind.HELLO:
             self._on_hello(frame, now)
         elif kind is Kind.CALL:
@@ -471,9 +490,18 @@ class Session:
                 writer.forget_first()
         self._data_of_many(*writer.after(received))
 
-    def _on_data(self, frame: Frame, now: float) -> None:
-        number, reader, terms = frame.number, self.reader, self.terms
-        payloads = frame.messages() if frame.flags else (frame.body,)
+    def _on_data(self, epoch: int, number: int, ack: int, flags: int, body: bytes, now: float) -> None:
+        if epoch != self.epoch or not self._shaken:
+            return  # a leftover of an earlier connection
+        self._hear(now)
+        if ack >= self.writer.base:
+            self._on_ack(ack)
+        reader, terms = self.reader, self.terms
+        most = terms.window + terms.max_message + OVERHEAD
+        if number == reader.expected and not flags and terms.delivery is not _LATEST:  # mostly it is
+            reader.put(number, body, most)
+            return
+        payloads = messages(flags, body)
         if number + len(payloads) <= reader.expected:
             self._ack_due = self._ack_due or now  # it missed that this came before
             return
@@ -482,7 +510,7 @@ class Session:
                 self._displace(number, now)
         elif number > reader.expected and not self._complete(number - 1, now):
             return
-        reader.put(number, payloads, terms.window + terms.max_message + OVERHEAD)
+        reader.put_many(number, payloads, most)
 
     def _displace(self, number: int, now: float) -> None:
         """*number* is newer than what was not read: that counts as taken care of, so that the peer goes on.
@@ -526,7 +554,7 @@ class Session:
 
     def _data(self, number: int, payload: bytes) -> None:
         self.writer.sent = max(self.writer.sent, number)
-        self._emit(_DATA, number, body=payload)
+        self._emit(_DATA, number, 0, payload)
 
     def _data_of_many(self, number: int, payloads: Iterable[bytes]) -> None:
         for first, batch in batches(number, payloads, self.terms.max_message):
@@ -543,10 +571,10 @@ class Session:
         self.state = State.CLOSED
         self.reader.inbox.clear()  # what was not read is for whoever comes after
 
-    def _emit(self, kind: Kind, number: int = 0, flags: int = 0, body: bytes = b"") -> None:
+    def _emit(self, kind: int, number: int = 0, flags: int = 0, body: bytes = b"") -> None:
         self._ack_due = None
         outgoing = self.outgoing
-        if outgoing and outgoing[-1][2] == kind and (kind is not _DATA or self.terms.delivery is _LATEST):
+        if outgoing and outgoing[-1][2] == kind and (kind != _DATA or self.terms.delivery is _LATEST):
             # it waits still, and this one says all that it does: a full wire fills no memory
             flags |= outgoing.pop()[3]
         outgoing.append(encode(kind, self.epoch, number, self.reader.acknowledged(), flags, body))

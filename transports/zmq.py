@@ -59,6 +59,7 @@ class _Port:
 
     def __init__(self, socket: Socket, *others: Socket) -> None:
         self._socket = socket
+        self._send = super(zmq.Socket, socket).send  # without what it does for other kinds of sockets
         self._again = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._nudged = self._unseen = self._watched = False
         self._epoll = select.epoll()
@@ -149,7 +150,7 @@ class _Dialled(_Port):
             self._stalled = True
             return False
         try:
-            self._socket.send(frame, _NOBLOCK)
+            self._send(frame, _NOBLOCK)
         except zmq.Again:
             self._stalled = True
             if self.has_input():
@@ -293,8 +294,8 @@ class _Listener(_Port):
 
     def send(self, to: _Accepted, frame: bytes) -> bool:
         try:
-            self._socket.send(to.route, _ROUTE)
-            self._socket.send(frame, _NOBLOCK)
+            self._send(to.route, _ROUTE)
+            self._send(frame, _NOBLOCK)
         except zmq.Again:
             self._stalled.add(to)
             if self.has_input():
@@ -324,7 +325,10 @@ class _Listener(_Port):
         take, size = self._socket.recv, 0
         try:
             for count in range(_BATCH):
-                size += self._take(take(_NOBLOCK), heard)
+                transport, length = self._take(take(_NOBLOCK))
+                if transport is not None:
+                    heard.add(transport)
+                size += length
                 if count == 0 and not self.has_input():
                     break
                 if size > _BATCH_BYTES:
@@ -344,37 +348,35 @@ class _Listener(_Port):
                 transport.on_news()
 
     def _take_one(self) -> bool:
-        heard: set[_Accepted] = set()
         try:
-            self._take(self._socket.recv(), heard)
+            transport, _ = self._take(self._socket.recv())
         except zmq.Again:
             return False
-        for transport in heard:
-            if transport.on_news is not None:
-                transport.on_news()
+        if transport is not None and transport.on_news is not None:
+            transport.on_news()
         if self._backlog:
             self.nudge()
         return True
 
-    def _take(self, route: bytes, heard: set[_Accepted]) -> int:
-        """Take the rest of a message that begins with *route*; add who is *heard*, and return how long it is."""
+    def _take(self, route: bytes) -> tuple[_Accepted | None, int]:
+        """Take the rest of a message that begins with *route*; return whose it is, if anybody's, and how long."""
         frame = self._socket.recv(_NOBLOCK, False)
         if frame.more:  # never sent by a channel; the rest must not pass for a route
             self._skip(route)
-            return 0
+            return None, 0
         data = frame.bytes
-        if (transport := self._accepted.get(route) or self._meet(route, frame)) is not None:
-            heard.add(transport)
-            self._put(transport, data)
-        return len(data)
+        transport = self._accepted.get(route) or self._meet(route, frame)
+        if transport is not None:
+            transport.inbox.append(data)
+            transport.size += len(data)
+            if transport.size > self._limit:
+                self._drown(transport)
+        return transport, len(data)
 
-    def _put(self, transport: _Accepted, data: bytes) -> None:
-        transport.inbox.append(data)
-        transport.size += len(data)
-        if transport.size > self._limit:
-            transport.inbox.clear()
-            self.forget(transport, "it sends more than was agreed")
-            self._door.complaints.make(f"{self.address}: dropped {transport.peer.identity}, which floods this broker")
+    def _drown(self, transport: _Accepted) -> None:
+        transport.inbox.clear()
+        self.forget(transport, "it sends more than was agreed")
+        self._door.complaints.make(f"{self.address}: dropped {transport.peer.identity}, which floods this broker")
 
     def _meet(self, route: bytes, frame: zmq.Frame) -> _Accepted | None:
         """Return the transport to a peer that speaks for the first time, or None when it may not."""

@@ -162,7 +162,7 @@ class World:
     def _take(self, end: Any, data: bytes) -> None:
         end.receive(data, self.now)
         assert end.failure is None, f"an honest peer was thrown out: {end.failure}"
-        held = sum(len(message.payload) + OVERHEAD for message in end.reader.inbox)
+        held = sum(len(payload) + OVERHEAD for _, payload, _ in end.reader.inbox)
         assert held <= WINDOW + MAX_MESSAGE + OVERHEAD, f"{held} bytes wait to be read"
 
     def tick(self, seconds: float) -> None:
@@ -204,12 +204,12 @@ class World:
         end = self.agent if agent else self.broker
         if end is None:
             return
-        for message in end.take(limit):
+        for _, payload, redelivered in end.take(limit):
             if agent:
-                self._heard(message.payload)
-                assert not message.redelivered, "an agent's session remembers what it saw"
+                self._heard(payload)
+                assert not redelivered, "an agent's session remembers what it saw"
             else:
-                self._seen(message.payload, redelivered=message.redelivered)
+                self._seen(payload, redelivered=redelivered)
         self.flush()
 
     def done(self, *, agent: bool) -> None:

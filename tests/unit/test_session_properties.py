@@ -170,7 +170,15 @@ MUTANTS = {
         "self._open(frame.ack, hello.received, now)",
         "self._open(hello.received, hello.received, now)",
     ),
-    "hears every epoch": (Session, "if self._shaken and frame.epoch == self.epoch and", "if self._shaken and"),
+    "hears every epoch": (Session, "if self._shaken and frame.epoch == self.epoch", "if self._shaken"),
+    "hears messages of every epoch": (Session, "if epoch != self.epoch or not self._shaken:", "if not self._shaken:"),
+    "overlooks what a message acknowledges": (Session, "if ack >= self.writer.base:", "if ack > self.writer.base:"),
+    "overlooks a gap before one message": (
+        Session,
+        "if number == reader.expected and not flags",
+        "if number >= reader.expected and not flags",
+    ),
+    "takes several for one": (Session, "if number == reader.expected and not flags", "if number == reader.expected"),
     "takes a message twice": (
         Session,
         "if number + len(payloads) <= reader.expected:",
