@@ -110,7 +110,7 @@ class Desk:
         """Match what a publisher sent; return what is to be answered. Raises CodecError."""
         now = _clock()
         if event.topic == SERIES:
-            self._watch.declare(event.source, Declared.from_event(event), now)
+            self._changed(self._watch.declare(event.source, Declared.from_event(event), now))
             return None
         samples = Samples.from_event(event)
         self._changed(self._watch.samples(event.source, samples, now))

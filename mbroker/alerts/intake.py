@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from enum import Enum
 
@@ -24,6 +24,8 @@ __all__ = ["Bounds", "Columns", "Intake", "Refusal"]
 DOMAIN, HOST = "domain", "host"
 """Labels that the channel's identity decides."""
 
+_HELD = 100_000  # samples of one source that wait for their declaration, such as after a restart of the broker
+_BATCHES = 256  # of them
 _RUNS = 8  # of one source: its publishers, each with the numbers of its present life
 _PATIENCE = 5_000  # between two wishes for a new declaration
 _MINUTE = 60_000
@@ -103,6 +105,7 @@ class _Allowance:
         return granted
 
 
+_COLUMNS = ("numbers", "values", "times")
 _UNKNOWN, _BANNED = -1, -2
 """In place of an engine's number: not declared (yet), and not to be declared again."""
 
@@ -116,6 +119,8 @@ class _Source:
     known: dict[Series, int] = attrs.field(factory=dict[Series, int])
     runs: OrderedDict[int, list[int]] = attrs.field(factory=OrderedDict[int, list[int]])
     """For each run the engine's number of each of its numbers."""
+    held: deque[Samples] = attrs.field(factory=deque[Samples])
+    """What came of runs of which nothing was declared yet."""
     lacks: bool = False
     """Whether samples came of series that are not declared."""
     asked: int | None = None
@@ -161,8 +166,11 @@ class Intake:
         """How many series and samples were dropped so far."""
         return self._total
 
-    def declare(self, source: str, declared: Declared, now: int) -> None:
-        """Note which series the publisher's numbers are; those that may not be stay unknown."""
+    def declare(self, source: str, declared: Declared, now: int) -> list[Columns]:
+        """Note which series the publisher's numbers are; those that may not be stay unknown.
+
+        Returns what waited for it.
+        """
         origin = self._source(source, now)
         table, most = origin.table(declared.run), self.bounds.series
         names = [self._series(source, named) for named in declared.series[: max(most - declared.first, 0)]]
@@ -186,16 +194,29 @@ class Intake:
                 table[at] = _UNKNOWN
                 refused[Refusal.HASTE] += 1
         self._refuse(source, refused)
+        held, origin.held = origin.held, deque(each for each in origin.held if each.run != declared.run)
+        return [self._translated(source, origin, each, now) for each in held if each.run == declared.run]
 
     def columns(self, source: str, samples: Samples, now: int) -> Columns:
-        """Return what the engine is to match of *samples*."""
+        """Return what the engine is to match of *samples*; before its declaration a run has to wait for it."""
         origin = self._source(source, now)
-        offered = Columns(samples.numbers, samples.values, samples.times)
-        granted = origin.samples.take(len(offered), now)
-        if granted < len(offered):
-            self._refuse(source, {Refusal.RATE: len(offered) - granted})
-            offered = offered.kept(range(1, granted + 1))
-        offered = self._timely(source, offered, now)
+        granted = origin.samples.take(len(samples), now)
+        if granted < len(samples):
+            self._refuse(source, {Refusal.RATE: len(samples) - granted})
+            samples = attrs.evolve(samples, **{name: getattr(samples, name)[:granted] for name in _COLUMNS})
+        if samples.run not in origin.runs:
+            self._hold(source, origin, samples)
+            return Columns.none()
+        return self._translated(source, origin, samples, now)
+
+    def _hold(self, source: str, origin: _Source, samples: Samples) -> None:
+        origin.lacks = True
+        origin.held.append(samples)
+        while len(origin.held) > _BATCHES or sum(map(len, origin.held)) > _HELD:
+            self._refuse(source, {Refusal.UNKNOWN: len(origin.held.popleft())})
+
+    def _translated(self, source: str, origin: _Source, samples: Samples, now: int) -> Columns:
+        offered = self._timely(source, Columns(samples.numbers, samples.values, samples.times), now)
         table = origin.table(samples.run)
         try:  # the numbers of all samples in C; what cannot be translated, rarely, one by one
             numbers = array("I", map(table.__getitem__, offered.numbers))

@@ -164,9 +164,13 @@ class Watch:
 
     # -- what arrives
 
-    def declare(self, source: str, declared: Declared, now: int) -> None:
-        """Take note of the series of a publisher; *source* is who the channel says it is."""
-        self._intake.declare(source, declared, now)
+    def declare(self, source: str, declared: Declared, now: int) -> list[Alert]:
+        """Take note of the series of a publisher; *source* is who the channel says it is.
+
+        Returns the alerts that began or ended, by samples that waited for it.
+        """
+        waited = self._intake.declare(source, declared, now)
+        return [alert for columns in waited for alert in self._take(columns, now)]
 
     def samples(self, source: str, samples: Samples, now: int) -> list[Alert]:
         """Match and store samples; return the alerts that began or ended."""

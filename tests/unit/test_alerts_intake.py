@@ -121,7 +121,6 @@ def test_an_undeclared_number_is_dropped_and_asked_for_once_in_a_while(made: Cal
 def test_another_life_of_the_publisher_has_other_numbers(made: Callable[..., Intake]) -> None:
     intake = made()
     intake.declare("web1", declared(CPU, Named("load")), NOW)
-    assert passed(intake, "web1", samples((0, 1.0, NOW), run=2)) == []
     intake.declare("web1", declared(Named("load"), run=2), NOW)
     assert passed(intake, "web1", samples((0, 1.0, NOW), run=2)) == [(101, 1.0, NOW)]
     assert passed(intake, "web1", samples((0, 1.0, NOW), run=1)) == [(100, 1.0, NOW)]
@@ -201,16 +200,41 @@ def test_numbers_far_above_the_limit_take_no_memory(made: Callable[..., Intake])
     assert max(map(len, origin.runs.values())) <= 10
 
 
+def test_what_comes_before_its_declaration_waits_for_it(made: Callable[..., Intake]) -> None:
+    intake = made()
+    assert passed(intake, "web1", samples((0, 1.0, NOW), (1, 2.0, NOW))) == []
+    assert passed(intake, "web1", samples((0, 3.0, NOW + 1))) == []
+    assert intake.asks_again("web1", NOW)
+    assert intake.declare("web1", declared(Named("load"), run=2), NOW) == []
+    waited = intake.declare("web1", declared(CPU), NOW)
+    assert [list(columns.values) for columns in waited] == [[1.0], [3.0]]
+    assert intake.declare("web1", declared(CPU), NOW) == []
+    assert intake.refused == 1
+
+
+def test_what_waits_for_a_declaration_that_never_comes_is_bounded(made: Callable[..., Intake]) -> None:
+    intake = made()
+    batch = samples(*[(0, 1.0, NOW)] * 10_000)
+    for _ in range(12):
+        assert not intake.columns("web1", batch, NOW)
+    assert intake.refused == 20_000
+    assert sum(map(len, intake.declare("web1", declared(CPU), NOW))) == 100_000
+    for _ in range(1000):
+        intake.columns("web1", samples(run=7), NOW)
+    assert len(intake.declare("web1", declared(CPU, run=7), NOW)) == 256
+
+
 def test_lives_of_a_publisher_are_forgotten_but_for_the_last(made: Callable[..., Intake]) -> None:
     intake = made()
     for run in range(1000):
-        intake.columns("web1", samples((0, 1.0, NOW), run=run), NOW)
+        intake.declare("web1", declared(CPU, run=run), NOW)
     (origin,) = intake._sources.values()  # pyright: ignore[reportPrivateUsage]
     assert len(origin.runs) <= 8
 
 
 def test_refusals_are_told_once_a_minute_and_counted(made: Callable[..., Intake]) -> None:
     intake = made()
+    intake.declare("web1", declared(run=1), NOW)
     for minute in range(3):
         for _ in range(5):
             passed(intake, "web1", samples((0, 1.0, NOW)))
