@@ -56,7 +56,7 @@ class Entry:
     who: str
     """Empty when the broker did it."""
     did: str
-    """``enrolled withdrew began ended told acknowledged silenced unsilenced``."""
+    """``enrolled withdrew began ended told refused acknowledged silenced unsilenced``."""
     what: str
 
 
@@ -67,11 +67,11 @@ class Delivery:
     receiver: str
     state: State
     told: int | None
-    """When it was; None while it is still to be told."""
+    """When it was or, if :attr:`error` says why, was given up; None while it is still to be told."""
     attempts: int
     """How often telling has failed."""
     error: str
-    """Why it failed last."""
+    """Why it failed last; empty when it did not, or has not since."""
 
 
 class Book:
@@ -197,11 +197,20 @@ class Book:
 
     def told(self, notices: Iterable[Notice], now: int) -> None:
         """Note that they were told: they are not among :meth:`notices` again."""
+        self._settle(notices, now, "told", "")
+
+    def refuse(self, notices: Iterable[Notice], now: int, error: str) -> None:
+        """Note that they will never be told, and why: they are not among :meth:`notices` again either."""
+        self._settle(notices, now, "refused", error)
+
+    def _settle(self, notices: Iterable[Notice], now: int, did: str, error: str) -> None:
+        statement = f"UPDATE notice SET told = ?, error = ? WHERE {_UNTOLD}"
         with self._database.change() as write:
             for notice in notices:
                 name, state, receiver = notice.id
-                if write(f"UPDATE notice SET told = ? WHERE {_UNTOLD}", now, name, state.value, receiver).rowcount:
-                    note(write, now, "", "told", f"{receiver}: {name} {state.value}")
+                if write(statement, now, error, name, state.value, receiver).rowcount:
+                    why = f": {error}" if error else ""
+                    note(write, now, "", did, f"{receiver}: {name} {state.value}{why}")
 
     def refuse(self, notices: Iterable[Notice], now: int, error: str) -> None:
         """Note that they never will be told, and why in one line: they are not among :meth:`notices` again."""

@@ -230,13 +230,23 @@ def test_an_end_waits_for_its_begin(book: Book) -> None:
     ]
 
 
+def test_a_refused_notice_is_let_go_and_audited(book: Book) -> None:
+    (alert,) = book.record([begins(150)], 150)
+    mail, pager = book.notices(150)
+    book.refuse([mail], 160, "no such mailbox")
+    assert book.notices(160) == [pager]
+    assert (book.audit(1)[0].did, book.audit(1)[0].what) == ("refused", f"mail: {alert.id} firing: no such mailbox")
+    assert book.deliveries(alert.id)[0].error == "no such mailbox"
+
+
 def test_deliveries_say_what_became_of_the_notices(book: Book) -> None:
     (alert,) = book.record([begins(150)], 150)
     mail, pager = book.notices(150)
+    book.postpone(pager, 100, "timed out")
     book.told([pager], 160)
     book.postpone(mail, 500, "connection refused")
     said = [(one.receiver, one.told, one.attempts, one.error) for one in book.deliveries(alert.id)]
-    assert said == [("mail", None, 1, "connection refused"), ("pager", 160, 0, "")]
+    assert said == [("mail", None, 1, "connection refused"), ("pager", 160, 1, "")]
 
 
 # -- silences and the audit trail
