@@ -13,12 +13,14 @@ import attrs
 
 from mbroker import control
 from mbroker.config import FleetSection, Loaded
+from mbroker.fleet.departures import Departure, Departures
 from mbroker.fleet.fleet import Away, Fleet, Member
 from mbroker.fleet.lanes import Lanes, lane_size
 from mbroker.fleet.message import Hail, Hailed
 from mbroker.fleet.migration import MigrationError, NoSuchHost, Progress, Result
 from mbroker.fleet.mover import Mover
 from mbroker.fleet.parked import ParkedFile
+from mbroker.fleet.records import RecordFile
 from mbroker.fleet.residents import Residents
 from mbroker.hypervisor import Hypervisor, HypervisorError, HypervisorUnreachable, NoSuchDomain, connect, is_xen
 from mbroker.serve import Node
@@ -134,9 +136,11 @@ class Hosting:
         """For each domain the last wish, until whoever had it was told how it ended."""
         self._changing: set[asyncio.Task[None]] = set()
         self._parked: ParkedFile | None = None
+        self._departures: RecordFile[Departure] | None = None
         if config.hypervisor is not None:
             try:
                 self._parked = ParkedFile(config.broker.state / "parked.journal")
+                self._departures = RecordFile(config.broker.state / "departures.journal", Departure)
             except MChannelError as error:
                 raise loaded.error("broker", "state", reason=error) from None
         if config.fleet is not None:
@@ -147,7 +151,7 @@ class Hosting:
 
     async def run(self) -> None:
         """Attend to the domains of this host until cancelled; nothing to do without a hypervisor."""
-        if self._section is None or self._parked is None:
+        if self._section is None or self._parked is None or self._departures is None:
             return
         try:
             hypervisor = self._hypervisor = self._hypervisor or await self._connect(self._section.uri)
@@ -160,7 +164,10 @@ class Hosting:
                 )
                 async with asyncio.TaskGroup() as tasks:
                     if self._fleet is not None:
-                        self._mover = Mover(hypervisor, self._fleet, self._residents, tasks, port=port, lanes=lanes)
+                        departures = Departures(self._departures, hypervisor, self._fleet)
+                        self._mover = Mover(
+                            hypervisor, self._fleet, self._residents, departures, tasks, port=port, lanes=lanes
+                        )
                     tasks.create_task(self._residents.run())
         finally:
             for task in self._changing:
@@ -172,8 +179,9 @@ class Hosting:
         """Let go of what was opened; idempotent."""
         if self._fleet is not None:
             self._fleet.close()
-        if self._parked is not None:
-            self._parked.close()
+        for file in (self._parked, self._departures):
+            if file is not None:
+                file.close()
 
     @property
     def answers(self) -> control.Answers:

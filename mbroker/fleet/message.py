@@ -8,7 +8,7 @@ bugs: what it sends is checked to the last field.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 import attrs
 
@@ -19,8 +19,10 @@ from mchannel.packing import Limits, pack, unpack
 
 __all__ = [
     "MAX_MESSAGE",
+    "Admit",
     "Claim",
     "Claimed",
+    "Discard",
     "Expect",
     "Expected",
     "Hail",
@@ -119,6 +121,27 @@ class Whereabouts:
     running: bool
     attended: bool = False
     """Whether the broker listens to it."""
+    ticket: str = ""
+    """Of the migration that brought it whole, until it was admitted."""
+
+
+@attrs.frozen
+class Admit:
+    """The domain came to you with this ticket, and its source has let go of it: let it run.
+
+    Answered by :class:`Whereabouts`.
+    """
+
+    domain: str = attrs.field(validator=_is_domain)
+    ticket: str
+
+
+@attrs.frozen
+class Discard:
+    """The domain came to you with this ticket, and went on at its source: drop it. Answered by :class:`Whereabouts`."""
+
+    domain: str = attrs.field(validator=_is_domain)
+    ticket: str
 
 
 @attrs.frozen
@@ -136,13 +159,22 @@ class Hailed:
 
 
 Message: TypeAlias = (
-    Offer | Taken | Claim | Claimed | Expect | Expected | Unable | Wherever | Whereabouts | Hail | Hailed
+    Offer
+    | Taken
+    | Claim
+    | Claimed
+    | Expect
+    | Expected
+    | Unable
+    | Wherever
+    | Whereabouts
+    | Admit
+    | Discard
+    | Hail
+    | Hailed
 )
 
-_KINDS: dict[str, type[Message]] = {
-    kind.__name__: kind
-    for kind in (Offer, Taken, Claim, Claimed, Expect, Expected, Unable, Wherever, Whereabouts, Hail, Hailed)
-}
+_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 @attrs.frozen

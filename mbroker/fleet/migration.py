@@ -3,8 +3,8 @@
 The channels need no step of their own: they pass from host to host when the domain does
 (:mod:`mbroker.fleet.custody`), whoever moves it. The steps see to it that the move can succeed, that a
 device which cannot travel is taken out before, and that afterwards it is known where the domain is.
-Nothing here starts, resumes or destroys a domain: only the hypervisors decide where it runs, so no
-fault of a broker or of the network between brokers can make it run twice.
+Nothing here starts, resumes or destroys a domain: the hypervisors move it, and what a fault leaves behind of a move is
+settled by :mod:`mbroker.fleet.departures`.
 """
 
 from __future__ import annotations

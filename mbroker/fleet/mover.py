@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import attrs
 
+from mbroker.fleet.departures import Departures
 from mbroker.fleet.fleet import Fleet
 from mbroker.fleet.lanes import Lanes
 from mbroker.fleet.message import Expect, Expected, Whereabouts, Wherever
@@ -42,6 +43,7 @@ class Mover:
         hypervisor: Hypervisor,
         fleet: Fleet,
         residents: Residents,
+        departures: Departures,
         tasks: asyncio.TaskGroup,
         *,
         port: str = PORT,
@@ -49,14 +51,17 @@ class Mover:
     ) -> None:
         """Use *hypervisor*; *tasks* outlives every migration. Domains must have a port called *port*.
 
-        *lanes* takes shared memory out before a move.
+        *departures* settles what earlier migrations left behind, in one of *tasks*. *lanes* takes shared memory out
+        before a move.
         """
         self._lanes = lanes
         self._hypervisor = hypervisor
         self._port = port
         self._fleet = fleet
         self._residents = residents
+        self._departures = departures
         self._tasks = tasks
+        tasks.create_task(departures.run())
         self._migrations: dict[int, Migration] = {}
         self._numbers = itertools.count(secrets.randbits(48))
         """Begin anywhere: who asks for one from before a restart must not be told of another migration."""
@@ -138,5 +143,7 @@ class Mover:
         def copied(progress: Copied) -> None:
             on_copied(progress.fraction)
 
-        options = MigrationOptions(live=order.live, timeout=order.timeout)
-        await self._hypervisor.migrate(order.domain, self._fleet.members[order.destination].hypervisor, options, copied)
+        to = self._fleet.members[order.destination].hypervisor
+        async with self._departures.leaving(order.domain, order.name, order.destination) as ticket:
+            options = MigrationOptions(live=order.live, timeout=order.timeout, ticket=ticket)
+            await self._hypervisor.migrate(order.domain, to, options, copied)

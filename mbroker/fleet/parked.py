@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +10,10 @@ from pathlib import Path
 import attrs
 
 from mbroker.fleet.custody import Kept
-from mbroker.values import build
+from mbroker.fleet.records import RecordFile
 from mchannel.errors import MChannelError
-from mchannel.journal import MAX_RECORD, Journal
-from mchannel.packing import Limits, pack, unpack
 
 __all__ = ["ParkedFile"]
-
-_LIMITS = Limits(text=64, binary=MAX_RECORD, items=8)
 
 _log = logging.getLogger(__name__)
 
@@ -36,10 +33,10 @@ class ParkedFile:
 
     def __init__(self, path: Path) -> None:
         """Open *path*, or make it; raises JournalError."""
-        self._journal = Journal.open(path)
+        self._file = RecordFile(path, _Record)
         found: dict[str, Kept] = {}
         generations: dict[str, int] = {}
-        for record in filter(None, map(_parsed, self._journal.records)):
+        for record in self._file.found:
             generations[record.domain] = max(record.generation, generations.get(record.domain, 0))
             if record.parked:
                 known = found.get(record.domain, Kept(record.domain, record.generation, ()))
@@ -50,8 +47,8 @@ class ParkedFile:
         self.generations: Mapping[str, int] = generations
         """The newest generation that was heard of, by domain."""
 
-    def keep(self, parked: tuple[Kept, ...], generations: Mapping[str, int]) -> None:
-        """Have *parked* and *generations* on disk, and nothing else; takes as long as the disk does."""
+    async def keep(self, parked: tuple[Kept, ...], generations: Mapping[str, int]) -> None:
+        """Have *parked* and *generations* on disk, and nothing else; cancelled, they may be or not."""
         if parked == self.kept and generations == self.generations:
             return
         self.kept, self.generations = parked, dict(generations)
@@ -60,21 +57,10 @@ class ParkedFile:
             snapshots = kept.snapshots or (b"",)
             records += [_Record(kept.domain, kept.generation, parked=True, snapshot=each) for each in snapshots]
         try:
-            self._journal.rewrite([pack(attrs.astuple(record)) for record in records])
+            await asyncio.to_thread(self._file.keep, records)
         except MChannelError as error:
             _log.warning("sessions of domains that are away will not survive a restart: %s", error)
 
     def close(self) -> None:
         """Let go of the file; idempotent."""
-        self._journal.close()
-
-
-def _parsed(record: bytes) -> _Record | None:
-    try:
-        fields = unpack(record, _LIMITS)
-        names = (field.name for field in attrs.fields(_Record))
-        found: _Record = build(_Record, dict(zip(names, fields, strict=True)))
-    except ValueError:
-        _log.warning("a record of parked sessions was not understood and left out")
-        return None
-    return found
+        self._file.close()

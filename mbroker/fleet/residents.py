@@ -15,8 +15,10 @@ from mbroker.fleet.custody import Attend, Custody, Part, Tell
 from mbroker.fleet.fleet import Fleet
 from mbroker.fleet.lanes import Lanes
 from mbroker.fleet.message import (
+    Admit,
     Claim,
     Claimed,
+    Discard,
     Expect,
     Expected,
     Hail,
@@ -28,7 +30,7 @@ from mbroker.fleet.message import (
     Wherever,
 )
 from mbroker.fleet.parked import ParkedFile
-from mbroker.hypervisor import DomainInfo, Hypervisor, HypervisorError, HypervisorUnreachable, Kind, State
+from mbroker.hypervisor import DomainInfo, Hypervisor, HypervisorError, HypervisorUnreachable, Kind, NoSuchDomain, State
 from mchannel.aio import AsyncListener, listen_async
 from mchannel.errors import MChannelError
 from mchannel.event import Event
@@ -141,6 +143,12 @@ class Residents:
                 return await self.whereabouts(message.domain)
             case Expect():
                 return await self._expect(message)
+            case Admit(domain, ticket):
+                await self._hypervisor.admit(domain, ticket)
+                return await self.whereabouts(domain)
+            case Discard(domain, ticket):
+                await self._hypervisor.discard(domain, ticket)
+                return await self.whereabouts(domain)
             case Hail():
                 return Hailed(version("mchannel"), self._unix())
             case _:
@@ -150,9 +158,17 @@ class Residents:
 
     async def whereabouts(self, domain: str) -> Whereabouts:
         """Return what is known here of *domain*; raises HypervisorUnreachable."""
-        state = await self._hypervisor.state(domain)
-        here = state is not None and state.active
-        return Whereabouts(domain, here, running=state is State.RUNNING, attended=domain in self._doors)
+        try:
+            info = await self._hypervisor.info(domain)
+        except NoSuchDomain:
+            return Whereabouts(domain, here=False, running=False)
+        return Whereabouts(
+            domain,
+            here=info.state.active,
+            running=info.state is State.RUNNING,
+            attended=domain in self._doors,
+            ticket=info.arrival.ticket if info.arrival is not None else "",
+        )
 
     async def _expect(self, expect: Expect) -> Expected:
         try:
@@ -195,7 +211,7 @@ class Residents:
                         pass  # there is nobody to tell
             while self._doubtful:
                 await self._look_again(self._doubtful.pop(), tasks)
-            self._file.keep(custody.parked, custody.generations)
+            await self._file.keep(custody.parked, custody.generations)
             due = custody.deadline()
             wait = None if due is None else max(due - self._clock(), 0)
             if self._late:

@@ -9,7 +9,7 @@
 """
 
 from .connect import connect, is_xen
-from .domain import DomainInfo, Port, State, Statistics, channel_xml
+from .domain import Arrival, DomainInfo, Port, State, Statistics, channel_xml
 from .driver import Hypervisor
 from .errors import (
     HypervisorError,
@@ -24,6 +24,7 @@ from .events import DomainEvent, EventStream, Kind
 from .migration import MigrationOptions, Phase, Progress
 
 __all__ = [
+    "Arrival",
     "DomainEvent",
     "DomainInfo",
     "EventStream",

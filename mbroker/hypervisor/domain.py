@@ -13,10 +13,23 @@ import attrs
 
 from .errors import HypervisorError, NoSuchPort
 
-__all__ = ["METADATA", "DomainInfo", "Port", "State", "Statistics", "channel_xml", "is_uuid", "read_domain"]
+__all__ = [
+    "ARRIVAL",
+    "METADATA",
+    "Arrival",
+    "DomainInfo",
+    "Port",
+    "State",
+    "Statistics",
+    "channel_xml",
+    "is_uuid",
+    "read_domain",
+]
 
 METADATA = "urn:mchannel:1"
 """Namespace of the element in a domain's ``<metadata>`` whose attributes are ours to read."""
+ARRIVAL = "urn:mchannel:arrival:1"
+"""Namespace of the element ``<arrival>`` there that a domain has from its arrival until it runs."""
 
 XEN_CHANNELS = "mgmt"
 """With what the names of the channels begin that agents open under Xen."""
@@ -33,7 +46,10 @@ class State(Enum):
     PAUSED = "paused"
     """By a person or an error: resuming it is safe."""
     MOVING = "moving"
-    """Held by a migration, as the half that leaves or the half that arrives: never resume it by hand."""
+    """Held by a migration, as the half that leaves or the half that arrives: never resume it by hand.
+
+    A domain that is whole already belongs here, too, until it is sure that its source has let go of it.
+    """
     SUSPENDED = "suspended"
     """Asleep by its own will (ACPI S3)."""
     STOPPING = "stopping"
@@ -53,6 +69,16 @@ def is_uuid(text: str) -> bool:
         return str(UUID(text)) == text.lower()
     except ValueError:
         return False
+
+
+@attrs.frozen
+class Arrival:
+    """What a domain carries that is whole at its destination, and waits until it is sure that it runs nowhere else."""
+
+    ticket: str
+    """Of the migration that brought it; see :class:`~mbroker.hypervisor.MigrationOptions`."""
+    source: str
+    """Name of the host that it came from, for people."""
 
 
 @attrs.frozen
@@ -91,6 +117,8 @@ class DomainInfo:
     """Aliases (``ua-...``) of devices that were given one."""
     free_ports: tuple[int, ...] = ()
     """Buses of the PCI Express root ports with nothing in them, where a device can be plugged in."""
+    arrival: Arrival | None = None
+    """Set while it is whole here and waits for :meth:`~mbroker.hypervisor.Hypervisor.admit`."""
 
     def address(self, port: str) -> str:
         """Return where its MVM listens to its agents: at the port called *port*, or to what it offers under Xen.
@@ -165,6 +193,7 @@ def read_domain(xml: str, state: State, *, persistent: bool) -> DomainInfo:
             alias for each in root.findall("devices/*/alias") if _ALIAS.fullmatch(alias := each.get("name", ""))
         ),
         free_ports=free,
+        arrival=_arrival(root.find(f"metadata/{{{ARRIVAL}}}arrival")),
     )
 
 
@@ -176,6 +205,10 @@ def _ports(root: ET.Element) -> Iterator[Port]:
         state = target.get("state")
         path = "" if source is None else source.get("path", "")
         yield Port(name, path, None if state is None else state == "connected")
+
+
+def _arrival(element: ET.Element | None) -> Arrival | None:
+    return None if element is None else Arrival(element.get("ticket", ""), element.get("source", ""))
 
 
 def _free_ports(root: ET.Element) -> list[int]:

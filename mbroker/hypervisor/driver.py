@@ -65,10 +65,31 @@ class Hypervisor(Protocol):
     ) -> None:
         """Move the domain to the hypervisor at *destination*, a URI; it runs there on return.
 
+        It never runs twice: it arrives paused, and is admitted when the source has let go of it. When this process
+        dies in between, or a host cannot be asked any more, halves stay behind that are
+        :attr:`~mbroker.hypervisor.State.MOVING`; :mod:`mbroker.fleet.departures` says which to :meth:`admit` and which
+        to :meth:`discard`.
+
         Its definition moves along if it is persistent. *progress* is called a few times a second. Raises
         :exc:`~mbroker.hypervisor.MigrationFailed`, which says where the domain is, and NoSuchDomain when it does
         not run here. Cancelling aborts the migration and waits until the domain stands still on one side: ask
-        :meth:`state` at both for which, as an abort may come too late.
+        :meth:`state` at both for which, as an abort may come too late. After a switch to post-copy it waits for
+        the end.
+        """
+        ...
+
+    async def admit(self, domain: str, ticket: str) -> None:
+        """Let a domain run that a migration left here, as it is sure that it runs nowhere else; idempotent.
+
+        It is one that arrived with *ticket*; or, with none, one that did not leave, and that no migration moves any
+        more. Raises HypervisorError when it is neither.
+        """
+        ...
+
+    async def discard(self, domain: str, ticket: str) -> None:
+        """Drop what a migration left here of a domain that goes on elsewhere, and its definition; never one that runs.
+
+        As for :meth:`admit`, *ticket* tells which. Raises HypervisorError when it is not so.
         """
         ...
 
@@ -95,7 +116,7 @@ class Hypervisor(Protocol):
         ...
 
     async def resume(self, domain: str) -> None:
-        """Let a paused domain run on. Never for :attr:`~mbroker.hypervisor.State.MOVING`: its twin may run."""
+        """Let a paused domain run on. Refused for :attr:`~mbroker.hypervisor.State.MOVING`: its twin may run."""
         ...
 
     async def save(self, domain: str, path: Path) -> None:

@@ -146,6 +146,7 @@ class FakeHypervisor:
     _answering: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
     _connected: bool = attrs.field(default=True, init=False)
     _closed: bool = attrs.field(default=False, init=False)
+    _moves: set[Move] = attrs.field(factory=set[Move], init=False)
 
     def __attrs_post_init__(self) -> None:
         self._answering.set()
@@ -176,6 +177,11 @@ class FakeHypervisor:
         self._connected = True
         self._fanout.reconcile(half.described for half in self.halves.values())
 
+    def orphan(self) -> None:
+        """Let its migrations be those of a process that dies: cancel them next."""
+        for move in self._moves:
+            move.orphaned = True
+
     def hang(self) -> None:
         """Let its daemon answer nothing until :meth:`answer`."""
         self._answering.clear()
@@ -201,6 +207,22 @@ class FakeHypervisor:
         half = self.halves.pop(domain)
         half.state = State.OFF
         return half
+
+    def let_run(self, domain: str, ticket: str) -> None:
+        """Let a half run that a migration left here."""
+        half = self.halves[domain]
+        if half.state is State.MOVING:
+            self._check(half, ticket)
+            half.info = attrs.evolve(half.info, arrival=None)
+            self.world.run(self, domain)
+            self.tell(Kind.RESUMED, half)
+
+    def _check(self, half: Half, ticket: str) -> None:
+        arrival = half.info.arrival
+        if half.state is not State.MOVING or half.incoming or ticket != (arrival.ticket if arrival else ""):
+            raise HypervisorError(f"{self.uri}: {half.info.name} was not left here by that migration")
+        if any(move.half is half for move in self._moves):
+            raise HypervisorError(f"{self.uri}: {half.info.name} is being migrated")
 
     # What a hypervisor does
 
@@ -308,6 +330,16 @@ class FakeHypervisor:
             self.world.run(self, half.info.uuid)
             self.tell(Kind.RESUMED, half)
 
+    async def admit(self, domain: str, ticket: str) -> None:
+        """Let a domain run that a migration left here."""
+        self.let_run((await self._running(domain, "admit")).info.uuid, ticket)
+
+    async def discard(self, domain: str, ticket: str) -> None:
+        """Drop what a migration left here of a domain that goes on elsewhere."""
+        half = await self._running(domain, "discard")
+        self._check(half, ticket)
+        self.tell(Kind.STOPPED, self.forget(half.info.uuid))
+
     async def save(self, domain: str, path: Path) -> None:
         """Write the memory of a domain to a file."""
         half = await self._running(domain, "save")
@@ -352,4 +384,9 @@ class FakeHypervisor:
         half = await self._half(domain, "migrate")
         if not half.state.active:
             raise NoSuchDomain(f"{half.info.name} does not run at {self.uri}; start it there first")
-        await Move(self.world, self, destination, half, options, progress).make()
+        move = Move(self.world, self, destination, half, options, progress)
+        self._moves.add(move)
+        try:
+            await move.make()
+        finally:
+            self._moves.discard(move)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .domain import DomainInfo, State
+from .domain import Arrival, DomainInfo, State
 from .errors import HypervisorUnreachable, MigrationFailed, Where
 from .events import Kind
 from .migration import MigrationOptions, Phase, Progress, whereabouts
@@ -31,12 +31,14 @@ class Step(Enum):
     """Copy memory while the domain runs on."""
     SWITCH = "switch"
     """Stop it at the source."""
-    RESUME = "resume"
-    """Let it run at the destination."""
+    FINISH = "finish"
+    """Have it whole at the destination, where it is held back; with post-copy it runs there now."""
     FETCH = "fetch"
     """Copy what post-copy left behind; no step of other migrations."""
     CONFIRM = "confirm"
     """Drop the half at the source."""
+    ADMIT = "admit"
+    """Let it run at the destination; post-copy is without this step."""
 
 
 class Trouble(Enum):
@@ -47,7 +49,7 @@ class Trouble(Enum):
     HANG = "hang"
     """It never ends by itself."""
     CUT = "cut"
-    """The hosts lose sight of each other: before the step, or, once the domain has switched over, after it."""
+    """Whoever migrates loses sight of the destination: before the step, or, once the domain has stopped, after it."""
     KILL_SOURCE = "kill source"
     KILL_DESTINATION = "kill destination"
     LIE = "lie"
@@ -108,6 +110,8 @@ class Move:
     half: Half
     options: MigrationOptions
     progress: Callable[[Progress], None] | None
+    orphaned: bool = attrs.field(default=False, init=False)
+    """Whether the process that makes it has died: both hosts do what they do about that, when it is cancelled."""
     _done: set[Step] = attrs.field(factory=set[Step], init=False)
     _before: State = attrs.field(default=attrs.Factory(lambda self: self.half.state, takes_self=True), init=False)
 
@@ -123,32 +127,38 @@ class Move:
     def _postcopy(self) -> bool:
         return self.options.postcopy_after is not None
 
+    @property
+    def _steps(self) -> list[Step]:
+        """Steps that are left."""
+        without = Step.ADMIT if self._postcopy else Step.FETCH
+        return [step for step in Step if step is not without and step not in self._done]
+
     async def make(self) -> None:
         """Go all steps; raises MigrationFailed, and leaves behind what QEMU and libvirt would."""
         try:
             async with asyncio.timeout(self.options.timeout):
-                for step in Step:
-                    if step is not Step.FETCH or self._postcopy:
-                        await self._go(step)
+                for step in self._steps:
+                    await self._go(step)
         except TimeoutError:
             self._give_up()
             raise self._failed(f"it took longer than {self.options.timeout:g} s") from None
         except asyncio.CancelledError:
-            self._give_up()
+            if Step.SWITCH in self._done and not self.orphaned and self._target.reachable:
+                self._end()  # it is too late to call it off
+            else:
+                self._give_up()
             raise
         except _Refused as error:
             self._give_up()
             raise self._failed(str(error)) from None
         except _Severed as error:
-            self._give_up()
+            self._give_up(severed=True)
             raise self._failed(str(error), severed=True) from None
         except _Lied:
             if Step.SWITCH not in self._done:
                 self._give_up()
                 return
-            for step in Step:
-                if step not in self._done and (step is not Step.FETCH or self._postcopy):
-                    self._do(step)
+            self._end()
             raise MigrationFailed(f"{self.source.uri}: internal error", Where.SOURCE) from None
 
     async def _go(self, step: Step) -> None:
@@ -182,7 +192,10 @@ class Move:
         there = self._target.halves.get(self._domain)
         if step is Step.PREPARE and there is not None and there.state.active:
             raise _Refused(f"{self.half.info.name} is already active at {self.destination}")
-        if self.half.state is State.OFF or (step is Step.RESUME and there is None):
+        if self._domain not in self.source.halves:
+            if step is not Step.ADMIT:
+                raise _Refused(f"{self.half.info.name} is gone")
+        elif self.half.state is State.OFF or (step is Step.FINISH and there is None):
             raise _Refused(f"{self.half.info.name} was stopped")
 
     def _do(self, step: Step) -> None:
@@ -201,21 +214,35 @@ class Move:
                     self.source.tell(Kind.LEAVING, self.half)
                 if self._postcopy:
                     self.source.tell(Kind.POSTCOPY, self.half)
-            case Step.RESUME:
+            case Step.FINISH:
                 there = self._target.halves[self._domain]
-                there.memory, there.state, there.incoming = self.half.memory, self._before, False
-                if self._before is State.RUNNING:
-                    self.world.run(self._target, self._domain)
-                if not self._postcopy:
-                    self._target.tell(Kind.ARRIVED if there.state is State.RUNNING else Kind.PAUSED, there)
-                else:
+                there.memory, there.incoming = self.half.memory, False
+                if self._postcopy:
+                    self._run(there)
                     self._target.tell(Kind.POSTCOPY, there)
+                else:
+                    if self._before is State.RUNNING:
+                        there.info = attrs.evolve(there.info, arrival=Arrival(self.options.ticket, self.source.uri))
+                    else:
+                        there.state = self._before
+                    self._target.tell(Kind.PAUSED, there)
             case Step.FETCH:
                 self._report(Phase.POSTCOPY)
                 self._target.tell(Kind.ARRIVED, self._target.halves[self._domain])
             case Step.CONFIRM:
                 self.source.tell(Kind.LEFT, self.source.forget(self._domain))
+            case Step.ADMIT:
+                self._target.let_run(self._domain, self.options.ticket)
         self._done.add(step)
+
+    def _end(self) -> None:
+        for step in self._steps:
+            self._do(step)
+
+    def _run(self, there: Half) -> None:
+        there.state = self._before
+        if self._before is State.RUNNING:
+            self.world.run(self._target, self._domain)
 
     def _report(self, phase: Phase) -> None:
         if self.progress is not None:
@@ -223,20 +250,22 @@ class Move:
             for part in range(3):
                 self.progress(Progress(phase, total * part // 2, total - total * part // 2, total, elapsed=float(part)))
 
-    def _give_up(self) -> None:
+    def _give_up(self, *, severed: bool = False) -> None:
         """Do what both hosts, each by itself, do about a migration that does not go on."""
         there = self._target.halves.get(self._domain) if self.destination in self.world.hosts else None
-        if Step.RESUME not in self._done:
+        if Step.FINISH not in self._done:
             if there is not None and there.incoming and Step.PREPARE in self._done:
                 self._target.tell(Kind.STOPPED, self._target.forget(self._domain))
-            if Step.SWITCH in self._done and self.half.state is State.MOVING:
+            if Step.SWITCH in self._done and self.half.state is State.MOVING and not self.orphaned:
                 self._stay()
+        elif severed and self._steps[:1] == [Step.CONFIRM] and not self._postcopy:
+            self._stay()  # nobody heard that it is whole there, where it must never run now
         elif self._postcopy and Step.FETCH not in self._done:
             for host, half in ((self.source, self.half), (self._target, there)):
                 if half is not None and half.state.active:
                     half.state = State.MOVING
                     host.tell(Kind.POSTCOPY_FAILED, half)
-        # else it runs at the destination, and the source holds its half: it cannot know better
+        # else it is whole at the destination, and the source may hold its half: neither knows of the other
 
     def _stay(self) -> None:
         if self._before is State.RUNNING:

@@ -28,7 +28,7 @@ from .events import EventStream, Fanout, Kind
 from .libvirt_link import Ear, Link, plainly
 from .libvirt_words import counted, described, look_up, quota_parameters, state_of
 from .migration import DEFAULTS, MigrationOptions, Progress
-from .passage import Abandoned, Passage
+from .passage import Abandoned, Passage, admit, discard
 
 __all__ = ["LibvirtHypervisor"]
 
@@ -265,6 +265,14 @@ class LibvirtHypervisor:
 
         await self._on(domain, run)
 
+    async def admit(self, domain: str, ticket: str) -> None:
+        """Let a domain run that a migration left here."""
+        await self._on(domain, lambda handle: admit(handle, ticket))
+
+    async def discard(self, domain: str, ticket: str) -> None:
+        """Drop what a migration left here of a domain that goes on elsewhere."""
+        await self._on(domain, lambda handle: discard(handle, ticket))
+
     async def save(self, domain: str, path: Path) -> None:
         """Stop the domain and write its memory to *path* on the host."""
         await self._on(domain, lambda handle: handle.save(str(path)))
@@ -319,9 +327,12 @@ class LibvirtHypervisor:
                 tell(now)
 
     async def _abort(self, passage: Passage, work: asyncio.Future[None]) -> None:
-        """Abort and wait until the migration is over, or was called off before it began."""
+        """Abort and wait until the migration is over, or was called off before it began.
+
+        One that has switched to post-copy cannot be aborted, and whoever leaves it now loses the domain.
+        """
         late = self._loop.time() + _ABORT_PATIENCE
-        while not work.done() and self._loop.time() < late and not passage.abandon():
+        while not work.done() and (passage.postcopy or self._loop.time() < late) and not passage.abandon():
             await self._loop.run_in_executor(self._calls, passage.abort)
             await asyncio.wait((work,), timeout=_ABORT_INTERVAL)
 

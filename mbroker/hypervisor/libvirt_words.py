@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import attrs
 import libvirt
 
-from .domain import DomainInfo, State, Statistics, is_uuid, read_domain
+from .domain import ARRIVAL, DomainInfo, State, Statistics, is_uuid, read_domain
 from .errors import HypervisorError, HypervisorUnreachable, NoSuchDomain
 from .events import Kind
 from .migration import MigrationOptions, Phase, Progress
@@ -100,14 +101,27 @@ def look_up(connection: libvirt.virConnect, domain: str) -> libvirt.virDomain:
 def state_of(domain: libvirt.virDomain) -> State:
     """Return what *domain* does."""
     state, reason = domain.state()
-    if state == libvirt.VIR_DOMAIN_PAUSED and reason in _HELD:
+    if state == libvirt.VIR_DOMAIN_PAUSED and (reason in _HELD or _arrived(domain)):
         return State.MOVING
     return _STATES.get(state, State.RUNNING)  # blocked on I/O is running; Xen may also say nothing
 
 
+def _arrived(domain: libvirt.virDomain) -> bool:
+    try:
+        domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, ARRIVAL, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in {libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_SUPPORT}:
+            return False
+        raise
+    return True
+
+
 def described(domain: libvirt.virDomain) -> DomainInfo:
     """Return all that is known of *domain*."""
-    return read_domain(domain.XMLDesc(), state_of(domain), persistent=bool(domain.isPersistent()))
+    info = read_domain(domain.XMLDesc(), state_of(domain), persistent=bool(domain.isPersistent()))
+    state, reason = domain.state()
+    whole = not (state == libvirt.VIR_DOMAIN_PAUSED and reason in _HELD)
+    return info if whole else attrs.evolve(info, arrival=None)
 
 
 def counted(domain: libvirt.virDomain, said: dict[str, int]) -> Statistics:
@@ -150,15 +164,18 @@ def quota_parameters(known: dict[str, int], share: float | None, vcpus: int) -> 
     raise LookupError("no parameter of its scheduler limits CPU time")
 
 
-def migration_flags(options: MigrationOptions, *, persistent: bool) -> int:
-    """Return libvirt's flags for *options*; the definition of a persistent domain moves along."""
+def migration_flags(options: MigrationOptions, *, persistent: bool, held: bool) -> int:
+    """Return libvirt's flags for *options*; the definition of a persistent domain moves along.
+
+    One that is *held* arrives paused.
+    """
     flags = libvirt.VIR_MIGRATE_LIVE if options.live else 0
+    if held:
+        flags |= libvirt.VIR_MIGRATE_PAUSED
     if persistent:
         flags |= libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
     if options.postcopy_after is not None:
         flags |= libvirt.VIR_MIGRATE_POSTCOPY
-    if options.peer_to_peer:
-        flags |= libvirt.VIR_MIGRATE_PEER2PEER
     return flags
 
 

@@ -23,17 +23,16 @@ class MigrationOptions:
     )
     """Seconds of copying after which it switches over and fetches the rest from there; None: never.
 
-    From that moment on it can neither be aborted nor be saved if a host or the network dies.
+    From that moment on it can neither be aborted nor be saved if a host or the network dies. libvirt lets it run at
+    the destination at once, and never again at the source. One that is whole before that moment comes is not held
+    back either: there only libvirt's own last step keeps it from running twice.
     """
     timeout: float = attrs.field(default=600.0, validator=attrs.validators.gt(0))
     """Seconds after which it is aborted."""
     bandwidth: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0)))
     """Most MiB/s that it may take; None leaves that to the hypervisor."""
-    peer_to_peer: bool = False
-    """Whether the source's daemon connects to the destination's, by a URI as *it* sees it.
-
-    Otherwise this process connects to both and passes on what they say.
-    """
+    ticket: str = ""
+    """Tells this migration from earlier and later ones of the domain; see :class:`~mbroker.hypervisor.Arrival`."""
 
 
 DEFAULTS = MigrationOptions()

@@ -1,4 +1,9 @@
-"""One migration through libvirt: the call that blocks, and what can be done to it meanwhile."""
+"""One migration through libvirt: the call that blocks, what can be done to it meanwhile, and what it may leave behind.
+
+libvirt's own last step can be taken twice: when the answer of the destination's daemon is lost, the source lets the
+domain run on, and the destination may do so as well. Here a domain arrives paused, and carries an ``<arrival>`` in its
+metadata until it is *admitted*: after the source's emulator has ended, which no error and no silence can stand for.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,14 @@ from xml.etree import ElementTree as ET
 import attrs
 import libvirt
 
-from .domain import State
-from .errors import HypervisorUnreachable, NoSuchDomain, Where
+from .domain import ARRIVAL, State
+from .emulator import at_exit
+from .errors import HypervisorError, HypervisorUnreachable, NoSuchDomain, Where
 from .libvirt_link import open_connection, plainly
-from .libvirt_words import migration_flags, migration_parameters, progressed, state_of
+from .libvirt_words import described, look_up, migration_flags, migration_parameters, progressed, state_of
 from .migration import MigrationOptions, Progress, whereabouts
 
-__all__ = ["Abandoned", "Passage"]
+__all__ = ["Abandoned", "Passage", "admit", "discard"]
 
 
 class Abandoned(Exception):
@@ -42,17 +48,51 @@ class Passage:
     def make(self) -> None:
         """Move the domain. Raises Abandoned and HypervisorError."""
         with plainly(self.source):
-            flags = migration_flags(self.options, persistent=bool(self.domain.isPersistent()))
-        parameters = migration_parameters(self.options)
-        if self.options.peer_to_peer:
-            self._begin()
-            with plainly(self.source):
-                self.domain.migrateToURI3(self.destination, parameters, flags)
-            return
-        self._target = open_connection(self.destination)  # may take minutes where packets vanish
+            held = self.options.postcopy_after is None and state_of(self.domain) is State.RUNNING
+            flags = migration_flags(self.options, persistent=bool(self.domain.isPersistent()), held=held)
+            parameters: dict[str, int | str] = {**migration_parameters(self.options)}
+            if held:
+                parameters[libvirt.VIR_MIGRATE_PARAM_DEST_XML] = self._ticketed()
+        target = self._target = open_connection(self.destination)  # may take minutes where packets vanish
         self._begin()
+
+        def admit_early() -> None:
+            # The source's emulator has ended. Had the source been told to let the domain run on, then because the
+            # connection is broken that this uses, or because the destination has given its half up.
+            with suppress(libvirt.libvirtError, HypervisorError):
+                admit(look_up(target, uuid), self.options.ticket)
+
         with plainly(self.source):
-            self.domain.migrate3(self._target, parameters, flags)
+            name, uuid = self.domain.name(), self.domain.UUIDString()
+            with at_exit(self.source, name, uuid, admit_early):
+                self.domain.migrate3(target, parameters, flags)
+        if held:
+            self._admit(target)
+
+    def _ticketed(self) -> str:
+        """Return the domain's XML with the ``<arrival>`` that it is to have at the destination."""
+        root = ET.fromstring(  # noqa: S314 - of our own hypervisor
+            self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE | libvirt.VIR_DOMAIN_XML_SECURE)
+        )
+        metadata = root.find("metadata")
+        if metadata is None:
+            metadata = ET.SubElement(root, "metadata")
+        for old in metadata.findall(f"{{{ARRIVAL}}}arrival"):
+            metadata.remove(old)
+        source = self.connection.getHostname()
+        ET.SubElement(metadata, f"{{{ARRIVAL}}}arrival", ticket=self.options.ticket, source=source)
+        return ET.tostring(root, encoding="unicode")
+
+    def _admit(self, target: libvirt.virConnect) -> None:
+        """Let the domain run at the destination when the source has let go of it."""
+        uuid = self.domain.UUIDString()
+        here = _sight(self.connection, uuid, self.source)
+        if here is not None and not (isinstance(here, State) and not here.active):
+            raise HypervisorError(
+                f"{self.destination} has {self.domain.name()}, paused, as {self.source} may not have let go of it"
+            )
+        with plainly(self.destination):
+            admit(look_up(target, uuid), self.options.ticket)
 
     def _begin(self) -> None:
         with self._lock:
@@ -103,6 +143,32 @@ class Passage:
         if _same_host(self.connection, target):  # which has refused
             return whereabouts(here, None)
         return whereabouts(here, _sight(target, uuid, self.destination))
+
+
+def admit(domain: libvirt.virDomain, ticket: str) -> None:
+    """Let *domain* run; see :meth:`mbroker.hypervisor.Hypervisor.admit`."""
+    if state_of(domain) is State.MOVING:
+        _check(domain, ticket)
+        domain.resume()
+    with suppress(libvirt.libvirtError):  # it has none
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, ARRIVAL, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def discard(domain: libvirt.virDomain, ticket: str) -> None:
+    """Drop *domain*; see :meth:`mbroker.hypervisor.Hypervisor.discard`."""
+    _check(domain, ticket)
+    if domain.isPersistent():
+        domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)  # its other half may share that
+    domain.destroy()
+
+
+def _check(domain: libvirt.virDomain, ticket: str) -> None:
+    """See that a migration which is over left *domain* here; raise HypervisorError when not."""
+    found = described(domain)
+    if found.state is not State.MOVING or ticket != (found.arrival.ticket if found.arrival else ""):
+        raise HypervisorError(f"{found.name} was not left here by that migration")
+    if domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE:
+        raise HypervisorError(f"{found.name} is being migrated")
 
 
 def _same_host(one: libvirt.virConnect, other: libvirt.virConnect) -> bool:

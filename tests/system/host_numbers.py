@@ -15,11 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mbroker.fleet.departures import Departure, Departures
 from mbroker.fleet.fleet import Fleet, Member
 from mbroker.fleet.lanes import Lanes, lane_size
 from mbroker.fleet.message import Message, Whereabouts
 from mbroker.fleet.mover import Mover
 from mbroker.fleet.parked import ParkedFile
+from mbroker.fleet.records import RecordFile
 from mbroker.fleet.residents import Residents
 from mbroker.hypervisor import Hypervisor, connect
 from mchannel.aio import AsyncChannel, AsyncListener, listen_async
@@ -170,7 +172,8 @@ async def main() -> None:
         if options.tcp:
             tasks.create_task(numbers.welcome(listen_async(options.tcp, keys=options.tcp_keys), TCP))
         say("ready")
-        await obey(numbers, Mover(hypervisor, fleet, residents, tasks, lanes=lanes))
+        departures = Departures(RecordFile(options.state / "departures", Departure), hypervisor, fleet)
+        await obey(numbers, Mover(hypervisor, fleet, residents, departures, tasks, lanes=lanes))
         raise SystemExit
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import selectors
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any, TypeVar, cast
 
 import attrs
 
+from mbroker.fleet.departures import Departure, Departures
 from mbroker.fleet.fleet import Away, Fleet, Member
 from mbroker.fleet.message import Message
 from mbroker.fleet.mover import Mover
 from mbroker.fleet.parked import ParkedFile
+from mbroker.fleet.records import RecordFile
 from mbroker.fleet.residents import Residents
 from mbroker.hypervisor.fake import FakeHypervisor, World
 
@@ -44,6 +45,15 @@ class _Loop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._skipped.slept
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
+        """Run it at once: no time passes while a thread works."""
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -113,6 +123,12 @@ async def _welcome(*_: object) -> None:
     await asyncio.Event().wait()
 
 
+def _close(*files: ParkedFile | RecordFile[Departure] | None) -> None:
+    for file in files:
+        if file is not None:
+            file.close()
+
+
 @attrs.define(eq=False)
 class Broker:
     """One mbrokerd: it can be killed and started."""
@@ -126,6 +142,7 @@ class Broker:
     mover: Mover | None = None
     _task: asyncio.Task[None] | None = None
     _parked: ParkedFile | None = None
+    _departures: RecordFile[Departure] | None = None
 
     @property
     def up(self) -> bool:
@@ -149,14 +166,19 @@ class Broker:
         self.residents = Residents(
             _welcome, self.hypervisor, self._parked, fleet, clock=clock, unix=lambda: clock() + 1e9
         )
-        self._task = asyncio.ensure_future(self._run(fleet, self.residents, self._parked))
+        self._departures = RecordFile(self.folder / f"{self.name}.departures", Departure)
+        departures = Departures(self._departures, self.hypervisor, fleet)
+        self._task = asyncio.ensure_future(self._run(fleet, self.residents, departures))
         self.network_changed()
 
-    async def _run(self, fleet: Fleet, residents: Residents, parked: ParkedFile) -> None:
-        with contextlib.closing(parked):
+    async def _run(self, fleet: Fleet, residents: Residents, departures: Departures) -> None:
+        files = self._parked, self._departures
+        try:
             async with asyncio.TaskGroup() as tasks:
-                self.mover = Mover(self.hypervisor, fleet, residents, tasks)
+                self.mover = Mover(self.hypervisor, fleet, residents, departures, tasks)
                 tasks.create_task(residents.run())
+        finally:
+            _close(*files)
 
     def network_changed(self) -> None:
         for broker in self.network.brokers.values():
@@ -165,10 +187,10 @@ class Broker:
 
     def kill(self) -> None:
         if self._task is not None:
+            self.hypervisor.orphan()
             self._task.cancel()
         self.residents = self.mover = self._task = None
-        if self._parked is not None:
-            self._parked.close()
+        _close(self._parked, self._departures)
         self.network_changed()
 
 

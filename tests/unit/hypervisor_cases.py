@@ -160,7 +160,7 @@ class MigrationCases:
         async with pair.source.events() as here, pair.target.events() as there:
             await pair.source.migrate(pair.domain, pair.target.uri, progress=seen.append)
             assert await read(here, pair.domain, until=Kind.LEFT) == [Kind.PRESENT, Kind.LEAVING, Kind.LEFT]
-            assert await read(there, pair.domain, until=Kind.ARRIVED) == [Kind.ARRIVING, Kind.ARRIVED]
+            assert await read(there, pair.domain, until=Kind.RESUMED) == [Kind.ARRIVING, Kind.PAUSED, Kind.RESUMED]
         assert await pair.states() == (None, State.RUNNING)
         assert all(0 <= each.fraction <= 1 for each in seen)
 

@@ -155,11 +155,11 @@ def test_messages_travel(message: Message) -> None:
 def test_parked_sessions_outlive_a_restart(tmp_path: Path) -> None:
     kept = (Kept(DOMAIN, 7, (b"one", b"two")),)
     file = ParkedFile(tmp_path / "parked")
-    file.keep(kept, {DOMAIN: 9})
+    asyncio.run(file.keep(kept, {DOMAIN: 9}))
     file.close()
     again = ParkedFile(tmp_path / "parked")
     assert (again.kept, again.generations) == (kept, {DOMAIN: 9})
-    again.keep((), {})
+    asyncio.run(again.keep((), {}))
     again.close()
     with closing(ParkedFile(tmp_path / "parked")) as last:
         assert last.kept == ()

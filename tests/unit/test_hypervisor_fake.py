@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from mbroker.hypervisor import (
+    Arrival,
     HypervisorError,
     HypervisorUnreachable,
     Kind,
@@ -45,10 +46,11 @@ def scene() -> Scene:
 async def test_a_fault_never_lets_a_domain_run_twice_nor_claims_a_wrong_place(
     scene: Scene, step: Step, trouble: Trouble, *, postcopy: bool
 ) -> None:
-    if step is Step.FETCH and not postcopy:
-        pytest.skip("a step of post-copy alone")
+    if step is (Step.ADMIT if postcopy else Step.FETCH):
+        pytest.skip("no step of this migration")
     scene.world.plan(Fault(step, trouble))
-    options = attrs.evolve(QUICK, postcopy_after=0.0 if postcopy else None)
+    limit = QUICK if trouble is Trouble.HANG else MigrationOptions()
+    options = attrs.evolve(limit, postcopy_after=0.0 if postcopy else None)
     where: Where | None = None
     try:
         await scene.a.migrate(scene.web, scene.b.uri, options)
@@ -66,9 +68,11 @@ async def test_a_fault_never_lets_a_domain_run_twice_nor_claims_a_wrong_place(
     else:
         assert where is Where.UNKNOWN
     killed = trouble in {Trouble.KILL_SOURCE, Trouble.KILL_DESTINATION}
-    torn = postcopy and (step is Step.FETCH or (step is Step.RESUME and trouble is Trouble.CUT))
+    torn = postcopy and (step is Step.FETCH or (step is Step.FINISH and trouble is Trouble.CUT))
+    late = step is Step.CONFIRM or (step is Step.ADMIT and trouble is not Trouble.CUT)
+    held = late and not postcopy and trouble is not Trouble.LIE
     if not killed and not torn:
-        assert len(running) == 1
+        assert len(running) == (0 if held else 1)
 
 
 @pytest.mark.parametrize("step", [Step.CONNECT, Step.PREPARE, Step.COPY, Step.SWITCH])
@@ -85,7 +89,7 @@ async def test_a_migration_that_fails_before_the_switch_tells_the_source_nothing
 
 
 async def test_a_migration_that_fails_at_the_switch_comes_back(scene: Scene) -> None:
-    scene.world.plan(Fault(Step.RESUME, Trouble.ERROR))
+    scene.world.plan(Fault(Step.FINISH, Trouble.ERROR))
     async with scene.a.events() as here, scene.b.events() as there:
         with pytest.raises(MigrationFailed) as caught:
             await scene.a.migrate(scene.web, scene.b.uri)
@@ -94,17 +98,93 @@ async def test_a_migration_that_fails_at_the_switch_comes_back(scene: Scene) -> 
     assert caught.value.where is Where.SOURCE
 
 
-async def test_a_source_that_cannot_know_holds_its_half(scene: Scene) -> None:
-    scene.world.plan(Fault(Step.RESUME, Trouble.CUT))
+TICKET = MigrationOptions(ticket="7")
+
+
+async def test_a_destination_whose_answer_is_lost_keeps_a_twin_that_does_not_run(scene: Scene) -> None:
+    scene.world.plan(Fault(Step.FINISH, Trouble.CUT))
     with pytest.raises(MigrationFailed) as caught:
-        await scene.a.migrate(scene.web, scene.b.uri)
+        await scene.a.migrate(scene.web, scene.b.uri, TICKET)
+    assert caught.value.where is Where.SOURCE
+    assert await scene.b.state(scene.web) is State.MOVING
+    assert (await scene.b.info(scene.web)).arrival == Arrival("7", scene.a.uri)
+    with pytest.raises(HypervisorError, match="half of a migration"):
+        await scene.b.resume(scene.web)
+    with pytest.raises(HypervisorError, match="not left here by that migration"):
+        await scene.b.discard(scene.web, "6")
+    await scene.b.discard(scene.web, "7")
+    assert await scene.b.state(scene.web) is None
+    scene.world.check()
+
+
+async def test_the_world_sees_a_twin_that_is_admitted_beside_its_source(scene: Scene) -> None:
+    scene.world.plan(Fault(Step.FINISH, Trouble.CUT))
+    with pytest.raises(MigrationFailed):
+        await scene.a.migrate(scene.web, scene.b.uri, TICKET)
+    await scene.b.admit(scene.web, "7")
+    with pytest.raises(AssertionError, match="web1 runs at fake://b and at fake://a"):
+        scene.world.check()
+
+
+async def test_a_source_that_does_not_let_go_keeps_the_destination_from_running(scene: Scene) -> None:
+    scene.world.plan(Fault(Step.CONFIRM, Trouble.ERROR))
+    with pytest.raises(MigrationFailed) as caught:
+        await scene.a.migrate(scene.web, scene.b.uri, TICKET)
     assert caught.value.where is Where.UNKNOWN
     assert await scene.a.state(scene.web) is State.MOVING
-    assert await scene.b.state(scene.web) is State.RUNNING
-    with pytest.raises(HypervisorError, match="half of a migration"):
-        await scene.a.resume(scene.web)
-    await scene.a.destroy(scene.web)
+    assert await scene.b.state(scene.web) is State.MOVING
+    await scene.a.discard(scene.web, "")
+    await scene.b.admit(scene.web, "7")
+    assert scene.world.running(scene.web) == [scene.b]
     scene.world.check()
+
+
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [
+        (Step.COPY, (State.RUNNING, None)),
+        (Step.FINISH, (State.MOVING, None)),
+        (Step.CONFIRM, (State.MOVING, State.MOVING)),
+        (Step.ADMIT, (None, State.MOVING)),
+    ],
+)
+async def test_who_migrates_may_die_at_every_step(
+    scene: Scene, step: Step, left: tuple[State | None, State | None]
+) -> None:
+    scene.world.plan(Fault(step, Trouble.HANG))
+    move = asyncio.create_task(scene.a.migrate(scene.web, scene.b.uri, TICKET))
+    await asyncio.sleep(0.01)
+    scene.a.orphan()
+    move.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await move
+    assert (await scene.a.state(scene.web), await scene.b.state(scene.web)) == left
+
+
+async def test_a_domain_that_a_migration_holds_is_not_admitted(scene: Scene) -> None:
+    scene.world.plan(Fault(Step.FINISH, Trouble.HANG))
+    move = asyncio.create_task(scene.a.migrate(scene.web, scene.b.uri, TICKET))
+    await asyncio.sleep(0.01)
+    for host, ticket, says in ((scene.a, "", "is being migrated"), (scene.b, "7", "not left here")):
+        with pytest.raises(HypervisorError, match=says):
+            await host.admit(scene.web, ticket)
+        with pytest.raises(HypervisorError, match=says):
+            await host.discard(scene.web, ticket)
+    move.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await move
+    assert scene.world.running(scene.web) == [scene.b]  # it was too late to call it off
+
+
+async def test_after_the_switch_to_postcopy_a_cancelled_migration_goes_on_to_its_end(scene: Scene) -> None:
+    scene.world.plan(Fault(Step.FETCH, Trouble.HANG))
+    move = asyncio.create_task(scene.a.migrate(scene.web, scene.b.uri, MigrationOptions(postcopy_after=0)))
+    await asyncio.sleep(0.01)
+    move.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await move
+    assert scene.world.running(scene.web) == [scene.b]
+    assert await scene.a.state(scene.web) is None
 
 
 async def test_the_world_sees_a_domain_that_runs_on_two_hosts(scene: Scene) -> None:

@@ -1,0 +1,222 @@
+"""Domains that this host sends to others, on disk until it is sure where each of them is.
+
+A domain arrives paused and is admitted when this host has let go of it. When a broker dies in between, or a host or
+its libvirtd cannot be reached, halves stay behind that must not both run. The host that the domain left is the one that
+knows whether it came back, and therefore the one that decides, by :func:`verdict`, as soon as both can be asked.
+Until then the domain runs at one host or at none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from enum import Enum
+
+import attrs
+
+from mbroker.fleet.fleet import Fleet
+from mbroker.fleet.message import Admit, Discard, Whereabouts, Wherever
+from mbroker.fleet.records import RecordFile
+from mbroker.hypervisor import DomainEvent, Hypervisor, HypervisorError, Kind, State
+from mchannel.errors import MChannelError
+
+__all__ = ["Departure", "Departures", "Verdict", "verdict"]
+
+_LOOK = 1.0
+"""Seconds between two looks at a departure that is not settled."""
+_ANSWER = 5.0
+"""Seconds that the destination has to answer."""
+_WORD = 30.0
+"""Seconds that a domain waits here, paused, before the operator is told."""
+
+_log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class Departure:
+    """A domain on its way from this host, or one that may have left a half elsewhere."""
+
+    domain: str
+    """UUID."""
+    name: str
+    host: str
+    """Name of the member of the fleet that it goes to."""
+    ticket: str
+    stayed: bool = False
+    """Whether it ran on here since: what the destination has of it must never run."""
+
+
+class Verdict(Enum):
+    """What is to be done about a departure."""
+
+    SETTLED = "settled"
+    WAIT = "wait"
+    """The hypervisors are not done with it."""
+    ADMIT_HERE = "admit here"
+    DISCARD_HERE = "discard here"
+    ADMIT_THERE = "admit there"
+    DISCARD_THERE = "discard there"
+
+
+def verdict(departure: Departure, here: State | None, there: Whereabouts) -> Verdict:
+    """Return what is to be done, by what both hypervisors say while no migration of this broker moves the domain."""
+    arrived = there.ticket == departure.ticket
+    if departure.stayed or _whole(here):
+        return Verdict.DISCARD_THERE if arrived and not there.running else Verdict.SETTLED
+    if here is State.MOVING:
+        if arrived or there.running:
+            return Verdict.DISCARD_HERE
+        return Verdict.WAIT if there.here else Verdict.ADMIT_HERE
+    return Verdict.ADMIT_THERE if arrived else Verdict.SETTLED
+
+
+def _whole(state: State | None) -> bool:
+    return state is not None and state.active and state is not State.MOVING
+
+
+class Departures:
+    """The domains that one host sends away."""
+
+    def __init__(self, file: RecordFile[Departure], hypervisor: Hypervisor, fleet: Fleet) -> None:
+        """Go on with what *file* says."""
+        self._file = file
+        self._departures = {each.ticket: each for each in file.found}
+        self._hypervisor = hypervisor
+        self._fleet = fleet
+        self._moving: dict[str, str] = {}
+        """Ticket by domain of the migrations under way, which the hypervisors decide."""
+        self._said: set[str] = set()
+        """Tickets, and domains that wait here, of which the operator was told."""
+        self._wake = asyncio.Event()
+
+    @asynccontextmanager
+    async def leaving(self, domain: str, name: str, host: str) -> AsyncGenerator[str]:
+        """Note that *domain* is moved to *host* within the block, and give the ticket for that.
+
+        Raises JournalError when it cannot be noted. Afterwards, however that ended, :meth:`run` settles it.
+        """
+        ticket = secrets.token_hex(8)
+        self._departures[ticket] = Departure(domain, name, host, ticket)
+        try:
+            await self._write()
+        except MChannelError:
+            del self._departures[ticket]
+            raise
+        self._moving[domain] = ticket
+        try:
+            yield ticket
+        finally:
+            del self._moving[domain]
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Settle departures, and say what waits here, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen(tasks))
+            while True:
+                self._wake.clear()
+                for departure in tuple(self._departures.values()):
+                    if departure.domain not in self._moving:
+                        try:
+                            await self._settle(departure)
+                        except (HypervisorError, MChannelError) as error:
+                            _log.debug("%s: %s", departure.name, error)
+                wait = _LOOK if self._departures.keys() - self._moving.values() else None
+                try:
+                    async with asyncio.timeout(wait):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+
+    async def _settle(self, departure: Departure) -> None:
+        """Take one step towards the end of a departure."""
+        domain, host, ticket = departure.domain, departure.host, departure.ticket
+        here = await self._hypervisor.state(domain)
+        if _whole(here) and not departure.stayed:
+            departure = await self._put(attrs.evolve(departure, stayed=True))
+        try:
+            there = await self._fleet.ask(host, Wherever(domain), Whereabouts, _ANSWER)
+        except MChannelError as error:
+            self._tell(departure, here, str(error))
+            return
+        if domain in self._moving or there.domain != domain:
+            return
+        found = verdict(departure, here, there)
+        _log.log(logging.DEBUG if found in _QUIET else logging.WARNING, "%s: %s", departure.name, found.value)
+        match found:
+            case Verdict.ADMIT_HERE:
+                await self._hypervisor.admit(domain, "")
+            case Verdict.DISCARD_HERE:
+                await self._hypervisor.discard(domain, "")
+            case Verdict.ADMIT_THERE:
+                await self._fleet.ask(host, Admit(domain, ticket), Whereabouts, _ANSWER)
+            case Verdict.DISCARD_THERE:
+                await self._fleet.ask(host, Discard(domain, ticket), Whereabouts, _ANSWER)
+            case Verdict.SETTLED:
+                del self._departures[ticket]
+                self._said.discard(ticket)
+                await self._write()
+            case Verdict.WAIT:
+                return
+        if found is not Verdict.SETTLED:
+            self._wake.set()
+
+    def _tell(self, departure: Departure, here: State | None, why: str) -> None:
+        """Say once what an operator can do when the destination is silent."""
+        if departure.ticket in self._said or departure.stayed:
+            return
+        self._said.add(departure.ticket)
+        name, host = departure.name, departure.host
+        if here is State.MOVING:
+            advice = f"is paused here until {host} can say whether it has it; if {host} is lost: virsh resume {name}"
+        else:
+            advice = f"has left, and may be paused on {host} until that answers"
+        _log.warning("%s %s (%s)", name, advice, why)
+
+    async def _listen(self, tasks: asyncio.TaskGroup) -> None:
+        """Note what comes back here, and what waits here."""
+        async with self._hypervisor.events() as events:
+            async for event in events:
+                if event.kind in {Kind.LEAVING, Kind.ARRIVED, Kind.RESUMED}:
+                    await self._note(event)
+                elif event.kind is Kind.PAUSED or (event.kind is Kind.PRESENT and event.state is State.MOVING):
+                    tasks.create_task(self._warn(event))
+
+    async def _note(self, event: DomainEvent) -> None:
+        for departure in tuple(self._departures.values()):
+            if departure.domain == event.domain:
+                stayed = event.kind is not Kind.LEAVING or departure.ticket != self._moving.get(event.domain)
+                if stayed != departure.stayed:
+                    await self._put(attrs.evolve(departure, stayed=stayed))
+
+    async def _warn(self, event: DomainEvent) -> None:
+        """Tell the operator of a domain that arrived and is not let run: where it came from, nobody says so."""
+        await asyncio.sleep(_WORD)
+        try:
+            info = await self._hypervisor.info(event.domain)
+        except HypervisorError:
+            return
+        if info.state is State.MOVING and info.arrival is not None:
+            _log.warning(
+                "%s is here, whole and paused, until the broker of %s says that it does not run there; if you are sure"
+                " that it does not: virsh resume %s; if it does: virsh destroy %s",
+                *(info.name, info.arrival.source, info.name, info.name),
+            )
+
+    async def _put(self, departure: Departure) -> Departure:
+        if departure.ticket in self._departures:
+            self._departures[departure.ticket] = departure
+            try:
+                await self._write()
+            except MChannelError as error:
+                _log.warning("what becomes of %s will not survive a restart of this broker: %s", departure.name, error)
+        return departure
+
+    async def _write(self) -> None:
+        await asyncio.to_thread(self._file.keep, tuple(self._departures.values()))
+
+
+_QUIET = {Verdict.SETTLED, Verdict.WAIT}
