@@ -212,15 +212,6 @@ class Book:
                     why = f": {error}" if error else ""
                     note(write, now, "", did, f"{receiver}: {name} {state.value}{why}")
 
-    def refuse(self, notices: Iterable[Notice], now: int, error: str) -> None:
-        """Note that they never will be told, and why in one line: they are not among :meth:`notices` again."""
-        with self._database.change() as write:
-            for notice in notices:
-                name, state, receiver = notice.id
-                statement = f"UPDATE notice SET told = ?, error = ? WHERE {_UNTOLD}"
-                if write(statement, now, error, name, state.value, receiver).rowcount:
-                    note(write, now, "", "refused", f"{receiver}: {name} {state.value}: {error}")
-
     def postpone(self, notice: Notice, due: int, error: str = "") -> None:
         """Do not try it again before *due*; *error*, in one line, when trying has failed."""
         name, state, receiver = notice.id
