@@ -239,8 +239,8 @@ class Intake:
         return True
 
     def complaints(self, now: int) -> Iterator[str]:
-        """Yield, once a minute, what was refused since the last time."""
-        if now - self._told < _MINUTE:
+        """Yield what was refused since the last time, which is a minute ago at least."""
+        if not self._refused or now - self._told < _MINUTE:
             return
         self._told = now
         refused, self._refused = self._refused, Counter()
