@@ -25,7 +25,7 @@ ffi.set_source(
     "mbroker.alerts._match",
     '#include "match.h"',
     sources=["native/match.c", *(f"native/match_{part}.c" for part in PARTS)],
-    depends=["native/match.h", "native/match_core.h"],
+    depends=["native/match.h", "native/match_core.h", "native/match_bag.h"],
     include_dirs=["native"],
     libraries=["m"],
     extra_compile_args=[

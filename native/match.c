@@ -16,15 +16,18 @@ match_engine *match_new(uint32_t longest, int64_t clock) {
   e->scratch = malloc(e->scratch_room * sizeof *e->scratch);
   if (e->scratch && arena_open(&e->series, sizeof(series), MOST_SERIES) &&
       arena_open(&e->extras, sizeof(extra), MOST_SERIES) && arena_open(&e->leaves, sizeof(leaf), MOST_LEAVES) &&
-      arena_open(&e->truths, 1, MOST_LEAVES))
+      arena_open(&e->truths, 1, MOST_LEAVES) && arena_open(&e->pool, LINE, MOST_POOL / LINE))
     return e;
   match_free(e);
   return NULL;
 }
 
-static void bag_close(bag *b) {
-  for (uint32_t i = 0; i < b->width; i++) free(b->streams[i].bounds), free(b->streams[i].feeds);
-  free(b->streams);
+static void bag_close(match_engine *e, bag *b) {
+  for (uint32_t i = 0; i < b->width; i++) {
+    block_give(e, b->streams[i].bounds, b->streams[i].room * BOUND);
+    free(b->streams[i].feeds);
+  }
+  block_give(e, b->streams, b->width * sizeof *b->streams);
   free(b->sorted);
 }
 
@@ -32,17 +35,18 @@ void match_free(match_engine *e) {
   if (!e) return;
   for (size_t i = 0; i < e->series.used; i++) {
     series *s = SERIES(e) + i;
-    for (uint32_t k = 0; k < s->width; k++) bag_close(&s->windows[k].bag);
-    free(s->windows);
-    free(s->ring);
+    for (uint32_t k = 0; k < s->width; k++) bag_close(e, &s->windows[k].bag);
+    block_give(e, s->windows, s->width * sizeof *s->windows);
+    if (s->ring) block_give(e, s->ring, (MASK(s) + 1) * SLOT);
     free(EXTRAS(e)[i].watch.items), free(EXTRAS(e)[i].timers.items), free(EXTRAS(e)[i].eager.items);
   }
   for (size_t i = 0; i < e->group_count; i++) {
-    bag_close(&e->groups[i].bag);
+    bag_close(e, &e->groups[i].bag);
     group_close(e->groups + i);
   }
   for (size_t i = 0; i < e->rule_count; i++) free(e->rules[i].program);
   arena_close(&e->series), arena_close(&e->extras), arena_close(&e->leaves), arena_close(&e->truths);
+  arena_close(&e->pool);
   free(e->rules), free(e->groups), free(e->timers), free(e->scratch), free(e->edges);
   list *lists[] = {&e->dirty_rules, &e->dirty_groups, &e->free_series, &e->free_rules, &e->free_groups,
                    &e->free_timers, &e->heap};
@@ -55,7 +59,7 @@ bool match_broken(const match_engine *e) { return e->broken; }
 
 match_counters match_count(const match_engine *e) {
   match_counters c = e->counters;
-  c.bytes += e->series.used * (sizeof(series) + sizeof(extra)) + e->leaves.used * (sizeof(leaf) + 1) +
+  c.bytes += e->series.used * (sizeof(series) + sizeof(extra)) + e->leaves.used * (sizeof(leaf) + 1) + e->pool.used * LINE +
              e->rule_room * sizeof(rule) + e->group_room * sizeof(group) + e->timer_room * sizeof(timer) +
              e->edge_room * sizeof(match_edge) + e->scratch_room * sizeof *e->scratch;
   return c;
@@ -105,21 +109,24 @@ int match_close_series(match_engine *e, uint32_t which) {
   return 0;
 }
 
-static inline void ahead(match_engine *e, const uint32_t *which, size_t left) { /* what the next samples will touch */
-  if (left > 12 && which[12] < e->series.used) __builtin_prefetch(SERIES(e) + which[12], 1);
-  if (left > 8 && which[8] < e->series.used) {
+/* The lines of the cache that the next samples will touch: first a series, then what it leads to, then what that does.
+ * It does no harm that some of it is perhaps not there. Always inline: of a function that only does this, compilers
+ * think that it does nothing. */
+static inline __attribute__((always_inline)) void ahead(match_engine *e, const uint32_t *which, size_t left) {
+  if (UNLIKELY(left <= 12)) return;
+  if (which[12] < e->series.used) __builtin_prefetch(SERIES(e) + which[12], 1);
+  if (which[8] < e->series.used) {
     const series *s = SERIES(e) + which[8];
-    for (uint32_t i = 0; i < s->width && i < 3; i++)
-      __builtin_prefetch(s->windows + i, 1), __builtin_prefetch(&s->windows[i].tail, 1);
-    if (s->ring) {
-      __builtin_prefetch(s->ring + (s->head & MASK(s)), 1);
-      __builtin_prefetch(TIMES(s) + (s->head & MASK(s)), 1);
-    }
+    uintptr_t windows = (uintptr_t)s->windows, slot = (s->head & MASK(s)) * sizeof(double);
+    for (uint32_t i = 0; i < 4; i++) __builtin_prefetch((void *)(windows + i * LINE), 1);
+    __builtin_prefetch((void *)((uintptr_t)s->ring + slot), 1);
+    __builtin_prefetch((void *)((uintptr_t)s->ring + slot + (sizeof(double) << s->scale)), 1);
   }
-  if (left > 4 && which[4] < e->series.used) {
+  if (which[4] < e->series.used) {
     const series *s = SERIES(e) + which[4];
-    for (uint32_t i = 0; i < s->width; i++)
-      for (uint32_t k = 0; k < s->windows[i].bag.width && k < 4; k++) __builtin_prefetch(s->windows[i].bag.streams + k, 1);
+    for (uint32_t i = 0; i < s->width && i < 3; i++)
+      for (uint32_t k = 0; k < s->windows[i].bag.width && k < 4; k++)
+        __builtin_prefetch(s->windows[i].bag.streams + k, 1);
   }
 }
 

@@ -1,15 +1,10 @@
 /* What is known of a set of values: sums without rounding, a variance with a bound of its error, order statistics. */
-#include "match_core.h"
+#include "match_bag.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define ULP 0x1p-53
-#define FLOOR 0x1p-960 /* what squares of tiny differences lose to underflow is less than a millionth of it */
-
 static inline void add(bag *b, double x) { exact_add(&b->sum, &b->lost, &b->inexact, x); }
-
-static inline uint32_t summed(const bag *b) { return b->count - b->infinite; }
 
 /* ---- order statistics */
 
@@ -41,17 +36,6 @@ static double nth(double *x, int64_t n, int64_t k) { /* Hoare's, in place */
     else break;
   }
   return x[k];
-}
-
-static int64_t wanted(const stream *s, uint32_t n) { /* its index among n sorted values; outside of them: unknown */
-  switch (s->function) {
-  case MATCH_SMALLEST: return (int64_t)s->rank - 1;
-  case MATCH_LARGEST: return (int64_t)n - s->rank;
-  default: {
-    int64_t k = (int64_t)(((uint64_t)s->rank * n + 999999) / 1000000) - 1;
-    return k < 0 ? 0 : k;
-  }
-  }
 }
 
 static uint32_t copy(double *to, values v) {
@@ -161,41 +145,26 @@ void bag_leave(bag *b, double x) {
   if (b->needs & NEEDS_M2) m2_move(b, x, before, b->sum / n, -1);
 }
 
-HOT void bag_swap(bag *b, double old, double x) {
-  if (UNLIKELY(isinf(old) || isinf(x))) {
+void bag_exchange(bag *b, double old, double x) {
+  if (isinf(old) || isinf(x)) {
     bag_leave(b, old);
     bag_enter(b, x);
     return;
   }
-  if (b->needs & NEEDS_ORDER) {
-    if (!b->sorted) {
-      for (uint32_t i = 0; i < b->width; i++) {
-        stream *s = b->streams + i;
-        if (!is_order(s->function)) continue;
-        s->below_low += (uint32_t)(x < s->low) - (uint32_t)(old < s->low);
-        s->below_high += (uint32_t)(x < s->high) - (uint32_t)(old < s->high);
-      }
+  if (b->sorted) {
+    uint32_t from = upper(b->sorted, b->count, old) - 1, to = upper(b->sorted, b->count, x);
+    if (to > from) {
+      to--;
+      memmove(b->sorted + from, b->sorted + from + 1, (to - from) * sizeof x);
     } else {
-      uint32_t from = upper(b->sorted, b->count, old) - 1, to = upper(b->sorted, b->count, x);
-      if (to > from) {
-        to--;
-        memmove(b->sorted + from, b->sorted + from + 1, (to - from) * sizeof x);
-      } else {
-        memmove(b->sorted + to + 1, b->sorted + to, (from - to) * sizeof x);
-      }
-      b->sorted[to] = x;
+      memmove(b->sorted + to + 1, b->sorted + to, (from - to) * sizeof x);
     }
+    b->sorted[to] = x;
+  } else if (b->needs & NEEDS_ORDER) {
+    for (uint32_t i = 0; i < b->width; i++)
+      if (is_order(b->streams[i].function)) order_swap(b->streams + i, old, x);
   }
-  if (!(b->needs & NEEDS_SUM)) return;
-  double n = summed(b), m0 = b->sum / n, rest;
-  double by = two_sum(x, -old, &rest);
-  add(b, by);
-  if (rest != 0) add(b, rest);
-  if (b->needs & NEEDS_M2) {
-    double m1 = b->sum / n, term = by * ((x - m1) + (old - m0));
-    b->m2 += term;
-    b->doubt += 8 * ULP * (fabs(by) * (fabs(x) + fabs(old) + fabs(m0) + fabs(m1)) + fabs(b->m2) + fabs(term)) + (by != 0 ? FLOOR : 0);
-  }
+  if (b->needs & NEEDS_SUM) sums_swap(b, old, x);
 }
 
 void bag_clear(bag *b) {
@@ -246,7 +215,7 @@ uint8_t bag_needs(uint32_t function) {
 /* Whether it is all the same to the stream which of the values from `least` to `most` it is. */
 static inline bool same(const stream *s, double least, double most) {
   if (s->fed) return false; /* a group adds it up */
-  return (least >= s->low && most < s->high) || stream_rank(s, least) == stream_rank(s, most);
+  return (least >= lowest(s) && most < highest(s)) || stream_rank(s, least) == stream_rank(s, most);
 }
 
 static bool ratio(match_engine *e, bag *b, stream *s, const values *v, double by, double *value) {
@@ -293,14 +262,38 @@ bool bag_value(match_engine *e, bag *b, stream *s, values v, double *value) {
   int64_t k = wanted(s, b->count);
   if (k < 0 || k >= b->count) return *value = k < 0 ? -INFINITY : INFINITY, true; /* there are not so many */
   if (b->sorted) return *value = b->sorted[k], true;
-  if (LIKELY(s->known && !s->fresh && s->below_low <= k && s->below_high > k && !s->fed)) {
-    s->slow -= s->slow > 0;
-    return *value = s->low, true; /* inside the guard, like the value itself */
-  }
   e->counters.exact++;
   s->slow = (uint16_t)(s->slow + 8);
   uint32_t taken = copy(e->scratch, v);
   *value = nth(e->scratch, taken, k);
   if (s->slow > 400) bag_sort(e, b, v);
   return true;
+}
+
+/* ---- what sums may be */
+
+static double above(double least) { /* a sum that is greater makes a value of at least that */
+  if (isinf(least)) return least;
+  return fabs(least) < FLOOR ? (least > 0 ? 2 * FLOOR : -0x1p-1074) : least + fabs(least) * 8 * ULP;
+}
+
+static double under(double most) { /* a sum that is less makes a value that is less */
+  if (isinf(most)) return most;
+  return fabs(most) < FLOOR ? (most > 0 ? 0x1p-1074 : -2 * FLOOR) : most - fabs(most) * 8 * ULP;
+}
+
+void bag_reach(const bag *b, stream *s) {
+  double low = lowest(s), high = highest(s), n = summed(b), over = n - 1;
+  s->below_low = b->infinite ? 0 : b->count; /* infinite values are left out of n */
+  switch (s->function) {
+  case MATCH_SUM: n = 1; /* fall through */
+  case MATCH_MEAN: s->low = above(low * n), s->high = under(high * n); return;
+  case MATCH_STDDEV:
+    low = low <= 0 ? low : low > 0x1p-480 && low < 0x1p450 ? low * low : INFINITY;
+    high = high <= 0 ? high : high < 0x1p-480 ? 0x1p-1074 : high < 0x1p450 ? high * high : isinf(high) ? high : 0; /* fall through */
+  case MATCH_VARIANCE:
+    s->low = low <= 0 ? -INFINITY : above(low * over), s->high = high <= 0 ? -INFINITY : under(high * over);
+    return;
+  default: return; /* a count is known as it is */
+  }
 }

@@ -11,11 +11,14 @@
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define NONE UINT32_MAX
 #define NEVER INT64_MAX
+#define LINE ((size_t)64)       /* of the cache */
+#define MOST_POOL ((size_t)1 << 34) /* bytes of blocks */
 #define GROUP 0x80000000u /* a leaf's source: not a series */
 
 /* A bound's name: the leaf that it belongs to, and what "value >= bound" says of it. */
 enum {
-  NAME_LEAF = 0x1fffffff,
+  NAME_LEAF = 0x0fffffff,
+  NAME_PART = 0x10000000, /* the leaf is not all of its rule */
   NAME_KIND = 0x60000000,
   NAME_PLAIN = 0x00000000,  /* the leaf is true as long as it is */
   NAME_FIRES = 0x20000000,  /* the leaf becomes true with it, and ends otherwise */
@@ -27,11 +30,11 @@ enum {
 typedef struct feed { uint32_t group, slot; } feed; /* the stream's value is the group's member */
 
 typedef struct stream { /* one line of the cache: all that a sample touches */
-  double low, high;     /* the guard: no bound in (low, high), low <= value < high */
+  double low, high;     /* while what is known without computing the value lies between them, no bound is passed */
   double *bounds;       /* sorted; the names follow after `room` of them */
   feed *feeds;
   uint32_t count, room, at; /* bounds, room for them, how many are <= value */
-  uint32_t below_low, below_high; /* order statistics: values of the bag that are */
+  uint32_t below_low, below_high; /* order statistics: values of the bag that are. Sums: below_low values are in it */
   uint32_t rank;
   uint8_t function, known : 1, fresh : 1, quorum : 1; /* fresh: the leaves wait for a known value */
   uint8_t lacks;        /* if not known: why */
@@ -127,13 +130,16 @@ typedef struct timer { /* one thing that the clock alone brings about */
 
 enum { TIMER_ABSENT, TIMER_SILENCE, TIMER_HOLD };
 
+typedef struct block { struct block *next; } block; /* one that is free */
+
 typedef struct arena { /* grows in place: nothing that points into it ever moves, and nothing is ever copied */
   uint8_t *base;
   size_t size, used, ready, most; /* of an item; items in use, with memory, at most */
 } arena;
 
 struct match_engine {
-  arena series, extras, leaves, truths;
+  arena series, extras, leaves, truths, pool;
+  block *blocks[64];   /* of the pool, by their size */
   rule *rules;
   group *groups;
   timer *timers;
@@ -156,11 +162,18 @@ typedef struct values { const double *first, *second; uint32_t count, rest; } va
 #define EXTRAS(e) ((extra *)(e)->extras.base)
 #define LEAVES(e) ((leaf *)(e)->leaves.base)
 #define TRUTHS(e) ((e)->truths.base)
+#define BOUND (sizeof(double) + sizeof(uint32_t))    /* of a stream, and its name */
+#define SLOT (sizeof(double) + sizeof(int64_t))      /* of a ring */
 #define MASK(s) (((uint64_t)1 << (s)->scale) - 1)
 #define TIMES(s) ((int64_t *)((s)->ring + ((size_t)1 << (s)->scale)))
 #define NAMES(s) ((s)->bounds ? (uint32_t *)((s)->bounds + (s)->room) : NULL)
 
 static inline bool is_order(uint32_t function) { return function >= MATCH_QUANTILE && function <= MATCH_LARGEST; }
+static inline bool is_summed(uint32_t function) { return function >= MATCH_MEAN && function <= MATCH_STDDEV; }
+
+/* The guard of its value: no bound in (lowest, highest), lowest <= value < highest. */
+static inline double lowest(const stream *s) { return s->at ? s->bounds[s->at - 1] : -INFINITY; }
+static inline double highest(const stream *s) { return s->at < s->count ? s->bounds[s->at] : INFINITY; }
 
 /* a + b = the result + *rest, exactly */
 static inline double two_sum(double a, double b, double *rest) {
@@ -185,7 +198,7 @@ static inline void exact_add(double *sum, double *lost, uint8_t *inexact, double
 /* match_bag.c: what is known of a set of values */
 void bag_enter(bag *b, double x);
 void bag_leave(bag *b, double x);
-void bag_swap(bag *b, double old, double x);
+void bag_exchange(bag *b, double old, double x);  /* one takes the place of another */
 void bag_count(bag *b, values v);                 /* everything anew */
 void bag_clear(bag *b);
 void stream_count(stream *s, values v);           /* what lies below its guard */
@@ -193,6 +206,7 @@ bool bag_reserve(bag *b, size_t count);           /* room in `sorted`, if there 
 bool bag_sort(match_engine *e, bag *b, values v); /* keep the values sorted from now on */
 bool bag_value(match_engine *e, bag *b, stream *s, values v, double *value); /* exactly; false: unknown */
 uint8_t bag_needs(uint32_t function);
+void bag_reach(const bag *b, stream *s);          /* what its sums may be before its value can leave its guard */
 
 /* match_exact.c: rounded once; of the finite values */
 double exact_mean(values v, double by);                      /* their sum / by */
@@ -203,9 +217,10 @@ double exact_rate(const double *x, size_t count, double times, double by); /* wh
 /* match_stream.c: thresholds on a value */
 /* `truth`: MATCH_TRUE, there is a value; else why not */
 void stream_see(match_engine *e, stream *s, uint8_t truth, double value, int64_t at);
-void bag_see(match_engine *e, bag *b, values v, int64_t at);
+void stream_moved(const bag *b, stream *s, values v, bool known, bool moved);
 int stream_room(match_engine *e, stream *s, uint32_t more);
 void stream_insert(match_engine *e, stream *s, double bound, uint32_t name);
+void stream_guard(stream *s);                        /* its bounds, or where it is among them, changed */
 uint32_t stream_rank(const stream *s, double value); /* bounds <= value */
 void stream_meet(match_engine *e, stream *s, double bound, uint32_t name, double value, int64_t at);
 bool stream_drop(match_engine *e, stream *s, uint32_t leaf);
@@ -258,7 +273,12 @@ void arena_close(arena *a);
 bool arena_grow(arena *a, size_t used);
 bool list_reserve(list *l, size_t count);
 bool list_push(list *l, uint32_t item);
+void *block_take(match_engine *e, size_t size); /* begins with a line of the cache */
+void block_give(match_engine *e, void *old, size_t size);
+bool block_fit(match_engine *e, void **block, size_t size, size_t wanted); /* move what is in it to another */
+size_t block_room(size_t size);                 /* bytes that are taken for `size` of them */
 void *grown(void *old, size_t *room, size_t needed, size_t size);
+bool edges_reserve(match_engine *e, size_t count);
 void emit(match_engine *e, uint32_t which, bool fires, int64_t at, double value);
 
 #endif

@@ -1,5 +1,5 @@
 /* Groups: one value of each of many series. */
-#include "match_core.h"
+#include "match_bag.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +42,7 @@ HOT void group_feed(match_engine *e, uint32_t which, uint32_t slot, uint8_t trut
   } else if (value != value) {
     bag_leave(&g->bag, old);
   } else if (value != old) {
-    bag_swap(&g->bag, old, value);
+    bag_exchange(&g->bag, old, value);
   }
 }
 
@@ -51,11 +51,14 @@ void group_settle(match_engine *e, group *g) { /* it stays in the list */
   if (!g->open) return;
   for (uint32_t k = 0; k < g->bag.width; k++) {
     stream *s = g->bag.streams + k;
-    double value = NAN, low = s->low, high = s->high;
+    bool whole = g->bag.count == g->registered;
+    if ((s->function == MATCH_COUNT || s->quorum ? whole : true) && bag_stays(&g->bag, s)) continue;
+    double value = NAN;
+    uint32_t from = s->at;
     bool fresh = s->fresh;
     uint8_t truth = group_truth(e, g, s, &value);
     stream_see(e, s, truth, value, g->at);
-    if (is_order(s->function) && (fresh || low != s->low || high != s->high)) stream_count(s, group_values(g));
+    stream_moved(&g->bag, s, group_values(g), truth == MATCH_TRUE, fresh || from != s->at);
   }
   if (g->at >= g->due) watch_due(e, &g->watch, g->at);
 }
@@ -183,7 +186,7 @@ int match_close_group(match_engine *e, uint32_t which) {
   if (!list_reserve(&e->free_groups, e->free_groups.count + 1)) return MATCH_NO_MEMORY;
   while (g->size && !match_leave(e, which, g->members[g->size - 1])) {}
   e->counters.bytes -= g->room * (sizeof *g->values + sizeof *g->members);
-  free(g->bag.streams), free(g->bag.sorted);
+  free(g->bag.sorted);
   group_close(g);
   g->open = 0;
   g->bag = (bag){0};

@@ -106,6 +106,15 @@ static void *get_array(reader *r, size_t count, size_t size) { /* NULL: none, or
   return made;
 }
 
+static void *get_block(reader *r, size_t count, size_t size) {
+  if (!count) return NULL;
+  if (r->wrong || count > r->left / size) return r->wrong = true, NULL;
+  void *made = block_take(r->e, count * size);
+  if (!made) return r->wrong = true, NULL;
+  get(r, made, count * size);
+  return made;
+}
+
 static void require(reader *r, bool right) {
   if (!right) r->wrong = true;
 }
@@ -125,11 +134,12 @@ static void get_stream(reader *r, stream *s) {
   uint16_t fed = s->fed;
   s->fed = 0;
   require(r, s->at <= s->count && s->count <= MATCH_BOUNDS && s->function < MATCH_ABSENT && s->lacks <= MATCH_SILENT);
-  s->bounds = get_array(r, r->wrong ? 0 : s->count, sizeof(double) + sizeof(uint32_t));
+  s->bounds = get_block(r, r->wrong ? 0 : s->count, BOUND);
   if (r->wrong) {
-    s->count = s->room = s->at = 0;
+    s->bounds = NULL, s->count = s->room = s->at = 0;
     return;
   }
+  stream_guard(s);
   for (uint32_t i = 0; i < s->count; i++) {
     require(r, (NAMES(s)[i] & NAME_LEAF) < r->head->leaves);
     require(r, s->bounds[i] == s->bounds[i] && (!i || s->bounds[i - 1] <= s->bounds[i]));
@@ -148,7 +158,7 @@ static void get_bag(reader *r, bag *b, bool of_group) {
   }
   require(r, r->e->scratch_room >= b->count);
   if (r->wrong || !width) return;
-  if (!(b->streams = calloc(width, sizeof *b->streams))) {
+  if (!(b->streams = block_take(r->e, width * sizeof *b->streams))) {
     r->wrong = true;
     return;
   }
@@ -191,7 +201,7 @@ static void get_series(reader *r, series *s, extra *x) {
   uint16_t width = s->width;
   s->ring = NULL, s->windows = NULL, s->width = 0;
   require(r, s->scale < 28);
-  if (ring && !r->wrong) s->ring = get_array(r, MASK(s) + 1, 2 * sizeof *s->ring);
+  if (ring && !r->wrong) s->ring = get_block(r, MASK(s) + 1, SLOT);
   if (s->ring && r->e->scratch_room <= MASK(s)) {
     double *scratch = realloc(r->e->scratch, (MASK(s) + 1) * sizeof *scratch);
     if (scratch) r->e->scratch = scratch, r->e->scratch_room = MASK(s) + 1;
@@ -199,7 +209,7 @@ static void get_series(reader *r, series *s, extra *x) {
   }
   for (uint64_t i = 0; s->ring && i <= MASK(s); i++)
     if (!(s->ring[i] == s->ring[i])) s->ring[i] = 0; /* what was never written */
-  if (width && !r->wrong && !(s->windows = calloc(width, sizeof *s->windows))) r->wrong = true;
+  if (width && !r->wrong && !(s->windows = block_take(r->e, width * sizeof *s->windows))) r->wrong = true;
   for (; s->width < width && !r->wrong; s->width++) {
     window *w = s->windows + s->width;
     if (get(r, w, sizeof *w)) get_window(r, s, w);

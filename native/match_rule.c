@@ -416,15 +416,15 @@ int64_t match_add(match_engine *e, const match_rule *r) {
   for (uint32_t i = 0; i < count; i++) LEAVES(e)[first + i].rule = (uint32_t)which;
   for (uint32_t i = 0; i < count; i++) {
     const match_term *t = r->terms + (i < r->count ? i : 0);
-    uint32_t leaf = (uint32_t)first + i, made;
+    uint32_t leaf = (uint32_t)first + i, named = whole ? leaf | NAME_PART : leaf, made;
     limit limits[4];
     if (t->view.function == MATCH_ABSENT || t->source == MATCH_NOTHING) continue;
     if (i == r->count) {
-      made = limits_of(r->clears, r->clear, leaf, NAME_PLAIN, limits);
+      made = limits_of(r->clears, r->clear, named, NAME_PLAIN, limits);
     } else {
-      made = limits_of(t->compare, t->threshold, leaf, clears && !whole ? NAME_FIRES : NAME_PLAIN, limits);
+      made = limits_of(t->compare, t->threshold, named, clears && !whole ? NAME_FIRES : NAME_PLAIN, limits);
       if (clears && !whole) { /* it ends when "not clears" becomes false */
-        made += limits_of(r->clears, r->clear, leaf, NAME_CLEARS, limits + made);
+        made += limits_of(r->clears, r->clear, named, NAME_CLEARS, limits + made);
         limits[made - 1].name ^= NAME_NOT;
       }
     }
@@ -476,7 +476,7 @@ int match_bind(match_engine *e, uint32_t which, uint32_t index, const match_term
   if (r->watched && deadline(r) < SERIES(e)[t->source].due) SERIES(e)[t->source].due = deadline(r);
   if (t->view.function != MATCH_ABSENT) {
     limit limits[4];
-    enter(e, t, limits, limits_of(t->compare, t->threshold, at, NAME_PLAIN, limits), at);
+    enter(e, t, limits, limits_of(t->compare, t->threshold, at | NAME_PART, NAME_PLAIN, limits), at);
   }
   rule_touch(e, owner, INT64_MIN, NAN);
   return 0;

@@ -1,5 +1,5 @@
 /* Thresholds on one value: while it stays inside its guard, nothing happens. */
-#include "match_core.h"
+#include "match_bag.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -26,9 +26,10 @@ static void name_see(match_engine *e, uint32_t name, bool holds, int64_t at, dou
   leaf_set(e, which, kind == NAME_CLEARS ? MATCH_FALSE : holds ? MATCH_TRUE : MATCH_FALSE, at, value);
 }
 
-static void guard(stream *s) {
-  s->low = s->at ? s->bounds[s->at - 1] : -INFINITY;
-  s->high = s->at < s->count ? s->bounds[s->at] : INFINITY;
+void stream_guard(stream *s) {
+  bool summed = is_summed(s->function); /* they wait for bag_reach */
+  s->low = summed ? INFINITY : lowest(s);
+  s->high = summed ? -INFINITY : highest(s);
 }
 
 uint32_t stream_rank(const stream *s, double value) { /* galloping from where it was */
@@ -48,17 +49,31 @@ uint32_t stream_rank(const stream *s, double value) { /* galloping from where it
   return from;
 }
 
-static void cross(match_engine *e, stream *s, double value, int64_t at) {
+static HOT void cross(match_engine *e, stream *s, double value, int64_t at) {
+  const uint32_t *names = NAMES(s);
+  if (names) __builtin_prefetch(names + s->at);
   uint32_t old = s->at, new = stream_rank(s, value);
   uint32_t from = old < new ? old : new, to = old < new ? new : old;
-  const uint32_t *names = NAMES(s);
+  uint8_t *truths = TRUTHS(e);
+  int64_t told = at == INT64_MIN ? e->clock : at;
   e->counters.crossings++;
   s->at = new;
-  guard(s);
+  stream_guard(s);
   for (uint32_t k = from; k < to; k++)
-    if ((names[k] & NAME_KIND) == NAME_BETWEEN) TRUTHS(e)[names[k] & NAME_LEAF] ^= LEAF_BETWEEN;
+    if ((names[k] & NAME_KIND) == NAME_BETWEEN) truths[names[k] & NAME_LEAF] ^= LEAF_BETWEEN;
   if (s->fresh) from = 0, to = s->count, s->fresh = 0;
-  for (uint32_t k = from; k < to; k++) name_see(e, names[k], k < new, at, value);
+  if (!edges_reserve(e, to - from)) return;
+  for (uint32_t k = from; k < to; k++) {
+    uint32_t name = names[k], which = name & NAME_LEAF;
+    if (UNLIKELY(name & (NAME_KIND | NAME_PART))) {
+      name_see(e, name, k < new, at, value);
+      continue;
+    }
+    uint8_t truth = (uint8_t)((k < new) ^ (name >> 31)); /* of a leaf that is all of its rule */
+    if ((truths[which] & LEAF_TRUTH) == truth) continue;
+    truths[which] = (uint8_t)((truths[which] & ~LEAF_TRUTH) | truth);
+    e->edges[e->made++] = (match_edge){.at = told, .value = value, .rule = which, .fires = truth};
+  }
 }
 
 static void forget(match_engine *e, stream *s, uint8_t truth, int64_t at) {
@@ -74,20 +89,15 @@ HOT void stream_see(match_engine *e, stream *s, uint8_t truth, double value, int
     if (s->known || s->lacks != truth) forget(e, s, truth, at);
     return;
   }
-  if (LIKELY(value >= s->low && value < s->high && !s->fresh)) return;
-  if (value >= s->high && s->at == s->count && !s->fresh) return; /* infinite, and so it was */
+  if (!s->fresh && value >= lowest(s) && (value < highest(s) || s->at == s->count)) return; /* or infinite, as it was */
   s->known = 1;
   cross(e, s, value, at);
 }
 
-HOT void bag_see(match_engine *e, bag *b, values v, int64_t at) {
-  for (uint32_t i = 0; i < b->width; i++) {
-    stream *s = b->streams + i;
-    double value = NAN, low = s->low, high = s->high;
-    bool fresh = s->fresh, known = bag_value(e, b, s, v, &value);
-    stream_see(e, s, known ? MATCH_TRUE : MATCH_UNKNOWN, value, at);
-    if (is_order(s->function) && (fresh || low != s->low || high != s->high)) stream_count(s, v);
-  }
+/* Its value was looked at; its guard is another if it is `moved`. */
+void stream_moved(const bag *b, stream *s, values v, bool known, bool moved) {
+  if (is_summed(s->function) && known) bag_reach(b, s);
+  else if (is_order(s->function) && moved) stream_count(s, v);
 }
 
 /* ---- thresholds come and go */
@@ -96,15 +106,14 @@ int stream_room(match_engine *e, stream *s, uint32_t more) {
   uint32_t needed = s->count + more;
   if (needed > MATCH_BOUNDS) return MATCH_TOO_MANY;
   if (needed <= s->room) return 0;
-  uint32_t room = needed + needed / 4 + 1;
-  double *bounds = malloc(room * (sizeof(double) + sizeof(uint32_t)));
+  uint32_t room = (uint32_t)(block_room((needed + needed / 16) * BOUND) / BOUND);
+  double *bounds = block_take(e, room * BOUND);
   if (!bounds) return MATCH_NO_MEMORY;
   if (s->count) {
     memcpy(bounds, s->bounds, s->count * sizeof *bounds);
     memcpy(bounds + room, s->bounds + s->room, s->count * sizeof(uint32_t));
   }
-  e->counters.bytes += (room - s->room) * (sizeof(double) + sizeof(uint32_t));
-  free(s->bounds);
+  block_give(e, s->bounds, s->room * BOUND);
   s->bounds = bounds, s->room = room;
   return 0;
 }
@@ -126,13 +135,13 @@ void stream_insert(match_engine *e, stream *s, double bound, uint32_t name) {
     s->at++;
     if ((name & NAME_KIND) == NAME_BETWEEN) TRUTHS(e)[name & NAME_LEAF] ^= LEAF_BETWEEN;
   }
-  guard(s);
+  stream_guard(s);
 }
 
 /* The bound was inserted, and `value` is what the stream has now. */
 void stream_meet(match_engine *e, stream *s, double bound, uint32_t name, double value, int64_t at) {
   s->known = 1;
-  if (s->fresh || value < s->low || value >= s->high) cross(e, s, value, at);
+  if (s->fresh || value < lowest(s) || value >= highest(s)) cross(e, s, value, at);
   name_see(e, name, value >= bound, at, value);
 }
 
@@ -149,7 +158,7 @@ bool stream_drop(match_engine *e, stream *s, uint32_t leaf) {
     s->bounds[kept] = s->bounds[k], names[kept++] = names[k];
   }
   s->count = kept, s->at = at;
-  guard(s);
+  stream_guard(s);
   if (is_order(s->function)) s->fresh = 1; /* it counts anew */
   (void)e;
   return true;
@@ -162,13 +171,13 @@ stream *bag_stream(match_engine *e, bag *b, uint32_t function, uint32_t rank, ui
     if (s->function == function && s->rank == rank && s->quorum == quorum) return s;
   }
   if (!make || b->width == UINT16_MAX) return NULL;
-  stream *streams = realloc(b->streams, (b->width + 1u) * sizeof *streams);
-  if (!streams) return NULL;
-  b->streams = streams;
-  streams[b->width] = (stream){.low = -INFINITY, .high = INFINITY, .rank = rank, .function = (uint8_t)function,
-                               .quorum = quorum, .fresh = 1, .lacks = MATCH_UNKNOWN};
+  size_t size = b->width * sizeof(stream);
+  if (!block_fit(e, (void **)&b->streams, size, size + sizeof(stream))) return NULL;
+  stream *streams = b->streams;
+  streams[b->width] = (stream){.rank = rank, .function = (uint8_t)function, .quorum = quorum, .fresh = 1,
+                               .lacks = MATCH_UNKNOWN};
+  stream_guard(streams + b->width);
   e->counters.streams++;
-  e->counters.bytes += sizeof *streams;
   return streams + b->width++;
 }
 
@@ -182,11 +191,11 @@ void bag_prune(match_engine *e, bag *b) {
       b->streams[kept++] = *s;
       continue;
     }
-    e->counters.bytes -= s->room * (sizeof(double) + sizeof(uint32_t)) + sizeof *s;
     e->counters.streams--;
-    free(s->bounds);
+    block_give(e, s->bounds, s->room * BOUND);
     free(s->feeds);
   }
+  block_fit(e, (void **)&b->streams, b->width * sizeof *b->streams, kept * sizeof *b->streams);
   b->width = (uint16_t)kept;
   if (!(b->needs & NEEDS_ORDER)) free(b->sorted), b->sorted = NULL, b->room = 0;
 }

@@ -1,5 +1,5 @@
 /* Windows: which samples of a series count, and what a function makes of them. */
-#include "match_core.h"
+#include "match_bag.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -73,18 +73,34 @@ bool window_value(match_engine *e, const series *s, window *w, stream *st, doubl
   }
 }
 
+/* What is the value of one of its streams? */
+static void look(match_engine *e, const series *s, window *w, stream *st, int64_t at) {
+  double value = NAN;
+  uint32_t from = st->at;
+  bool fresh = st->fresh, known = window_value(e, s, w, st, &value);
+  stream_see(e, st, known ? MATCH_TRUE : MATCH_UNKNOWN, value, at);
+  stream_moved(&w->bag, st, window_values(s, w), known, fresh || from != st->at);
+}
+
 static void see(match_engine *e, const series *s, window *w, int64_t at) {
+  bool is_ready = ready(s, w);
+  for (uint32_t i = 0; i < w->bag.width; i++)
+    if (!is_ready || !bag_stays(&w->bag, w->bag.streams + i)) look(e, s, w, w->bag.streams + i, at);
+}
+
+/* In a full window `x` takes the place of `old`: what nearly every sample does. */
+static inline void slide(match_engine *e, const series *s, window *w, double old, double x, int64_t at) {
   bag *b = &w->bag;
-  if (LIKELY(ready(s, w) && !(b->needs & NEEDS_TIMES))) {
-    bag_see(e, b, window_values(s, w), at);
+  if (UNLIKELY(b->sorted || !isfinite(x - old))) {
+    bag_exchange(b, old, x);
+    see(e, s, w, at);
     return;
   }
+  if (b->needs & NEEDS_SUM) sums_swap(b, old, x);
   for (uint32_t i = 0; i < b->width; i++) {
     stream *st = b->streams + i;
-    double value = NAN, low = st->low, high = st->high;
-    bool fresh = st->fresh, known = window_value(e, s, w, st, &value);
-    stream_see(e, st, known ? MATCH_TRUE : MATCH_UNKNOWN, value, at);
-    if (is_order(st->function) && (fresh || low != st->low || high != st->high)) stream_count(st, window_values(s, w));
+    if (is_order(st->function)) order_swap(st, old, x);
+    if (UNLIKELY(!bag_stays(b, st))) look(e, s, w, st, at);
   }
 }
 
@@ -154,12 +170,16 @@ HOT void series_take(match_engine *e, series *s, double x, int64_t at) {
         gain_move(w, newest, x, 1);
       }
       w->tail++;
-      bag_swap(&w->bag, old, x);
+      slide(e, s, w, old, x, at);
+      continue;
     } else if (w->samples || w->span) {
       if (w->bag.needs & NEEDS_GAIN && head > w->tail) gain_move(w, newest, x, 1);
       bag_enter(&w->bag, x);
     } else { /* the newest value, and nothing else */
-      for (uint32_t k = 0; k < w->bag.width; k++) stream_see(e, w->bag.streams + k, MATCH_TRUE, x, at);
+      for (uint32_t k = 0; k < w->bag.width; k++) {
+        stream *st = w->bag.streams + k;
+        if (UNLIKELY(x < st->low || x >= st->high || st->fresh || st->fed)) stream_see(e, st, MATCH_TRUE, x, at);
+      }
       continue;
     }
     see(e, s, w, at);
@@ -178,14 +198,13 @@ bool ring_grow(match_engine *e, series *s, uint64_t count) { /* room for `count`
     if (!(scratch = realloc(e->scratch, room * sizeof *scratch))) return false;
     e->scratch = scratch, e->scratch_room = room;
   }
-  double *ring = malloc(room * 2 * sizeof *ring);
+  double *ring = block_take(e, room * SLOT);
   if (!ring) return false;
   int64_t *times = (int64_t *)(ring + room);
   if (s->ring)
     for (uint64_t i = s->head > MASK(s) ? s->head - MASK(s) - 1 : 0; i < s->head; i++)
       ring[i & (room - 1)] = s->ring[i & MASK(s)], times[i & (room - 1)] = TIMES(s)[i & MASK(s)];
-  e->counters.bytes += (room - (s->ring ? MASK(s) + 1 : 0)) * 2 * sizeof *ring;
-  free(s->ring);
+  if (s->ring) block_give(e, s->ring, (MASK(s) + 1) * SLOT);
   s->ring = ring, s->scale = scale;
   return true;
 }
@@ -206,14 +225,13 @@ int window_need(match_engine *e, uint32_t which, const match_view *view, window 
   if (s->width == UINT16_MAX) return MATCH_TOO_MANY;
   if (view->samples > e->longest) return MATCH_TOO_LONG;
   bool smooths = view->function == MATCH_EWMA, kept = view->samples || (view->span && !smooths);
-  if (kept && !ring_grow(e, s, view->samples + 1)) return MATCH_NO_MEMORY;
-  window *windows = realloc(s->windows, (s->width + 1u) * sizeof *windows);
-  if (!windows) return MATCH_NO_MEMORY;
-  s->windows = windows;
+  if (kept && !ring_grow(e, s, view->samples)) return MATCH_NO_MEMORY;
+  size_t size = s->width * sizeof(window);
+  if (!block_fit(e, (void **)&s->windows, size, size + sizeof(window))) return MATCH_NO_MEMORY;
+  window *windows = s->windows;
   windows[s->width] = (window){.tail = s->head, .span = view->span, .samples = view->samples, .smooths = smooths,
                                  .timer = NONE};
   if (view->span && kept) s->flags |= SERIES_TIMED;
-  e->counters.bytes += sizeof *windows;
   *found = windows + s->width++;
   return 0;
 }
@@ -252,21 +270,18 @@ void series_prune(match_engine *e, uint32_t which) {
     window *w = s->windows + i;
     bag_prune(e, &w->bag);
     if (!w->bag.width) {
-      free(w->bag.streams);
       free(w->bag.sorted);
       if (w->timer != NONE) timer_close(e, w->timer);
-      e->counters.bytes -= sizeof *w;
       continue;
     }
     rings |= !w->smooths && (w->samples || w->span);
     if (w->span && !w->smooths) s->flags |= SERIES_TIMED;
     s->windows[kept++] = *w;
   }
+  block_fit(e, (void **)&s->windows, s->width * sizeof *s->windows, kept * sizeof *s->windows);
   s->width = (uint16_t)kept;
   if (!rings && s->ring) {
-    e->counters.bytes -= (MASK(s) + 1) * 2 * sizeof *s->ring;
-    free(s->ring);
+    block_give(e, s->ring, (MASK(s) + 1) * SLOT);
     s->ring = NULL, s->scale = 0;
   }
-  if (!kept) free(s->windows), s->windows = NULL;
 }

@@ -1,0 +1,61 @@
+/* What almost every sample needs of a bag: inline, and without a division where one can do without. */
+#ifndef MCHANNEL_MATCH_BAG_H
+#define MCHANNEL_MATCH_BAG_H
+
+#include "match_core.h"
+
+#define ULP 0x1p-53
+#define FLOOR 0x1p-960 /* what squares of tiny differences lose to underflow is less than a millionth of it */
+
+static inline uint32_t summed(const bag *b) { return b->count - b->infinite; } /* the finite ones */
+
+static inline int64_t wanted(const stream *s, uint32_t n) { /* its index among n sorted values; outside: unknown */
+  switch (s->function) {
+  case MATCH_SMALLEST: return (int64_t)s->rank - 1;
+  case MATCH_LARGEST: return (int64_t)n - s->rank;
+  default: {
+    int64_t k = (int64_t)(((uint64_t)s->rank * n + 999999) / 1000000) - 1;
+    return k < 0 ? 0 : k;
+  }
+  }
+}
+
+/* Whether the value of the stream is certainly still inside its guard. */
+static inline bool bag_stays(const bag *b, stream *s) {
+  if (s->fresh | s->fed) return false; /* it has to be told */
+  switch (s->function) {
+  case MATCH_MEAN: case MATCH_SUM:
+    return (s->below_low == b->count) & (b->sum > s->low) & (b->sum < s->high) & !(b->infinite | b->inexact);
+  case MATCH_VARIANCE: case MATCH_STDDEV:
+    return (s->below_low == b->count) & (b->m2 - b->doubt > s->low) & (b->m2 + b->doubt < s->high) &
+           !(b->infinite | b->inexact);
+  case MATCH_COUNT: return (b->count >= s->low) & (b->count < s->high);
+  case MATCH_QUANTILE: case MATCH_SMALLEST: case MATCH_LARGEST: {
+    int64_t k = wanted(s, b->count);
+    if (b->sorted) return k >= 0 && k < b->count && b->sorted[k] >= s->low && b->sorted[k] < s->high;
+    if (s->below_low > k || s->below_high <= k) return false;
+    s->slow -= s->slow > 0;
+    return true;
+  }
+  default: return false;
+  }
+}
+
+static inline void order_swap(stream *s, double old, double x) {
+  s->below_low += (uint32_t)(x < s->low) - (uint32_t)(old < s->low);
+  s->below_high += (uint32_t)(x < s->high) - (uint32_t)(old < s->high);
+}
+
+/* One finite value takes the place of another. */
+static inline void sums_swap(bag *b, double old, double x) {
+  double before = b->sum, rest, by = two_sum(x, -old, &rest);
+  exact_add(&b->sum, &b->lost, &b->inexact, by);
+  if (rest != 0) exact_add(&b->sum, &b->lost, &b->inexact, rest);
+  if (!(b->needs & NEEDS_M2)) return;
+  double share = 1.0 / summed(b), term = by * ((x + old) - (before + b->sum) * share);
+  double size = fabs(x) + fabs(old) + (fabs(before) + fabs(b->sum)) * share;
+  b->m2 += term;
+  b->doubt += 8 * ULP * (fabs(by) * size + fabs(b->m2) + fabs(term)) + (by != 0 ? FLOOR : 0);
+}
+
+#endif
