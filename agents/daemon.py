@@ -31,6 +31,7 @@ from mchannel.agents.notify import sd_notify
 from mchannel.agents.outbox import Labelled, Outbox
 from mchannel.agents.pace import Pace
 from mchannel.agents.printer import Printer
+from mchannel.agents.publisher import Publisher
 from mchannel.agents.seek import Seek
 from mchannel.agents.settings import Settings, SlaSettings, load
 from mchannel.agents.sla import Recorder
@@ -139,7 +140,8 @@ class Daemon:
 
     async def _measure(self, channel: Talk) -> None:
         """Tell the metrics, group by group and as samples; what nobody hears is not measured."""
-        metrics, feed = Metrics(self.settings.agent.domain), Feed()
+        # Only the newest events of this channel are sure to arrive: none may be missing for what is offloaded.
+        metrics, feed = Metrics(self.settings.agent.domain), Feed(Publisher(most_cuts=0))
 
         async def measure() -> None:
             while True:

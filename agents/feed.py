@@ -13,8 +13,11 @@ import attrs
 from mchannel.agents.line import Talk
 from mchannel.agents.publisher import Publisher, Reading
 from mchannel.errors import CodecError, MessageTooBig
+from mchannel.samples import Named
 
 __all__ = ["Feed", "either", "ticks"]
+
+_MEASURED = 5.0  # seconds over which the CPU time of this process is taken
 
 _log = logging.getLogger("magent")
 
@@ -47,11 +50,18 @@ class Feed:
     """Joins those who read with the channel, whichever is open now."""
 
     publisher: Publisher = attrs.field(factory=Publisher)
+    most_cpu: float = 0.05
+    """Share of one CPU above which this process does nothing for the broker that the broker can do."""
     _news: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
     _lost: tuple[int, int] = attrs.field(default=(0, 0), init=False)
+    _spent: tuple[float, float] = attrs.field(factory=lambda: (time.monotonic(), time.process_time()), init=False)
+    _is_strained: bool = attrs.field(default=False, init=False)
 
     def take(self, readings: list[Reading]) -> None:
         """Take what was read now."""
+        if self.publisher.withheld:
+            readings.append(Reading(Named("agent.withheld"), float(self.publisher.withheld)))
+        self._measure(time.monotonic(), time.process_time())
         self.publisher.take(readings, time.time_ns() // 1_000_000)
         self._news.set()
         self._tell()
@@ -83,6 +93,15 @@ class Feed:
             except CodecError as error:
                 _log.warning("the broker asks what cannot be understood: %s", error)
             self._news.set()
+
+    def _measure(self, now: float, spent: float) -> None:
+        """Look whether this process is too busy; it is until it takes half of what is too much."""
+        began, before = self._spent
+        if now - began >= _MEASURED:
+            self._spent = now, spent
+            share = (spent - before) / (now - began)
+            self._is_strained = share > self.most_cpu / (2 if self._is_strained else 1)
+            self.publisher.strain(self._is_strained)
 
     def _tell(self) -> None:
         """Say that something was lost when it begins, and not again as long as it goes on."""

@@ -9,13 +9,16 @@ from typing import NamedTuple
 
 import attrs
 
+from mchannel import samples
+from mchannel.agents.offload import Sieve
 from mchannel.errors import CodecError
 from mchannel.event import Event
-from mchannel.samples import AGAIN, Again, Declared, Named, Samples, declarations
+from mchannel.samples import MOST_CUTS, Again, Declared, Named, Offload, Offloaded, Samples, declarations
 
 __all__ = ["Publisher", "Reading"]
 
 _LEAST_ROOM = 1024  # bytes; no channel is so narrow
+_NEVER = -(1 << 62)
 
 
 class Reading(NamedTuple):
@@ -39,9 +42,13 @@ class Publisher:
     most: int = 1 << 18
     """Samples that may wait, at twenty bytes each; more, and the oldest are thrown away."""
     most_series: int = 1 << 16
+    most_cuts: int = MOST_CUTS
+    """Thresholds that it compares samples with for the broker; none over a channel that may lose samples."""
     run: int = attrs.field(factory=lambda: secrets.randbits(62), init=False)
     dropped: int = attrs.field(default=0, init=False)
     """Samples of this run that were thrown away; the broker is told."""
+    withheld: int = attrs.field(default=0, init=False)
+    """Samples that were not sent, as the broker has no use for them."""
     refused: int = attrs.field(default=0, init=False)
     """Readings of series that have no valid name, or are too many."""
     _numbers: dict[Named, int] = attrs.field(factory=dict[Named, int], init=False)
@@ -51,6 +58,11 @@ class Publisher:
     _columns: tuple[array[int], array[float], array[int]] = attrs.field(
         factory=lambda: (array("I"), array("d"), array("q")), init=False
     )
+    _newest: int = attrs.field(default=_NEVER, init=False)
+    """Greatest time of all samples so far."""
+    _sieve: Sieve | None = attrs.field(default=None, init=False)
+    _is_strained: bool = attrs.field(default=False, init=False)
+    _answer: Event | None = attrs.field(default=None, init=False)
     _leaving: tuple[Event, int, int] | None = attrs.field(default=None, init=False)
     """The event that is being sent, and how many series and samples are gone with it."""
 
@@ -67,21 +79,40 @@ class Publisher:
         """Take what was read at *now*, in milliseconds; the oldest samples give way to it."""
         if self._is_full:
             self._begin()
-        numbers, values, times = self._columns
-        known = self._numbers.get
-        for series, value, at in readings:
+        known, sieve = self._numbers.get, self._sieve
+        for series, value, said in readings:
             number = known(series)
             if number is None and (number := self._number(series)) is None:
                 self.refused += 1
                 continue
-            numbers.append(number)
-            values.append(value)
-            times.append(now if at is None else at)
-        if (excess := len(numbers) - self.most) > 0:
-            kept = self._leaving[2] if self._leaving else 0  # may be with the broker already
-            for column in self._columns:
-                del column[kept : kept + excess]
-            self.dropped += excess
+            at = now if said is None else said
+            self._newest = max(self._newest, at)
+            if sieve is None or number not in sieve:
+                self._append(number, value, at)
+                continue
+            rows = sieve.sift(number, value, at)
+            self.withheld += not rows
+            for row in rows:
+                self._append(number, *row)
+        if (excess := len(self) - self.most) > 0:
+            self._drop(excess)
+
+    def _append(self, number: int, value: float, at: int) -> None:
+        numbers, values, times = self._columns
+        numbers.append(number)
+        values.append(value)
+        times.append(at)
+
+    def _drop(self, excess: int) -> None:
+        kept = self._leaving[2] if self._leaving else 0  # may be with the broker already
+        rows = slice(kept, kept + excess)
+        numbers, _, times = self._columns
+        if self._sieve is not None:
+            for number, at in zip(numbers[rows], times[rows], strict=True):
+                self._sieve.lost(number, at)
+        for column in self._columns:
+            del column[rows]
+        self.dropped += excess
 
     def _number(self, series: Named) -> int | None:
         try:
@@ -100,32 +131,61 @@ class Publisher:
         for column in self._columns:
             del column[:]
         self._told, self.dropped, self._is_full, self._leaving = 0, 0, False, None
+        self._sieve = self._answer = None
 
     def again(self) -> None:
-        """Declare all series again: somebody listens who does not know them."""
+        """Declare all series again: somebody listens who does not know them, nor what others asked for."""
         self._told = 0
-        self._leaving = None
+        self._leaving = self._answer = None
+        self._sift(None)
 
     def heard(self, event: Event) -> None:
         """Do what the broker asks; raises CodecError when it is malformed."""
-        if event.topic != AGAIN:
-            raise CodecError(f"a publisher knows nothing of {event.topic[:64]!r}")
-        if Again.from_event(event).run == self.run:
-            self.again()
+        match event.topic:
+            case samples.AGAIN:
+                if Again.from_event(event).run == self.run:
+                    self.again()
+            case samples.OFFLOAD:
+                offer = Offload.from_event(event)
+                if offer.run == self.run:
+                    is_taken = offer.cuts and len(offer.cuts) <= self.most_cuts and not self._is_strained
+                    self._sift(Sieve(offer, self._newest) if is_taken else None)
+                    self._tell_sifting()
+            case _:
+                raise CodecError(f"a publisher knows nothing of {event.topic[:64]!r}")
+
+    def strain(self, is_strained: bool) -> None:
+        """Say whether this process is too busy to compare samples with thresholds for the broker."""
+        self._is_strained = is_strained
+        if is_strained and self._sieve is not None:
+            self._sift(None)
+            self._tell_sifting()
+
+    def _sift(self, sieve: Sieve | None) -> None:
+        """Go over to another sieve, after the broker was given what the one before held back."""
+        for row in self._sieve.rest() if self._sieve is not None else ():
+            self._append(*row)
+        self._sieve = sieve
+
+    def _tell_sifting(self) -> None:
+        self._answer = Offloaded(self.run, self._sieve.cuts if self._sieve is not None else 0).to_event()
 
     def first(self) -> Event | None:
         """Return what is to be sent next, the same until :meth:`pop`; None when there is nothing."""
         if self._leaving is None:
-            self._leaving = self._declaration() or self._samples()
+            answer = (self._answer, 0, 0) if self._answer is not None else None
+            self._leaving = self._declaration() or answer or self._samples()
         return self._leaving[0] if self._leaving else None
 
     def pop(self) -> None:
         """Forget what :meth:`first` returned."""
         if self._leaving is not None:
-            _, series, samples = self._leaving
+            event, series, rows = self._leaving
             self._told += series
             for column in self._columns:
-                del column[:samples]
+                del column[:rows]
+            if event is self._answer:
+                self._answer = None
             self._leaving = None
 
     def narrow(self) -> bool:

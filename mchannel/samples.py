@@ -7,6 +7,8 @@ A publisher numbers its series, declares them once and from then on speaks of nu
 ``metrics.series``    :class:`Declared`: these series have these numbers
 ``metrics.samples``   :class:`Samples`: values and times of series, told by number
 ``metrics.again``     :class:`Again`, from broker to publisher: declare all series (again)
+``metrics.offload``   :class:`Offload`, from broker to publisher: send of these series only what matters
+``metrics.offloaded`` :class:`Offloaded`: the publisher does so, or does so no longer
 ====================  =========================================================================
 
 Columns are little-endian, and converted as a whole: what a batch costs hardly depends on how many it holds.
@@ -14,6 +16,7 @@ Columns are little-endian, and converted as a whole: what a batch costs hardly d
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from array import array
@@ -30,10 +33,13 @@ from mchannel.packing import Limits, pack, unpack
 __all__ = [
     "AGAIN",
     "GROUP",
+    "MOST_CUTS",
     "MOST_DECLARED",
     "MOST_LABELS",
     "MOST_SAMPLES",
     "MOST_SERIES",
+    "OFFLOAD",
+    "OFFLOADED",
     "RESERVED",
     "SAMPLES",
     "SERIES",
@@ -41,6 +47,8 @@ __all__ = [
     "Declared",
     "Labels",
     "Named",
+    "Offload",
+    "Offloaded",
     "Samples",
     "declarations",
     "is_label",
@@ -55,12 +63,15 @@ _Whole: TypeAlias = "array[int]"
 _Real: TypeAlias = "array[float]"
 
 SERIES, SAMPLES, AGAIN = "metrics.series", "metrics.samples", "metrics.again"
+OFFLOAD, OFFLOADED = "metrics.offload", "metrics.offloaded"
 MOST_SERIES = 1 << 20
 """Series of one publisher: numbers are below."""
 MOST_DECLARED = 4096
 """Series in one declaration."""
 MOST_SAMPLES = 1 << 15
 """Samples in one event."""
+MOST_CUTS = 4096
+"""Thresholds in one offer."""
 MOST_LABELS = 16
 GROUP = "group"
 """The one label that may occur several times: an endpoint may belong to many groups."""
@@ -249,6 +260,86 @@ class Samples:
                 cast("int", event.detail.get("dropped", 0)),
             )
         )
+
+
+def _milliseconds(_: object, attribute: attrs.Attribute[int], value: object) -> None:
+    if type(value) is not int or not -_RUNS <= value < _RUNS:
+        raise ValueError(f"{attribute.name} must be whole milliseconds, not {value!r:.60}")
+
+
+@attrs.frozen
+class Offload:
+    """Asks the publisher to compare samples with thresholds itself, and to send only those that change something.
+
+    It replaces what was asked before; without thresholds, everything is sent again. *Cuts* are thresholds of which
+    all that matters is whether a value is above them: ``> c`` and ``<= c`` change at *c*, and ``>= c`` and ``< c`` at
+    the double just below. (MAVIS, section IV, *selective offloading*.)
+    """
+
+    run: int = attrs.field(validator=_run)
+    since: int = attrs.field(validator=_milliseconds)
+    """Time of the newest sample of the publisher that the broker has; up to it nothing is held back."""
+    refresh: int = attrs.field(validator=_milliseconds)
+    """Milliseconds after which a series is told although nothing has changed."""
+    numbers: _Whole
+    """Of the series that the cuts are for; an ``array`` of type ``I``."""
+    cuts: _Real
+    """Type ``d``."""
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if (self.numbers.typecode, self.cuts.typecode) != ("I", "d") or len(self.numbers) != len(self.cuts):
+            raise ValueError("the columns must be arrays of the types I and d, and of the same length")
+        if len(self.cuts) > MOST_CUTS:
+            raise ValueError(f"{len(self.cuts)} thresholds in one offer; {MOST_CUTS} are the most")
+        if any(map(math.isnan, self.cuts)):
+            raise ValueError("a threshold must be a number")
+
+    def to_event(self) -> Event:
+        """Return the event that says so."""
+        detail: dict[str, Scalar | tuple[Scalar, ...]] = {
+            "run": self.run,
+            "since": self.since,
+            "refresh": self.refresh,
+            "numbers": _packed(self.numbers),
+            "cuts": _packed(self.cuts),
+        }
+        return Event(OFFLOAD, value=len(self.cuts), detail=detail)
+
+    @classmethod
+    def from_event(cls, event: Event) -> Self:
+        """Return what *event* says; raise :exc:`~mchannel.errors.CodecError` when it is malformed."""
+        return _read(
+            lambda: cls(
+                cast("int", event.detail.get("run")),
+                cast("int", event.detail.get("since")),
+                cast("int", event.detail.get("refresh")),
+                _column(array("I"), event, "numbers"),
+                _column(array("d"), event, "cuts"),
+            )
+        )
+
+
+@attrs.frozen
+class Offloaded:
+    """Says how many thresholds the publisher compares with from now on; none if it cannot, or has no time for it."""
+
+    run: int = attrs.field(validator=_run)
+    cuts: int
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if type(self.cuts) is not int or not 0 <= self.cuts <= MOST_CUTS:
+            raise ValueError("cuts must be a whole number")
+
+    def to_event(self) -> Event:
+        """Return the event that says so."""
+        return Event(OFFLOADED, value=self.cuts, detail={"run": self.run})
+
+    @classmethod
+    def from_event(cls, event: Event) -> Self:
+        """Return what *event* says; raise :exc:`~mchannel.errors.CodecError` when it is malformed."""
+        return _read(lambda: cls(cast("int", event.detail.get("run")), cast("int", event.value)))
 
 
 def _read(build: Callable[[], T]) -> T:
