@@ -113,7 +113,7 @@ def _crossing(
     source: BrokerProcess, target: BrokerProcess
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
     """Return when the source saw the guest pause, the target saw it run, and the target heard a number of it."""
-    resumed = target.wait("event", kind="arrived", timeout=120)
+    resumed = target.wait("event", kind="resumed", timeout=120)
     heard = target.wait("number")
     paused = source.wait("event", kind="leaving")
     result = source.wait("migrated", timeout=120)

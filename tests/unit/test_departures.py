@@ -1,0 +1,204 @@
+"""Who decides about the halves of a domain that a migration left on two hosts, and how."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import pytest
+
+from mbroker.fleet.departures import Departure, Verdict, verdict
+from mbroker.fleet.message import Admit, Discard, Message, Whereabouts, Wherever
+from mbroker.hypervisor import EventStream, Kind, State
+from mbroker.hypervisor.fake import Fault, Step, Trouble, World
+from tests.unit.fleet_world import Network, fleet, run
+from tests.unit.test_migration import migrated
+
+LEFT = Departure("aaaaaaaa-0000-4000-8000-000000000001", "web1", "b", "7")
+STAYED = attrs.evolve(LEFT, stayed=True)
+NOTHING = Whereabouts(LEFT.domain, here=False, running=False)
+FILLED = attrs.evolve(NOTHING, here=True)
+WAITS = attrs.evolve(FILLED, ticket="7")
+WAITS_FOR_ANOTHER = attrs.evolve(FILLED, ticket="8")
+RUNS = attrs.evolve(FILLED, running=True)
+
+
+@pytest.mark.parametrize(
+    ("departure", "here", "there", "expected"),
+    [
+        (LEFT, State.RUNNING, WAITS, Verdict.DISCARD_THERE),
+        (LEFT, State.PAUSED, WAITS, Verdict.DISCARD_THERE),
+        (LEFT, State.RUNNING, NOTHING, Verdict.SETTLED),
+        (LEFT, State.MOVING, WAITS, Verdict.DISCARD_HERE),
+        (LEFT, State.MOVING, RUNS, Verdict.DISCARD_HERE),
+        (LEFT, State.MOVING, FILLED, Verdict.WAIT),
+        (LEFT, State.MOVING, WAITS_FOR_ANOTHER, Verdict.WAIT),
+        (LEFT, State.MOVING, NOTHING, Verdict.ADMIT_HERE),
+        (LEFT, None, WAITS, Verdict.ADMIT_THERE),
+        (LEFT, State.OFF, WAITS, Verdict.ADMIT_THERE),
+        (LEFT, None, WAITS_FOR_ANOTHER, Verdict.SETTLED),
+        (LEFT, None, RUNS, Verdict.SETTLED),
+        (LEFT, None, NOTHING, Verdict.SETTLED),
+        (STAYED, None, WAITS, Verdict.DISCARD_THERE),
+        (STAYED, State.OFF, WAITS, Verdict.DISCARD_THERE),
+        (STAYED, State.MOVING, WAITS, Verdict.DISCARD_THERE),
+        (STAYED, None, attrs.evolve(WAITS, running=True), Verdict.SETTLED),
+    ],
+)
+def test_a_domain_is_let_run_at_one_host(
+    departure: Departure, here: State | None, there: Whereabouts, expected: Verdict
+) -> None:
+    assert verdict(departure, here, there) is expected
+
+
+Play = Callable[[World, Network, str], None]
+
+
+def _interrupted(folder: Path, fault: Fault, play: Play, *, at: Step | None = None) -> tuple[list[str], World]:
+    """Move a domain from a to b with *fault*, and return where it runs in the end.
+
+    *play* begins at that step, or *at* another.
+    """
+
+    async def main() -> tuple[list[str], World]:
+        world, network = fleet(folder, "a", "b")
+        domain = world.boot(world.host("a"), "web1")
+        await asyncio.sleep(1)
+        world.plan(fault)
+
+        async def at_step(step: Step, _: str) -> None:
+            if step is (at or fault.step):
+                play(world, network, domain)
+            await asyncio.sleep(0.01)
+
+        world.at_step = at_step
+        move = asyncio.create_task(migrated(network, domain))
+        await asyncio.sleep(40)
+        move.cancel()
+        world.check()
+        return [host.uri for host in world.running(domain)], world
+
+    return run(main())
+
+
+def _later(seconds: float, do: Callable[[], object]) -> None:
+    asyncio.get_running_loop().call_later(seconds, do)
+
+
+def _restart(_: World, network: Network, __: str) -> None:
+    _later(1, network.brokers["a"].kill)
+    _later(2, network.brokers["a"].start)
+
+
+def _cut(network: Network, *, off: bool = True) -> None:
+    network.cut = off
+    network.brokers["a"].network_changed()
+
+
+@pytest.mark.parametrize(
+    ("step", "host"), [(Step.COPY, "a"), (Step.FINISH, "a"), (Step.CONFIRM, "b"), (Step.ADMIT, "b")]
+)
+def test_a_broker_that_died_finishes_after_its_restart(tmp_path: Path, step: Step, host: str) -> None:
+    running, world = _interrupted(tmp_path, Fault(step, Trouble.HANG), _restart)
+    assert running == [f"fake://{host}"]
+    assert [len(each.halves) for each in world.hosts.values()].count(1) == 1
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_twin_of_a_domain_that_went_on_at_its_source_is_never_admitted(tmp_path: Path, ends: bool) -> None:
+    """Not even when the domain has ended there before the destination can be asked, and its broker has died."""
+
+    def play(world: World, network: Network, domain: str) -> None:
+        _cut(network)
+        _restart(world, network, domain)
+        if ends:
+            _later(0.5, lambda: world.host("a").forget(domain))
+        _later(5, lambda: _cut(network, off=False))
+
+    running, world = _interrupted(tmp_path, Fault(Step.FINISH, Trouble.CUT), play)
+    assert running == ([] if ends else ["fake://a"])
+    assert not world.host("b").halves
+
+
+def test_a_domain_that_came_back_for_a_moment_only_is_not_admitted_elsewhere(tmp_path: Path) -> None:
+    tasks: list[asyncio.Task[None]] = []
+
+    def play(world: World, _: Network, domain: str) -> None:
+        async def watch(events: EventStream) -> None:
+            async for event in events:
+                if event.kind is Kind.ARRIVED:
+                    world.host("a").forget(domain)
+
+        tasks.append(asyncio.create_task(watch(world.host("a").events())))
+
+    running, world = _interrupted(tmp_path, Fault(Step.FINISH, Trouble.CUT), play)
+    assert running == []
+    assert not world.host("b").halves
+
+
+def test_a_domain_that_was_paused_and_resumed_while_it_was_copied_has_not_stayed(tmp_path: Path) -> None:
+    tasks: list[asyncio.Task[None]] = []
+
+    def play(world: World, network: Network, domain: str) -> None:
+        async def pause() -> None:
+            await world.host("a").pause(domain)
+            await world.host("a").resume(domain)
+
+        tasks.append(asyncio.create_task(pause()))
+        _restart(world, network, domain)
+
+    running, _ = _interrupted(tmp_path, Fault(Step.ADMIT, Trouble.HANG), play, at=Step.COPY)
+    assert running == ["fake://b"]
+
+
+def test_a_domain_that_cannot_be_decided_about_runs_nowhere_and_both_brokers_say_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def play(world: World, network: Network, domain: str) -> None:
+        _cut(network)
+        _restart(world, network, domain)
+
+    running, _ = _interrupted(tmp_path, Fault(Step.CONFIRM, Trouble.HANG), play)
+    assert running == []
+    said = [record.getMessage() for record in caplog.records if "virsh resume web1" in record.getMessage()]
+    assert len(said) == 2
+    here, there = sorted(said)
+    assert here.startswith("web1 is here, whole and paused, until the broker of fake://a says")
+    assert there.startswith("web1 is paused here until b can say whether it has it; if b is lost: virsh resume web1")
+
+
+def test_a_move_that_cannot_be_noted_is_not_begun(tmp_path: Path) -> None:
+    async def main() -> None:
+        world, network = fleet(tmp_path, "a", "b")
+        domain = world.boot(world.host("a"), "web1")
+        await asyncio.sleep(1)
+        file = network.brokers["a"]._departures  # pyright: ignore[reportPrivateUsage]
+        assert file is not None
+        file.close()
+        result = await migrated(network, domain)
+        assert (result.moved, result.host, result.step) == (False, "a", "move")
+        assert "is closed; open it again" in result.reason
+        assert world.host("a").calls["migrate"] == 0
+
+    run(main())
+
+
+def test_only_what_arrived_by_that_migration_obeys(tmp_path: Path) -> None:
+    async def main() -> list[Message | str | None]:
+        world, network = fleet(tmp_path, "a", "b")
+        domain = world.boot(world.host("b"), "web1")
+        await asyncio.sleep(1)
+        answers: list[Message | str | None] = []
+        for question in (Discard(domain, ""), Discard(domain, "7"), Admit(domain, "7"), Wherever(domain)):
+            try:
+                answers.append(await network.brokers["b"].hear("a", question))
+            except Exception as error:
+                answers.append(str(error))
+        return answers
+
+    refused, refused_too, admitted, seen = run(main())
+    assert "not left here by that migration" in str(refused)
+    assert "not left here by that migration" in str(refused_too)
+    assert admitted == seen == Whereabouts(LEFT.domain, here=True, running=True, attended=True)
