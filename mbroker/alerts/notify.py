@@ -219,11 +219,12 @@ class Teller:
             async with asyncio.TaskGroup() as tasks:
                 while True:
                     self._news.clear()
+                    began = time.monotonic()
                     wake = self._step(tasks)
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_POLL if wake is None else min(_POLL, wake)):
                             await self._news.wait()
-                    await asyncio.sleep(_BREATH)
+                    await asyncio.sleep(began + _BREATH - time.monotonic())
         finally:
             for notifier in self._notifiers.values():
                 await notifier.close()
