@@ -10,20 +10,19 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-import attrs
 import click
 
-from mbroker import control
+from mbroker import control, xen_doctor
 from mbroker.cgroup import Hierarchy
 from mbroker.config import Config, ConfigError, FleetSection, Loaded, load
 from mbroker.exits import Exit
+from mbroker.findings import Finding, Verdict
 from mbroker.hosting import MemberRow
-from mbroker.hypervisor import DomainInfo, HypervisorError, NoSuchPort, connect
+from mbroker.hypervisor import DomainInfo, HypervisorError, NoSuchPort, connect, is_xen
 from mbroker.options import with_output
 from mbroker.setup import faults
 from mbroker.terminal import print_json, print_table
@@ -38,26 +37,6 @@ _PATIENCE = 15.0
 """Seconds that a hypervisor has to answer."""
 _CLOCK = 1.0
 """Seconds by which two clocks may differ before it is worth a word."""
-
-
-class Verdict(Enum):
-    """How bad it is."""
-
-    OK = "ok"
-    WARN = "warn"
-    """Works, but not for everything."""
-    FAIL = "fail"
-
-
-@attrs.frozen
-class Finding:
-    """What one check found out."""
-
-    check: str
-    verdict: Verdict
-    meaning: str
-    remedy: str = ""
-    """What to do; empty when it is well."""
 
 
 def software() -> Iterator[Finding]:
@@ -152,6 +131,14 @@ def ports(domains: tuple[DomainInfo, ...], port: str) -> Iterator[Finding]:
             yield Finding("domain", Verdict.OK, f"{domain.name} has the port {port}")
 
 
+def xen(domains: tuple[DomainInfo, ...]) -> list[Finding]:
+    """See that channels from guests of Xen can end here, and which there are."""
+    found = list(xen_doctor.domain_0())
+    if all(each.verdict is Verdict.OK for each in found):
+        found += xen_doctor.offers(domains)
+    return found
+
+
 async def destinations(fleet: FleetSection) -> list[Finding]:
     """See that domains can be moved to each host of the fleet, as far as its hypervisor goes."""
 
@@ -208,7 +195,11 @@ async def examine(path: Path, uri: str | None = None) -> tuple[Finding, ...]:
         found.append(Finding("hypervisor", Verdict.WARN, "no hypervisor was named: no domain is attended to", remedy))
     else:
         domains, more = await hypervisor(uri)
-        found += [*more, *ports(domains, section.port if section else "org.mchannel.0")]
+        found += more
+        if is_xen(uri):
+            found += await asyncio.to_thread(xen, domains)
+        else:
+            found += ports(domains, section.port if section else "org.mchannel.0")
     if fleet is not None:
         found += key_files(config.broker.name, fleet)
         found += await destinations(fleet)

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from mchannel.framed import Framed
 from mchannel.transports.xenguest import GuestWire
-from mchannel.transports.xenhost import HostDoor, quiesce, resume
+from mchannel.transports.xenhost import HostDoor, channels, quiesce, resume
 from mchannel.transports.xenlib import LIBXEN, Machine
 from mchannel.transports.xenoffer import HOLD, Offer
 
-__all__ = ["HOLD", "XEN", "Offer", "quiesce", "resume", "scheme"]
+__all__ = ["HOLD", "XEN", "Offer", "channels", "quiesce", "resume", "scheme"]
 
 
 def scheme(machine: Machine) -> Framed:

@@ -22,7 +22,7 @@ from mchannel.transports.ringwire import RingPort, RingWire
 from mchannel.transports.xenlib import LIBXEN, Events, Machine, Store
 from mchannel.transports.xenoffer import HOLD, Offer, channel_name, folder, is_channel_name, longest
 
-__all__ = ["HostDoor", "quiesce", "resume"]
+__all__ = ["HostDoor", "channels", "quiesce", "resume"]
 
 _LAST_DOMAIN: Final = 0x7FEF
 _BURST: Final = 64  # watches or event channels looked at for one wake-up
@@ -240,6 +240,15 @@ def quiesce(domain: int, *, timeout: float = 5.0, hold: int = 60, machine: Machi
             while store.fired() is not None:
                 pass
         return True
+    finally:
+        store.close()
+
+
+def channels(domain: int, *, machine: Machine = LIBXEN) -> list[str]:
+    """Return the names of the channels that the agents of a domain offer now; raises AddressError without Xen."""
+    store = machine.store()
+    try:
+        return [name for name in _names(store, domain) if store.read(f"{folder(name, domain)}/offer") is not None]
     finally:
         store.close()
 

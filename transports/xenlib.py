@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import attrs
@@ -18,7 +18,7 @@ from mchannel.address import runtime_dir
 from mchannel.errors import AddressError
 from mchannel.transports.region import Memory
 
-__all__ = ["LIBXEN", "Events", "Machine", "Pages", "Store"]
+__all__ = ["LIBXEN", "Events", "Machine", "Pages", "Store", "missing_libraries"]
 
 PAGE: Final = 4096
 _READ_WRITE: Final = 3  # PROT_READ | PROT_WRITE
@@ -180,6 +180,20 @@ class _Libraries:
 @functools.cache
 def _libraries() -> _Libraries:
     return _Libraries()
+
+
+def missing_libraries() -> Iterator[str]:
+    """Yield a line for each of Xen's libraries that is not here, or cannot be used: what it is; what to do."""
+    try:
+        libraries = _libraries()
+    except AddressError as error:
+        yield str(error)
+        return
+    for name in ("store", "events", "grants", "logger"):
+        try:
+            getattr(libraries, name)
+        except AddressError as error:
+            yield str(error)
 
 
 class _Store:
