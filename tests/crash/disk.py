@@ -10,21 +10,21 @@ anywhere in between, the others are as old or as new as they can be.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 
 from .points import WHOLE, Check, Program, Report, Seed, Violation, judged, spread
 
-__all__ = ["enumerate_disk_states"]
+__all__ = ["Disk", "File", "Moment", "Truncate", "Write", "enumerate_disk_states", "judge_moments"]
 
 
 @attrs.frozen
-class _Write:
+class Write:
     offset: int
     data: bytes
 
@@ -36,7 +36,7 @@ class _Write:
 
 
 @attrs.frozen
-class _Truncate:
+class Truncate:
     size: int
 
     def on(self, content: bytes) -> bytes:
@@ -44,12 +44,12 @@ class _Truncate:
 
 
 @attrs.define(eq=False)
-class _File:
+class File:
     synced: bytes = b""
-    pending: list[_Write | _Truncate] = attrs.field(factory=list[_Write | _Truncate])
+    pending: list[Write | Truncate] = attrs.field(factory=list[Write | Truncate])
     through: bool = False
 
-    def add(self, change: _Write | _Truncate) -> None:
+    def add(self, change: Write | Truncate) -> None:
         self.pending.append(change)
         if self.through:
             self.sync()
@@ -64,11 +64,11 @@ class _File:
         found = {self.synced: None}
         content = self.synced
         for index, change in enumerate(self.pending):
-            if isinstance(change, _Write):
+            if isinstance(change, Write):
                 data = change.data
                 for kept in spread(range(len(data)), None if WHOLE else 8):
-                    found[_Write(change.offset, data[:kept]).on(content)] = None
-                    found[_Write(change.offset, data[:kept] + bytes(len(data) - kept)).on(content)] = None
+                    found[Write(change.offset, data[:kept]).on(content)] = None
+                    found[Write(change.offset, data[:kept] + bytes(len(data) - kept)).on(content)] = None
                 if index:  # an earlier one is missing
                     found[change.on(self.synced)] = None
             content = change.on(content)
@@ -76,18 +76,20 @@ class _File:
         return tuple(found)
 
 
-Names = dict[str, _File]
+Names = dict[str, File]
+Moment: TypeAlias = "tuple[tuple[str, ...], Sequence[dict[str, bytes]]]"
+"""What had been promised at a moment, and each state in which the disk may have been."""
 
 
 @attrs.define
-class _Disk:
+class Disk:
     """Follows what a program does to one directory by standing before the functions of ``os``."""
 
     folder: Path
     through: Callable[[str], bool]
-    synced: Names = attrs.field(factory=dict[str, _File])
+    synced: Names = attrs.field(factory=dict[str, File])
     names: list[Names] = attrs.field(factory=lambda: list[Names]([{}]))  # since the last sync, in order
-    open_files: dict[int, _File | None] = attrs.field(factory=dict[int, "_File | None"])
+    open_files: dict[int, File | None] = attrs.field(factory=dict[int, "File | None"])
     changed: Callable[[], None] = lambda: None
 
     def name(self, path: Any) -> str | None:
@@ -131,10 +133,10 @@ class _Disk:
             self.open_files[fd] = None
         elif name is not None:
             if not there:
-                self.rename({**self.names[-1], name: _File(through=self.through(name))})
+                self.rename({**self.names[-1], name: File(through=self.through(name))})
             self.open_files[fd] = file = self.names[-1][name]
             if flags & os.O_TRUNC:
-                file.add(_Truncate(0))
+                file.add(Truncate(0))
                 self.changed()
         return fd
 
@@ -153,14 +155,14 @@ class _Disk:
 
     def wrote(self, fd: int, data: bytes, offset: int) -> int:
         if file := self.open_files.get(fd):
-            file.add(_Write(offset, data))
+            file.add(Write(offset, data))
             self.changed()
         return len(data)
 
     def on_ftruncate(self, real: Any, fd: int, size: int) -> None:
         real(fd, size)
         if file := self.open_files.get(fd):
-            file.add(_Truncate(size))
+            file.add(Truncate(size))
             self.changed()
 
     def on_fsync(self, real: Any, fd: int) -> None:
@@ -205,18 +207,16 @@ def enumerate_disk_states(
     work = folder / "program"
     work.mkdir(parents=True)
     seed(work)
-    disk = _Disk(work, through)
+    disk = Disk(work, through)
     files = [file for file in sorted(work.rglob("*")) if file.is_file()]
     disk.names = [
-        {str(disk.name(file)): _File(file.read_bytes(), through=through(str(disk.name(file)))) for file in files}
+        {str(disk.name(file)): File(file.read_bytes(), through=through(str(disk.name(file)))) for file in files}
     ]
     acked: list[str] = []
-    seen: set[tuple[object, ...]] = set()
-    violations: list[Violation] = []
-    moments: list[tuple[tuple[str, ...], Sequence[dict[str, bytes]]]] = []
+    moments: list[Moment] = []
 
     def remember() -> None:
-        moments.append((tuple(acked), (spread(disk.states(), None if WHOLE else most))))
+        moments.append((tuple(acked), spread(disk.states(), None if WHOLE else most)))
 
     def ack(text: str) -> None:
         acked.append(text)
@@ -225,10 +225,17 @@ def enumerate_disk_states(
     disk.changed = remember
     with disk.watching():
         program(work, ack)
+    return judge_moments(moments, check, folder=folder, first=first)
+
+
+def judge_moments(moments: Iterable[Moment], check: Check, *, folder: Path, first: bool) -> Report:
+    """Check each state of each moment once."""
+    seen: set[tuple[object, ...]] = set()
+    violations: list[Violation] = []
     for moment, (promised, states) in enumerate(moments):
         for number, state in enumerate(states):
             key = (promised, *sorted(state.items()))
-            if key in seen or (first and violations):
+            if key in seen:
                 continue
             seen.add(key)
             place = folder / f"{moment}-{number}"
@@ -237,5 +244,7 @@ def enumerate_disk_states(
                 (place / name).write_bytes(content)
             place.mkdir(exist_ok=True)
             sizes = {name: len(content) for name, content in state.items()}
-            violations += judged(check, place, promised, f"moment {moment} of {len(moments)}, {sizes}")
+            violations += judged(check, place, promised, f"moment {moment}, {sizes}")
+            if first and violations:
+                return Report(len(seen), tuple(violations))
     return Report(len(seen), tuple(violations))

@@ -13,13 +13,13 @@ from typing import Literal, TypeAlias
 
 from .points import WHOLE, Check, Report, Seed, Violation, judged, spread
 
-__all__ = ["Fault", "enumerate_syscalls", "strace_missing"]
+__all__ = ["RUN", "Fault", "enumerate_syscalls", "strace_missing"]
 
 Fault: TypeAlias = Literal["signal=SIGKILL", "error=EIO", "error=ENOSPC"]
 
-_CALLS = "openat,flock,pwrite64,write,fsync,ftruncate,rename,unlink"
+_CALLS = "openat,flock,pwrite64,write,fsync,fdatasync,ftruncate,rename,unlink"
 
-_RUN = """
+RUN = """
 import importlib, os, pathlib, sys
 module, name, folder = sys.argv[1:]
 acks = os.open(folder + ".acks", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -77,7 +77,7 @@ def _run(program: str, work: Path, files: Sequence[str], seed: Seed, fault: str 
     log, acks = Path(f"{work}.strace"), Path(f"{work}.acks")
     # Not with --seccomp-bpf, which is faster but drops the signal.
     command = ["strace", "-f", "-q", "-o", str(log), "-e", f"trace={_CALLS}", *paths, *inject]
-    command += [sys.executable, "-B", "-c", _RUN, *program.split(":"), str(work)]
+    command += [sys.executable, "-B", "-c", RUN, *program.split(":"), str(work)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     expected = "killed by SIGKILL" if "SIGKILL" in fault else "(INJECTED)" if fault else "exited with 0"
     if expected not in log.read_text():
