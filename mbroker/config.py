@@ -192,7 +192,7 @@ class DomainSection:
 
 @attrs.frozen
 class HypervisorSection:
-    """``[hypervisor]``: attend to every domain of this host that has the port."""
+    """``[hypervisor]``: attend to every domain of this host that has the port, or under Xen, to every one."""
 
     uri: str = attrs.field(validator=_uri)
     """Such as ``qemu:///system`` or ``xen:///system``."""
