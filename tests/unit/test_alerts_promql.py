@@ -61,6 +61,7 @@ def said(text: str, renaming: Renaming = PLAIN) -> tuple[str, ...]:
         ("100 - avg(idle) * 100 > 80", "mean(idle) < 0.2"),
         ("-(load) >= -2", "load <= 2"),
         ("load / 4 + 1 != 2", "load != 4"),
+        ("10 - (load - 2) > 3", "load < 9"),
         ("free < 5 * 2 ^ 30", "free < 5368709120"),
         ("a > 1 and b > 2", "a > 1 and b > 2"),
         ("a > 1 and on (host) b > 2", "a > 1 and any(b) by (host) > 2"),
