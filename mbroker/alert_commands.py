@@ -22,7 +22,7 @@ from mbroker.options import with_control, with_output
 from mbroker.terminal import clean, print_json, print_line, print_table, span
 from mbroker.values import plain
 
-__all__ = ["alerts", "parsed", "subscribe", "subscriptions", "unsubscribe", "user"]
+__all__ = ["alerts", "ask", "parsed", "print_alerts", "subscribe", "subscriptions", "unsubscribe", "user", "warn"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,7 +66,7 @@ The language: docs/reference/language.md. What it would have fired on: mbroker e
 def subscribe(text: str, receivers: Sequence[str], owner: str, address: str, output: str) -> None:
     """Be told once when the condition TEXT begins to hold, and once when it ceases to."""
     wanted = rows.SubscribeWanted(owner, str(parsed(text)), tuple(receivers))
-    row: rows.SubscriptionRow = _ask(address, rows.SubscriptionRow, "control.subscribe", wanted)
+    row: rows.SubscriptionRow = ask(address, rows.SubscriptionRow, "control.subscribe", wanted)
     if output == "json":
         print_json(plain(row))
     else:
@@ -82,7 +82,7 @@ def subscribe(text: str, receivers: Sequence[str], owner: str, address: str, out
 @with_control
 def unsubscribe(number: int, by: str, address: str) -> None:
     """End the subscription NUMBER and its alerts."""
-    _ask(address, None, "control.unsubscribe", rows.Named(number, by))
+    ask(address, None, "control.unsubscribe", rows.Named(number, by))
     print_line(f"subscription {number} ended")
 
 
@@ -134,7 +134,7 @@ def list_(state: str, subscription: int | None, since: str | None, limit: int, a
     """List alerts."""
     begin = None if since is None else time.time() - _seconds("--since", since)
     wanted = rows.AlertsWanted("" if state == "all" else state, subscription, begin, limit)
-    found: tuple[rows.AlertRow, ...] = _ask(address, tuple[rows.AlertRow, ...], "control.alerts", wanted)
+    found: tuple[rows.AlertRow, ...] = ask(address, tuple[rows.AlertRow, ...], "control.alerts", wanted)
     if output == "json":
         print_json([plain(row) for row in found])
         return
@@ -173,7 +173,7 @@ def show(id: str, address: str, output: str) -> None:  # noqa: A002 - what every
 @with_output
 def ack(id: str, by: str, address: str, output: str) -> None:  # noqa: A002
     """Say that you take care of the alert ID: nobody else is woken for it."""
-    row: rows.AlertRow = _ask(address, rows.AlertRow, "control.acknowledge", rows.AcknowledgeWanted(id, by))
+    row: rows.AlertRow = ask(address, rows.AlertRow, "control.acknowledge", rows.AcknowledgeWanted(id, by))
     if output == "json":
         print_json(plain(row))
         return
@@ -195,7 +195,7 @@ Examples:
 def silence(labels: Sequence[str], duration: str, why: str, by: str, address: str, output: str) -> None:
     """Tell nobody of alerts that have all LABELS, conditions such as domain=web1, != =~ or !~."""
     wanted = rows.SilenceWanted(tuple(labels), _seconds("--for", duration), by, why)
-    row: rows.SilenceRow = _ask(address, rows.SilenceRow, "control.silence", wanted)
+    row: rows.SilenceRow = ask(address, rows.SilenceRow, "control.silence", wanted)
     if output == "json":
         print_json(plain(row))
         return
@@ -223,7 +223,7 @@ def silences(address: str, output: str) -> None:
 @with_control
 def unsilence(number: int, by: str, address: str) -> None:
     """End the silence NUMBER."""
-    _ask(address, None, "control.unsilence", rows.Named(number, by))
+    ask(address, None, "control.unsilence", rows.Named(number, by))
     print_line(f"silence {number} ended")
 
 
@@ -300,5 +300,6 @@ def _seconds(option: str, text: str) -> float:
     return int(match[1]) * UNITS[match[2]] / 1000
 
 
-def _ask(address: str, kind: Any, topic: str, wanted: attrs.AttrsInstance) -> Any:
+def ask(address: str, kind: Any, topic: str, wanted: attrs.AttrsInstance) -> Any:
+    """Return the daemon's answer, as *kind*, to a question about *wanted*; raises as :func:`mbroker.control.ask`."""
     return control.ask(address, kind, topic, json.dumps(plain(wanted)))

@@ -19,6 +19,7 @@ from mbroker.alert_rows import AlertsStatus
 from mbroker.alerts import Subscription
 from mbroker.alerts.alert import Alert
 from mbroker.alerts.book import Book
+from mbroker.alerts.deadman import Heart
 from mbroker.alerts.delivery import Manner, Notifier
 from mbroker.alerts.history import History
 from mbroker.alerts.keeper import AROUND, Keeper
@@ -100,6 +101,8 @@ class Desk:
         answers = Answers(self._watch, self._book, lambda: self._receivers, self._changed, _clock)
         self.answer = answers.answer
         """Return the answer to a question, by its topic and its value."""
+        self._heart = Heart(section.deadman.socket) if section.deadman else None
+        self._period = section.deadman.period if section.deadman else 1.0
         self._snapped = now
         self._sealing = asyncio.create_task(asyncio.sleep(0))
         self.status = self._now()
@@ -126,6 +129,7 @@ class Desk:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow the time until *stop*, then close."""
+        beating = asyncio.create_task(self._beat())
         try:
             while not stop.is_set():
                 self._tick()
@@ -134,12 +138,19 @@ class Desk:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), _TICK)
         finally:
+            beating.cancel()
             self._telling.cancel()
             await asyncio.wait([self._telling, self._sealing])
             self._snap(_clock())
             self._files.close()
 
     # -- time
+
+    async def _beat(self) -> None:
+        """Show whoever watches that the alerts live."""
+        while self._heart is not None:
+            self._heart.beat()
+            await asyncio.sleep(self._period)
 
     def _tick(self) -> None:
         now = _clock()

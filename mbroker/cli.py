@@ -21,7 +21,7 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"mbroker needs {missing.name} and other packages of a host; install them: pip install 'mchannel[host]'")
 
-from mbroker import alert_commands, control, doctor, fleet_commands
+from mbroker import alert_commands, control, deadman_command, doctor, fleet_commands, rule_commands
 from mbroker.action import Action
 from mbroker.broker import PolicyReport
 from mbroker.config import Config, ConfigError, Isolation, load
@@ -58,7 +58,7 @@ class _Commands(click.Group):
             sys.stdout.flush()
         except BrokenPipeError:
             raise  # the reader has enough: click ends quietly
-        except (Failure, MChannelError, PluginError) as error:
+        except (Failure, ConfigError, MChannelError, PluginError) as error:
             _fail(ctx, error, str(error))
         except OSError as error:
             abandon_output()
@@ -394,6 +394,8 @@ for _command in (
     alert_commands.unsubscribe,
     alert_commands.subscriptions,
     alert_commands.alerts,
+    rule_commands.import_rules,
+    deadman_command.deadman,
     fleet_commands.domains,
     fleet_commands.fleet,
     fleet_commands.migrate,

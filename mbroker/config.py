@@ -17,6 +17,7 @@ from typing import Any, TypeAlias, cast
 
 import attrs
 
+from mbroker.alerts.deadman import DeadmanSection
 from mbroker.alerts.intake import Bounds
 from mbroker.alerts.notifiers import ReceiverSection
 from mbroker.alerts.selector import is_name
@@ -247,6 +248,7 @@ class AlertsSection:
     bounds: Bounds = attrs.field(factory=Bounds)
     """``[alerts.bounds]``: what each host or domain may send."""
     receivers: dict[str, ReceiverSection] = attrs.field(factory=dict[str, ReceiverSection])
+    deadman: DeadmanSection | None = None
 
 
 @attrs.frozen
@@ -405,12 +407,23 @@ def _contradictions(config: Config) -> list[Fault]:
         faults += _misnamed(("broker", "name"), config.broker.name)
         for name in config.fleet.hosts:
             faults += _misnamed(("fleet", "hosts", name), name)
-    for name in config.alerts.groups if config.alerts else ():
-        if not is_name(name):
-            faults.append(Fault(("alerts", "groups", name), "must be a name of letters, digits and _ . :"))
+    faults += _misjudged(config.alerts) if config.alerts else []
     if config.fleet and config.broker.name in config.fleet.hosts:
         reason = "is this host itself; name the others, and this one by broker.name"
         faults.append(Fault(("fleet", "hosts", config.broker.name), reason))
+    return faults
+
+
+def _misjudged(alerts: AlertsSection) -> list[Fault]:
+    faults = [
+        Fault(("alerts", "groups", name), "must be a name of letters, digits and _ . :")
+        for name in alerts.groups
+        if not is_name(name)
+    ]
+    for name in alerts.deadman.receivers if alerts.deadman else ():
+        if name not in alerts.receivers:
+            known = ", ".join(alerts.receivers) or "none"
+            faults.append(Fault(("alerts", "deadman", "receivers"), f"{name} is no receiver; there are {known}"))
     return faults
 
 

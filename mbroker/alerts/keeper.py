@@ -87,7 +87,7 @@ class Keeper:
         due = heapq.heappop(self._due)
         at = _changed(due.alert)
         end = min(at + AROUND, now)
-        samples = itertools.islice(self._past.read(self._wanted(due.alert), at - AROUND, end), _MOST)
+        samples = itertools.islice(self._past.read(self._wanted(due.alert), at - AROUND, end + 1), _MOST)
         try:
             with suppress(LookupError):  # it was forgotten meanwhile
                 self._book.keep(due.id, due.state, samples, end)

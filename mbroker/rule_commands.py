@@ -1,0 +1,92 @@
+"""The commands of ``mbroker`` that try subscriptions, and take them over from elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+import click
+from rich.console import Console
+from rich.progress import track
+
+from mbroker import alert_rows as rows
+from mbroker import control
+from mbroker.alert_commands import ask, user, warn
+from mbroker.exits import Failure
+from mbroker.options import with_control, with_output
+from mbroker.terminal import clean, print_json, print_line
+from mbroker.values import plain
+
+__all__ = ["import_rules"]
+
+
+@attrs.frozen
+class _Taken:
+    """What became of one rule."""
+
+    group: str
+    name: str
+    subscriptions: tuple[str, ...]
+    numbers: tuple[int, ...]
+    notes: tuple[str, ...]
+    reason: str
+
+
+@click.command(
+    "import-rules",
+    epilog="""\b
+Examples:
+  mbroker import-rules prometheus.yml --dry-run
+  mbroker import-rules rules/node.yml --receiver oncall""",
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Show what the rules become; subscribe to nothing.")
+@click.option("--receiver", "receivers", multiple=True, metavar="NAME", help="Who is told; by default everybody.")
+@click.option("--owner", default=user, show_default="you", help="Whose subscriptions they are.")
+@with_control
+@with_output
+def import_rules(file: Path, dry_run: bool, receivers: Sequence[str], owner: str, address: str, output: str) -> None:
+    """Subscribe to what the alerting rules of Prometheus in FILE say; tell of those that cannot be taken over.
+
+    FILE holds rules, or names files that do in its rule_files. The exit code is 1 when some were not taken over.
+    """
+    try:
+        from mbroker.alerts.prometheus import RulesError, read_rules  # noqa: PLC0415 - needs what not every host has
+    except ModuleNotFoundError as missing:
+        raise Failure(f"{missing.name} is missing; install it: pip install 'mchannel[notify]'") from None
+    try:
+        imported = read_rules(file)
+    except RulesError as error:
+        raise Failure(str(error)) from None
+    taken: list[_Taken] = []
+    bar = Console(stderr=True)
+    for rule in track(imported, "subscribing", console=bar, disable=dry_run or not sys.stderr.isatty(), transient=True):
+        texts = tuple(map(str, rule.subscriptions))
+        numbers: list[int] = []
+        reason = rule.reason
+        try:
+            for text in () if dry_run else texts:
+                wanted = rows.SubscribeWanted(owner, text, tuple(receivers))
+                numbers.append(ask(address, rows.SubscriptionRow, "control.subscribe", wanted).number)
+        except control.ControlError as error:
+            reason = str(error)
+        taken.append(_Taken(rule.group, rule.name, texts, tuple(numbers), rule.notes, reason))
+    if output == "json":
+        print_json([plain(each) for each in taken])
+    else:
+        for each in taken:
+            _show(each)
+    refused = sum(1 for each in taken if each.reason)
+    if refused:
+        raise Failure(f"{refused} of {len(taken)} rules were not taken over")
+
+
+def _show(taken: _Taken) -> None:
+    name = clean(f"{taken.group}/{taken.name}")
+    for text, number in zip(taken.subscriptions, taken.numbers or [0] * len(taken.subscriptions), strict=False):
+        print_line(f"{name}: {f'subscription {number}: ' if number else ''}{text}")
+    if taken.reason:
+        print_line(f"{name}: not taken over: {clean(taken.reason)}")
+    warn([f"{name}: {note}" for note in taken.notes])

@@ -1,0 +1,252 @@
+"""``mbroker`` about alerts, before a book and a matcher that are real."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from click.testing import CliRunner, Result
+
+from mbroker import control
+from mbroker.alert_answers import Answers
+from mbroker.alerts.book import Book
+from mbroker.alerts.history import History
+from mbroker.alerts.keeper import AROUND, Keeper
+from mbroker.alerts.watch import Settings, Watch
+from mbroker.cli import main
+from mbroker.values import build
+from mchannel.samples import Declared, Named, Samples
+
+NOW = 1_700_000_000_000
+RULES = """
+groups:
+- name: node
+  rules:
+  - {alert: High, expr: load > 8, labels: {severity: critical}}
+  - {alert: Odd, expr: "topk(3, load) > 8"}
+  - {record: some, expr: load}
+"""
+
+
+@attrs.define
+class Daemon:
+    watch: Watch
+    book: Book
+    keeper: Keeper
+    now: int = NOW
+    receivers: tuple[str, ...] = ("oncall", "mail")
+
+    def say(self, value: float, metric: str = "load", source: str = "web1") -> None:
+        self.now += 1000
+        names = ("load", "memory")
+        self.watch.declare(source, Declared(1, 0, tuple(map(Named, names))), self.now)
+        columns = array("I", [names.index(metric)]), array("d", [value]), array("q", [self.now])
+        self.keeper.add(self.watch.samples(source, Samples(1, *columns), self.now), self.now)
+        while self.keeper.step(self.now):
+            pass
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    with Book(tmp_path / "book.db") as book, History(tmp_path / "history") as history:
+        watch = Watch(Settings("node1", broadest=2, longest=4096), book, history, NOW)
+
+        def subscription(number: int) -> Any:
+            found = watch.enrolment(number)
+            return found and found.subscription
+
+        made = Daemon(watch, book, Keeper(book, history, subscription))
+        answers = Answers(watch, book, lambda: made.receivers, lambda _: None, lambda: made.now)
+
+        def ask(_: str, kind: Any, topic: str, value: str = "") -> Any:
+            try:
+                return build(kind, json.loads(json.dumps(answers.answer(topic, value))))
+            except control.NoSuchThing:
+                raise
+            except control.Refused as refused:  # as it arrives
+                raise control.ControlError(str(refused)) from None
+
+        monkeypatch.setattr("mbroker.control.ask", ask)
+        monkeypatch.setattr("time.time", lambda: made.now / 1000)
+        yield made
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def json_of(*arguments: str) -> Any:
+    result = run(*arguments, "--output", "json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def failure(*arguments: str) -> tuple[int, str]:
+    result = run(*arguments)
+    assert result.stdout == ""
+    return result.exit_code, result.stderr
+
+
+def test_a_subscription_is_made_listed_and_ended(daemon: Daemon) -> None:
+    daemon.say(1)
+    made = run("subscribe", "load  >  8 for 2m", "--receiver", "mail", "--owner", "ann")
+    assert (made.exit_code, made.stdout) == (0, "subscription 1 of ann, told to mail: load > 8 for 2m\n")
+    run("subscribe", "memory > 9", "--owner", "bob")
+    assert [(row["number"], row["owner"], row["receivers"]) for row in json_of("subscriptions")] == [
+        (1, "ann", ["mail"]),
+        (2, "bob", ["oncall", "mail"]),
+    ]
+    assert run("unsubscribe", "1").stdout == "subscription 1 ended\n"
+    assert [row["number"] for row in json_of("subscriptions")] == [2]
+    assert failure("unsubscribe", "1") == (4, "mbroker: there is no subscription 1\n")
+
+
+@pytest.mark.usefixtures("daemon")
+def test_a_syntax_error_shows_its_column() -> None:
+    assert failure("subscribe", "mean(load[5m)] > 8") == (
+        2,
+        "mbroker: column 13: expected ']', found ')'\n  mean(load[5m)] > 8\n              ^\n",
+    )
+    assert json_of("subscriptions") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("subscribe", "load > nan"), 2, "column 8: expected a number, found 'nan'"),
+        (("subscribe", "load > 1e999"), 2, "column 8: 1e999 is beyond the range of a double"),
+        (("subscribe", "mean(load[400d]) > 1"), 2, "column 11: "),
+        (
+            ("subscribe", 'mean(load{domain="web1"}[86400]) > 1'),
+            1,
+            "its window is longer than the engine keeps samples",
+        ),
+        (("subscribe", 'load{group="x"} > 1'), 1, "there is no group x; name its members in [alerts.groups]"),
+        (("subscribe", "load > 1"), 1, "load with these labels is 3 series, and one comparison may follow 2"),
+        (
+            ("subscribe", 'load{domain="web1"} > 1', "--receiver", "x"),
+            4,
+            "there is no receiver x; there is mail, oncall",
+        ),
+        (("alerts", "show", "abc"), 4, "there is no alert abc"),
+        (("alerts", "ack", "abc"), 4, "there is no alert abc"),
+        (("alerts", "silence", "web1", "--for", "1h", "--why", "x"), 1, "'web1' is no condition on a label"),
+        (("alerts", "silence", "domain=~(", "--for", "1h", "--why", "x"), 1, "not a pattern that RE2 accepts"),
+        (("alerts", "silence", "domain=web1", "--for", "soon", "--why", "x"), 2, "--for soon: give a duration such as"),
+        (("alerts", "unsilence", "3"), 4, "there is no silence 3"),
+        (("alerts", "list", "--since", "-1h"), 2, "--since -1h: give a duration"),
+        (("import-rules", "/nonexistent.yml"), 1, "/nonexistent.yml"),
+        (("deadman", "--config", "/nonexistent.toml"), 4, "/nonexistent.toml: cannot be read"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_changes_nothing(
+    daemon: Daemon, arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    for n in range(3):
+        daemon.say(0, source=f"web{n}")
+    exit_code, line = failure(*arguments)
+    assert (exit_code, line.startswith("mbroker: "), says in line) == (code, True, True), line
+    assert "Traceback" not in line
+    assert (json_of("subscriptions"), json_of("alerts", "silences"), json_of("alerts", "history")) == ([], [], [])
+
+
+def test_what_is_not_there_yet_is_a_warning(daemon: Daemon) -> None:
+    daemon.say(1)
+    daemon.receivers = ()
+    made = run("subscribe", "laod > 8")
+    assert (made.exit_code, made.stderr.splitlines()) == (
+        0,
+        [
+            "mbroker: warning: no metric is called laod yet; did you mean load?",
+            "mbroker: warning: nobody is told, as there are no receivers; name some in [alerts.receivers]",
+        ],
+    )
+
+
+def test_alerts_are_listed_shown_and_acknowledged(daemon: Daemon) -> None:
+    run("subscribe", "load > 8 severity critical")
+    daemon.say(7, "memory")
+    daemon.say(9)
+    (alert,) = json_of("alerts", "list")
+    assert (alert["state"], alert["severity"], alert["labels"], alert["value"]) == (
+        "firing",
+        "critical",
+        {"domain": "web1"},
+        9.0,
+    )
+    assert json_of("alerts", "ack", alert["id"], "--by", "ann")["acknowledged"] == "ann"
+    daemon.say(1)
+    assert json_of("alerts", "list") == []
+    assert [row["id"] for row in json_of("alerts", "list", "--state", "resolved")] == [alert["id"]]
+    daemon.now += AROUND
+    shown = json_of("alerts", "show", alert["id"])
+    assert (shown["acknowledged"], shown["until"]) == ("ann", NOW / 1000 + 3)
+    seen = {each["metric"]: [value for _, value in each["points"]] for each in shown["context"]}
+    assert seen == {"memory": [7.0], "load": [9.0, 1.0]}
+    text = run("alerts", "show", alert["id"]).stdout
+    assert f"{alert['id']}: resolved, critical, since " in text
+    assert "acknowledged by ann" in text
+
+
+def test_alerts_are_chosen_by_subscription_time_and_number(daemon: Daemon) -> None:
+    run("subscribe", "load > 8")
+    run("subscribe", "load > 9")
+    daemon.say(10)
+    assert [row["subscription"] for row in json_of("alerts", "list", "--subscription", "2")] == [2]
+    assert len(json_of("alerts", "list", "--limit", "1")) == 1
+    daemon.now += 3_600_000
+    assert (len(json_of("alerts", "list", "--since", "2h")), json_of("alerts", "list", "--since", "30m")) == (2, [])
+
+
+@pytest.mark.usefixtures("daemon")
+def test_a_silence_is_made_listed_and_ended() -> None:
+    made = json_of("alerts", "silence", "domain=web1", "host!=", "--for", "2h", "--why", "new disk", "--by", "ann")
+    assert (made["number"], made["labels"], made["until"]) == (1, ["domain=web1", "host!="], NOW / 1000 + 7200)
+    assert [(row["by"], row["why"]) for row in json_of("alerts", "silences")] == [("ann", "new disk")]
+    assert run("alerts", "unsilence", "1").exit_code == 0
+    assert json_of("alerts", "silences") == []
+
+
+def test_the_audit_trail_says_who_did_what(daemon: Daemon) -> None:
+    run("subscribe", "load > 8", "--owner", "ann")
+    daemon.say(9)
+    run("unsubscribe", "1", "--by", "bob")
+    did = [(row["who"], row["did"]) for row in json_of("alerts", "history")]
+    assert set(did[:2]) == {("bob", "withdrew"), ("", "ended")}
+    assert did[2:] == [("", "began"), ("ann", "enrolled")]
+
+
+@pytest.mark.usefixtures("daemon")
+def test_rules_of_prometheus_are_taken_over_but_for_those_that_cannot_be(tmp_path: Path) -> None:
+    pytest.importorskip("promql_parser")
+    file = tmp_path / "rules.yml"
+    file.write_text(RULES)
+    dry = run("import-rules", str(file), "--dry-run")
+    assert (dry.exit_code, dry.stderr.splitlines()[-1]) == (1, "mbroker: 2 of 3 rules were not taken over")
+    assert "node/Odd: not taken over: the aggregation topk has no counterpart" in dry.stdout
+    assert json_of("subscriptions") == []
+    assert run("import-rules", str(file), "--owner", "ann").exit_code == 1
+    assert [(row["owner"], row["text"]) for row in json_of("subscriptions")] == [
+        ("ann", "load > 8 nodata clear severity critical")
+    ]
+
+
+def test_what_comes_from_publishers_cannot_steer_the_terminal(daemon: Daemon) -> None:
+    daemon.watch.declare("web1", Declared(1, 0, (Named("load", (("disk", "\x9b31mx"),)),)), NOW)
+    run("subscribe", "load > 8")
+    columns = array("I", [0]), array("d", [9.0]), array("q", [NOW])
+    daemon.watch.samples("web1", Samples(1, *columns), NOW)
+    for table in (run("alerts", "list"), run("alerts", "history"), run("subscriptions")):
+        assert table.exit_code == 0
+        assert "\x9b" not in table.stdout
+
+
+@pytest.mark.parametrize("command", ["subscribe", "unsubscribe", "subscriptions", "alerts", "import-rules", "deadman"])
+def test_every_command_shows_an_example(command: str) -> None:
+    text = run(command, "--help").stdout
+    assert "Example" in text or "Commands:" in text
