@@ -1,0 +1,193 @@
+"""A subscription tried on the stored past: what it would have fired on, what it costs, and where it can be matched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from enum import Enum
+from itertools import groupby
+from typing import Protocol
+
+import attrs
+
+from .alert import Alert, alert_id
+from .engine import Engine, Fired
+from .history import Accepts
+from .language import Subscription
+from .offloading import cuts
+from .reference import Sample
+from .selector import Endpoint, Selector, Series
+from .terms import Function, Span
+from .tree import Absent, Comparison, Instant, Rule, Spatial, Temporal, leaves
+
+__all__ = ["Cost", "Explanation", "Past", "Place", "cost", "explain"]
+
+_BEAT = 1000  # milliseconds between two looks at the clock
+_MOST = 1000  # alerts that are told
+
+
+class Cost(Enum):
+    """What a sample costs: that of the dearest comparison. Rules that compare the same share it."""
+
+    NEWEST = "newest value"
+    """Next to nothing, until a value crosses the threshold."""
+    RUNNING = "running sums"
+    """A few additions: means, rates and the like are kept up to date."""
+    ORDERED = "ordered window"
+    """As the newest value, where a window has few that are near the threshold; else the logarithm of its length."""
+
+
+class Place(Enum):
+    """Where a rule can be matched."""
+
+    PUBLISHER = "publisher"
+    """By who measures, if that saves samples: only what crosses a threshold then travels."""
+    BROKER = "broker"
+    """By the broker alone."""
+
+
+class Past(Protocol):
+    """What has stored samples: a :class:`.history.History`."""
+
+    def read(self, wanted: Accepts, begin: int, end: int) -> Iterator[Sample]:
+        """Yield samples in time order."""
+        ...
+
+
+@attrs.frozen
+class Explanation:
+    """What became of a subscription on the stored past."""
+
+    alerts: tuple[Alert, ...]
+    """The first that it would have begun, each with the value that began it; one that fires at the end has no end."""
+    more: int
+    """How many it would have begun besides."""
+    series: int
+    """How many it read."""
+    samples: int
+    """How many of their samples there were."""
+    cost: Cost
+    place: Place
+
+
+@attrs.frozen
+class _Wanted:
+    """What a rule reads."""
+
+    selectors: tuple[Selector, ...]
+
+    def accepts(self, series: Series) -> bool:
+        return any(selector.accepts(series) for selector in self.selectors)
+
+
+def explain(
+    subscription: Subscription, past: Past, begin: int, end: int, *, interval: int = 10_000, most: int = _MOST
+) -> Generator[float, None, Explanation]:
+    """Try *subscription* on what is stored from *begin* to before *end*; yield now and then how much is done, 0 to 1.
+
+    Windows are filled from what came before *begin*, and what fires already then is told as if it began there.
+    *interval* is that of samples, of which three may miss; *most* alerts are told. While nothing was stored, as when
+    the broker was down, its series were silent. Raises :exc:`.engine.TooMuchError`.
+    """
+    rule = subscription.rule
+    start = begin - _warmth(rule, interval)
+    trial = _Trial(subscription, begin, most)
+    engine: Engine | None = None
+    clock = start
+    for beat, batch in groupby(past.read(trial.wanted, start, end), lambda sample: sample.at // _BEAT):
+        if engine is None:  # what was not known yet is not missed
+            clock = beat * _BEAT
+            engine = Engine(clock, interval=interval)
+            engine.add(rule)
+        for quiet in range(clock + _BEAT, (beat + 1) * _BEAT, _BEAT):
+            trial.take(engine.tick(quiet))
+        clock = (beat + 1) * _BEAT
+        trial.take(engine.batch(clock, trial.counted(batch)))
+        yield min(max((clock - start) / (end - start), 0.0), 1.0)
+    if engine is not None:
+        for quiet in range(clock + _BEAT, end + 1, _BEAT):
+            trial.take(engine.tick(quiet))
+    return trial.result()
+
+
+class _Trial:
+    """Collects what a rule does."""
+
+    def __init__(self, subscription: Subscription, begin: int, most: int) -> None:
+        self._rule = subscription.rule
+        self._severity = subscription.handling.severity
+        self.wanted = _Wanted(tuple(leaf.selector for leaf in leaves(self._rule.condition)))
+        self._begin = begin
+        self._most = most
+        self._firing: dict[Endpoint, Alert] = {}
+        self._alerts: list[Alert] = []
+        self._more = 0
+        self._series: set[Series] = set()
+        self._samples = 0
+
+    def counted(self, samples: Iterator[Sample]) -> Iterator[Sample]:
+        for sample in samples:
+            self._series.add(sample.series)
+            self._samples += 1
+            yield sample
+
+    def take(self, edges: list[Fired]) -> None:
+        for edge in edges:
+            if edge.firing:
+                name = alert_id(0, edge.key, edge.at)
+                since = max(edge.at, self._begin)
+                self._firing[edge.key] = Alert(name, 0, edge.key, self._severity, since, None, edge.value)
+            elif edge.key in self._firing:
+                alert = self._firing.pop(edge.key)
+                if edge.at >= self._begin:
+                    self._tell(attrs.evolve(alert, until=max(edge.at, alert.since)))
+
+    def _tell(self, alert: Alert) -> None:
+        if len(self._alerts) < self._most:
+            self._alerts.append(alert)
+        else:
+            self._more += 1
+
+    def result(self) -> Explanation:
+        for alert in self._firing.values():
+            self._tell(alert)
+        place = Place.BROKER if cuts(self._rule) is None else Place.PUBLISHER
+        alerts = tuple(sorted(self._alerts, key=lambda alert: (alert.since, alert.id)))
+        return Explanation(alerts, self._more, len(self._series), self._samples, cost(self._rule), place)
+
+
+def cost(rule: Rule) -> Cost:
+    """Return what a sample of what *rule* reads costs."""
+    found = {_cost(leaf) for leaf in leaves(rule.condition)}
+    return next(one for one in (Cost.ORDERED, Cost.RUNNING, Cost.NEWEST) if one in found)
+
+
+def _cost(leaf: Comparison | Absent) -> Cost:
+    functions: list[Function] = []
+    expression = Instant(leaf.selector) if isinstance(leaf, Absent) else leaf.expression
+    if isinstance(expression, Spatial):
+        functions.append(expression.function)
+        expression = expression.member
+    if isinstance(expression, Temporal):
+        functions.append(expression.function)
+    if any(function.is_order or function.is_quantifier for function in functions):
+        return Cost.ORDERED
+    return Cost.RUNNING if functions else Cost.NEWEST
+
+
+def _warmth(rule: Rule, interval: int) -> int:
+    """Return how long before its begin the past of *rule* matters."""
+    longest = 0
+    for leaf in leaves(rule.condition):
+        if isinstance(leaf, Absent):
+            longest = max(longest, leaf.span.milliseconds)
+            continue
+        expression = leaf.expression.member if isinstance(leaf.expression, Spatial) else leaf.expression
+        if isinstance(expression, Temporal):
+            window = expression.window
+            span = window.milliseconds if isinstance(window, Span) else window.count * interval
+            longest = max(longest, span * (_TAIL if expression.function is Function.EWMA else 1))
+    return longest + (rule.hold.milliseconds if rule.hold else 0) + 3 * interval
+
+
+_TAIL = math.ceil(math.log(1e6))  # spans of an EWMA after which what came before is a millionth
