@@ -12,6 +12,7 @@ import attrs
 
 from mbroker import alert_rows as rows
 from mbroker import control
+from mbroker.alert_trials import Trials
 from mbroker.alerts import Subscription, SubscriptionError
 from mbroker.alerts.alert import Alert, Enrolment, State
 from mbroker.alerts.book import Book, NotThere
@@ -23,7 +24,7 @@ from mbroker.alerts.silence import Silence
 from mbroker.alerts.watch import Watch
 from mbroker.values import Invalid, build, plain
 
-__all__ = ["Answers", "alert_row"]
+__all__ = ["Answers"]
 
 _POINTS = 60  # of one series around an alert, for a person
 _SERIES = 200
@@ -38,6 +39,7 @@ class Answers:
         self,
         watch: Watch,
         book: Book,
+        trials: Trials,
         receivers: Callable[[], Collection[str]],
         changed: Callable[[Iterable[Alert]], object],
         clock: Callable[[], int],
@@ -45,6 +47,7 @@ class Answers:
         """*changed* hears of alerts that a question begins, and of changes in who is to be told."""
         self._watch = watch
         self._book = book
+        self._trials = trials
         self._receivers = receivers
         self._changed = changed
         self._clock = clock
@@ -89,6 +92,17 @@ class Answers:
         following = ((each, firing) for each, firing in self._watch.enrolments() if each.number > first)
         return list(itertools.starmap(_subscription, itertools.islice(following, _PAGE)))
 
+    def explain(self, value: str) -> int:
+        """Begin to try a subscription on the stored past, and return the trial's number."""
+        wanted: rows.ExplainWanted = build(rows.ExplainWanted, json.loads(value))
+        subscription, now = Subscription.parse(wanted.text), self._clock()
+        warnings = self._watch.review(subscription)
+        return self._trials.start(subscription, warnings, now - round(wanted.seconds * 1000), now + 1)
+
+    def explained(self, value: str) -> rows.Task:
+        """Return how a trial stands."""
+        return self._trials.look(int(value))
+
     # -- alerts
 
     def alerts(self, value: str) -> list[rows.AlertRow]:
@@ -119,7 +133,7 @@ class Answers:
 
     def _row(self, alert: Alert) -> rows.AlertRow:
         enrolment = self._watch.enrolment(alert.enrolment)
-        return alert_row(alert, str(enrolment.subscription) if enrolment else "")
+        return rows.alert(alert, str(enrolment.subscription) if enrolment else "")
 
     # -- silences and what was done
 
@@ -146,22 +160,6 @@ class Answers:
         """Return the last lines of the audit trail, *value* of them."""
         entries = self._book.audit(min(int(value), 1000))
         return [rows.AuditRow(each.at / 1000, each.who, each.did, each.what) for each in entries]
-
-
-def alert_row(alert: Alert, text: str) -> rows.AlertRow:
-    """Return *alert* as it is shown; *text* is its subscription."""
-    return rows.AlertRow(
-        alert.id,
-        alert.enrolment,
-        text,
-        rows.labels(alert.key),
-        alert.severity.value,
-        alert.state.value,
-        alert.since / 1000,
-        None if alert.until is None else alert.until / 1000,
-        rows.number(alert.value),
-        alert.acknowledged,
-    )
 
 
 def _subscription(enrolment: Enrolment, firing: int) -> rows.SubscriptionRow:

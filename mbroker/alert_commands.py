@@ -22,7 +22,18 @@ from mbroker.options import with_control, with_output
 from mbroker.terminal import clean, print_json, print_line, print_table, span
 from mbroker.values import plain
 
-__all__ = ["alerts", "ask", "parsed", "print_alerts", "subscribe", "subscriptions", "unsubscribe", "user", "warn"]
+__all__ = [
+    "alerts",
+    "ask",
+    "parsed",
+    "print_alerts",
+    "seconds",
+    "subscribe",
+    "subscriptions",
+    "unsubscribe",
+    "user",
+    "warn",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -132,7 +143,7 @@ Examples:
 @with_output
 def list_(state: str, subscription: int | None, since: str | None, limit: int, address: str, output: str) -> None:
     """List alerts."""
-    begin = None if since is None else time.time() - _seconds("--since", since)
+    begin = None if since is None else time.time() - seconds("--since", since)
     wanted = rows.AlertsWanted("" if state == "all" else state, subscription, begin, limit)
     found: tuple[rows.AlertRow, ...] = ask(address, tuple[rows.AlertRow, ...], "control.alerts", wanted)
     if output == "json":
@@ -194,7 +205,7 @@ Examples:
 @with_output
 def silence(labels: Sequence[str], duration: str, why: str, by: str, address: str, output: str) -> None:
     """Tell nobody of alerts that have all LABELS, conditions such as domain=web1, != =~ or !~."""
-    wanted = rows.SilenceWanted(tuple(labels), _seconds("--for", duration), by, why)
+    wanted = rows.SilenceWanted(tuple(labels), seconds("--for", duration), by, why)
     row: rows.SilenceRow = ask(address, rows.SilenceRow, "control.silence", wanted)
     if output == "json":
         print_json(plain(row))
@@ -293,7 +304,8 @@ def _course(row: rows.ContextRow) -> str:
     return "".join(_BLOCKS[round((value - row.least) / extent * (len(_BLOCKS) - 1))] for _, value in row.points)
 
 
-def _seconds(option: str, text: str) -> float:
+def seconds(option: str, text: str) -> float:
+    """Return the duration that *text* says, such as ``2h``; raise Misuse."""
     match = _DURATION.fullmatch(text)
     if match is None or not int(match[1]):
         raise Misuse(f"{option} {text}: give a duration such as 90s, 30m, 2h or 7d")

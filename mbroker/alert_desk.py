@@ -16,6 +16,7 @@ from typing import Any
 from mbroker.alert_answers import Answers
 from mbroker.alert_receivers import notifiers
 from mbroker.alert_rows import AlertsStatus
+from mbroker.alert_trials import Trials
 from mbroker.alerts import Subscription
 from mbroker.alerts.alert import Alert
 from mbroker.alerts.book import Book
@@ -98,7 +99,8 @@ class Desk:
         self._keeper.recall(self._lately(now - 2 * AROUND), now)
         self._teller, self._telling = self._told_by(section.receivers, told)
         self._receivers = section.receivers
-        answers = Answers(self._watch, self._book, lambda: self._receivers, self._changed, _clock)
+        trials = Trials(self._history, round(section.interval * 1000))
+        answers = Answers(self._watch, self._book, trials, lambda: self._receivers, self._changed, _clock)
         self.answer = answers.answer
         """Return the answer to a question, by its topic and its value."""
         self._heart = Heart(section.deadman.socket) if section.deadman else None

@@ -6,6 +6,7 @@ import math
 
 import attrs
 
+from mbroker.alerts.alert import Alert
 from mbroker.alerts.selector import GROUP, Endpoint
 
 __all__ = [
@@ -17,12 +18,14 @@ __all__ = [
     "AuditRow",
     "ContextRow",
     "ExplainRow",
+    "ExplainWanted",
     "Named",
     "SilenceRow",
     "SilenceWanted",
     "SubscribeWanted",
     "SubscriptionRow",
     "Task",
+    "alert",
     "labels",
     "number",
 ]
@@ -42,6 +45,8 @@ TOPICS = {
         "silences",
         "unsilence",
         "audit",
+        "explain",
+        "explained",
     )
 }
 """Questions, and the methods of :class:`mbroker.alert_answers.Answers` that answer them."""
@@ -130,6 +135,22 @@ class AlertRow:
     """By whom; empty when by nobody."""
 
 
+def alert(found: Alert, text: str) -> AlertRow:
+    """Return *found* as it is shown; *text* is its subscription."""
+    return AlertRow(
+        found.id,
+        found.enrolment,
+        text,
+        labels(found.key),
+        found.severity.value,
+        found.state.value,
+        found.since / 1000,
+        None if found.until is None else found.until / 1000,
+        number(found.value),
+        found.acknowledged,
+    )
+
+
 @attrs.frozen
 class AcknowledgeWanted:
     """An alert that somebody takes care of."""
@@ -185,14 +206,11 @@ class AuditRow:
 
 
 @attrs.frozen
-class Task:
-    """Work that takes a while."""
+class ExplainWanted:
+    """A subscription that is to be tried on the last seconds of what is stored."""
 
-    number: int
-    share: float
-    """How much of it is done, 0 to 1."""
-    result: ExplainRow | None = None
-    error: str = ""
+    text: str
+    seconds: float = attrs.field(default=86400.0, validator=_within_a_year)
 
 
 @attrs.frozen
@@ -201,12 +219,24 @@ class ExplainRow:
 
     text: str
     series: int
+    samples: int
     cost: str
     place: str
+    """Where it can be matched."""
     alerts: tuple[AlertRow, ...]
     more: int
-    """Alerts that are not shown."""
+    """Alerts besides."""
     warnings: tuple[str, ...]
+
+
+@attrs.frozen
+class Task:
+    """How work that takes a while stands."""
+
+    share: float
+    """How much of it is done, 0 to 1."""
+    result: ExplainRow | None = None
+    error: str = ""
 
 
 @attrs.frozen

@@ -394,6 +394,7 @@ for _command in (
     alert_commands.unsubscribe,
     alert_commands.subscriptions,
     alert_commands.alerts,
+    rule_commands.explain,
     rule_commands.import_rules,
     deadman_command.deadman,
     fleet_commands.domains,

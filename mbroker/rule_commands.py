@@ -3,23 +3,69 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
 import click
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, track
 
 from mbroker import alert_rows as rows
 from mbroker import control
-from mbroker.alert_commands import ask, user, warn
+from mbroker.alert_commands import ask, parsed, print_alerts, seconds, user, warn
 from mbroker.exits import Failure
 from mbroker.options import with_control, with_output
 from mbroker.terminal import clean, print_json, print_line
 from mbroker.values import plain
 
-__all__ = ["import_rules"]
+__all__ = ["explain", "import_rules"]
+
+_LOOK = 0.1
+"""Seconds between two looks at a trial."""
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mbroker explain 'mean(load[5m]) > 8 for 2m'
+  mbroker explain 'cpu > 0.9' --since 1h --output json"""
+)
+@click.argument("text")
+@click.option("--since", default="24h", show_default=True, metavar="SPAN", help="How much of the past, such as 2h.")
+@with_control
+@with_output
+def explain(text: str, since: str, address: str, output: str) -> None:
+    """Show what TEXT would have fired on in the stored past, what it costs, and where it can be matched."""
+    wanted = rows.ExplainWanted(str(parsed(text)), seconds("--since", since))
+    row = _watched(address, ask(address, int, "control.explain", wanted))
+    if output == "json":
+        print_json(plain(row))
+        return
+    told = f"{len(row.alerts) + row.more} alerts in the last {since}"
+    print_line(f"{row.text}: {told}, of {row.series} series and {row.samples} samples")
+    print_line(f"cost of a sample: {row.cost}; can be matched by the {row.place}")
+    if row.alerts:
+        print_alerts(row.alerts)
+    if row.more:
+        print_line(f"and {row.more} more")
+    warn(row.warnings)
+
+
+def _watched(address: str, number: int) -> rows.ExplainRow:
+    """Show the trial's progress until it is over."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        shown = bar.add_task("looking at the past", total=1.0)
+        while True:
+            task: rows.Task = control.ask(address, rows.Task, "control.explained", str(number))
+            bar.update(shown, completed=task.share)
+            if task.error:
+                raise Failure(task.error)
+            if task.result is not None:
+                return task.result
+            time.sleep(_LOOK)
 
 
 @attrs.frozen

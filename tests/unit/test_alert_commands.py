@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from mbroker import control
 from mbroker.alert_answers import Answers
+from mbroker.alert_trials import Trials
 from mbroker.alerts.book import Book
 from mbroker.alerts.history import History
 from mbroker.alerts.keeper import AROUND, Keeper
@@ -61,7 +62,9 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
             return found and found.subscription
 
         made = Daemon(watch, book, Keeper(book, history, subscription))
-        answers = Answers(watch, book, lambda: made.receivers, lambda _: None, lambda: made.now)
+        answers = Answers(
+            watch, book, Trials(history, 10_000), lambda: made.receivers, lambda _: None, lambda: made.now
+        )
 
         def ask(_: str, kind: Any, topic: str, value: str = "") -> Any:
             try:
@@ -133,6 +136,8 @@ def test_a_syntax_error_shows_its_column() -> None:
             4,
             "there is no receiver x; there is mail, oncall",
         ),
+        (("explain", "load >"), 2, "column 7: expected a number"),
+        (("explain", "load > 1", "--since", "long"), 2, "--since long: give a duration"),
         (("alerts", "show", "abc"), 4, "there is no alert abc"),
         (("alerts", "ack", "abc"), 4, "there is no alert abc"),
         (("alerts", "silence", "web1", "--for", "1h", "--why", "x"), 1, "'web1' is no condition on a label"),
@@ -219,6 +224,23 @@ def test_the_audit_trail_says_who_did_what(daemon: Daemon) -> None:
     did = [(row["who"], row["did"]) for row in json_of("alerts", "history")]
     assert set(did[:2]) == {("bob", "withdrew"), ("", "ended")}
     assert did[2:] == [("", "began"), ("ann", "enrolled")]
+
+
+def test_a_subscription_is_tried_on_the_past_before_it_is_made(daemon: Daemon) -> None:
+    for value in (1, 9, 9, 1, 9):
+        daemon.say(value)
+    tried = json_of("explain", "load > 8", "--since", "1h")
+    assert [(row["since"] - NOW / 1000, row["until"] and row["until"] - NOW / 1000) for row in tried["alerts"]] == [
+        (2, 4),
+        (5, None),
+    ]
+    assert (tried["series"], tried["samples"], tried["cost"], tried["place"]) == (1, 5, "newest value", "publisher")
+    assert json_of("subscriptions") == []
+    text = run("explain", "load > 8").stdout
+    assert "2 alerts" in text
+    assert "newest value" in text
+    nothing = run("explain", "laod > 8")
+    assert (nothing.exit_code, "0 alerts" in nothing.stdout, "did you mean load?" in nothing.stderr) == (0, True, True)
 
 
 @pytest.mark.usefixtures("daemon")
