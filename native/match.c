@@ -138,6 +138,7 @@ void match_settle(match_engine *e) {
 HOT size_t match_push(match_engine *e, const uint32_t *which, const double *values, const int64_t *times, size_t count,
                       size_t room) {
   size_t i = 0;
+  uint64_t accepted = 0, infinite = 0;
   for (; i < count && e->made - e->taken < room && !e->broken; i++) {
     ahead(e, which + i, count - i);
     double x = values[i];
@@ -156,13 +157,15 @@ HOT size_t match_push(match_engine *e, const uint32_t *which, const double *valu
       continue;
     }
     s->seen = e->clock;
-    e->counters.samples++;
-    e->counters.infinite += isinf(x) != 0;
-    if (UNLIKELY(s->flags & SERIES_ASKED)) series_heard(e, which[i], at);
+    accepted++, infinite += isinf(x) != 0;
+    if (UNLIKELY(s->flags & (SERIES_ASKED | SERIES_EAGER))) {
+      if (s->flags & SERIES_ASKED) series_heard(e, which[i], at);
+      if (s->flags & SERIES_EAGER) rules_look(e, &EXTRAS(e)[which[i]].eager, at);
+    }
     s->flags |= SERIES_ANY;
-    if (UNLIKELY(s->flags & SERIES_EAGER)) rules_look(e, &EXTRAS(e)[which[i]].eager, at);
     series_take(e, s, x, at);
     if (UNLIKELY(at >= s->due)) watch_due(e, &EXTRAS(e)[which[i]].watch, at);
   }
+  e->counters.samples += accepted, e->counters.infinite += infinite;
   return i;
 }

@@ -20,25 +20,23 @@ static inline int64_t wanted(const stream *s, uint32_t n) { /* its index among n
   }
 }
 
+static inline bool bag_is_plain(const bag *b) { return !(b->infinite | b->inexact); }
+
 /* Whether the value of the stream is certainly still inside its guard. */
-static inline bool bag_stays(const bag *b, stream *s) {
-  if (s->fresh | s->fed) return false; /* it has to be told */
-  switch (s->function) {
-  case MATCH_MEAN: case MATCH_SUM:
-    return (s->below_low == b->count) & (b->sum > s->low) & (b->sum < s->high) & !(b->infinite | b->inexact);
-  case MATCH_VARIANCE: case MATCH_STDDEV:
-    return (s->below_low == b->count) & (b->m2 - b->doubt > s->low) & (b->m2 + b->doubt < s->high) &
-           !(b->infinite | b->inexact);
-  case MATCH_COUNT: return (b->count >= s->low) & (b->count < s->high);
-  case MATCH_QUANTILE: case MATCH_SMALLEST: case MATCH_LARGEST: {
+static inline bool bag_stays(const bag *b, stream *s, bool plain) {
+  if (is_summed(s->function)) { /* of a spread, the sum of squares */
+    bool plainer = s->function <= MATCH_SUM;
+    double sum = plainer ? b->sum : b->m2, doubt = plainer ? 0 : b->doubt;
+    return (sum - doubt > s->low) & (sum + doubt < s->high) & (s->below_low == b->count) & plain;
+  }
+  if (is_order(s->function)) {
     int64_t k = wanted(s, b->count);
-    if (b->sorted) return k >= 0 && k < b->count && b->sorted[k] >= s->low && b->sorted[k] < s->high;
-    if (s->below_low > k || s->below_high <= k) return false;
+    if (UNLIKELY(b->sorted)) return k >= 0 && k < b->count && b->sorted[k] >= s->low && b->sorted[k] < s->high;
+    if ((s->below_low > k) | (s->below_high <= k)) return false;
     s->slow -= s->slow > 0;
     return true;
   }
-  default: return false;
-  }
+  return s->function == MATCH_COUNT && b->count >= s->low && b->count < s->high;
 }
 
 static inline void order_swap(stream *s, double old, double x) {
@@ -48,6 +46,7 @@ static inline void order_swap(stream *s, double old, double x) {
 
 /* One finite value takes the place of another. */
 static inline void sums_swap(bag *b, double old, double x) {
+  if (x == old) return;
   double before = b->sum, rest, by = two_sum(x, -old, &rest);
   exact_add(&b->sum, &b->lost, &b->inexact, by);
   if (rest != 0) exact_add(&b->sum, &b->lost, &b->inexact, rest);
@@ -55,7 +54,7 @@ static inline void sums_swap(bag *b, double old, double x) {
   double share = 1.0 / summed(b), term = by * ((x + old) - (before + b->sum) * share);
   double size = fabs(x) + fabs(old) + (fabs(before) + fabs(b->sum)) * share;
   b->m2 += term;
-  b->doubt += 8 * ULP * (fabs(by) * size + fabs(b->m2) + fabs(term)) + (by != 0 ? FLOOR : 0);
+  b->doubt += 8 * ULP * (fabs(by) * size + fabs(b->m2) + fabs(term)) + FLOOR;
 }
 
 #endif

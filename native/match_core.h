@@ -30,7 +30,7 @@ enum {
 typedef struct feed { uint32_t group, slot; } feed; /* the stream's value is the group's member */
 
 typedef struct stream { /* one line of the cache: all that a sample touches */
-  double low, high;     /* while what is known without computing the value lies between them, no bound is passed */
+  double low, high;     /* while what is cheap to know lies in [low, high), no bound is passed; else inf and -inf */
   double *bounds;       /* sorted; the names follow after `room` of them */
   feed *feeds;
   uint32_t count, room, at; /* bounds, room for them, how many are <= value */
@@ -97,7 +97,7 @@ typedef struct group {
   double *values;       /* of the members; NaN: not present */
   uint32_t *members;    /* their series; NONE: the slot is free */
   uint8_t *silences;    /* whether they fell silent */
-  uint32_t size, room, registered, silent;
+  uint32_t size, room, registered, silent, changes; /* since it was settled */
   match_view view;
   list watch, eager;    /* as of a series */
   int64_t due, at;

@@ -33,6 +33,7 @@ HOT void group_feed(match_engine *e, uint32_t which, uint32_t slot, uint8_t trut
   g->values[slot] = value;
   if (!silent && at > g->at) g->at = at;
   g->dirty = 1;
+  g->changes++;
   if (!g->listed) {
     g->listed = 1;
     if (!list_push(&e->dirty_groups, which)) e->broken = true;
@@ -52,14 +53,16 @@ void group_settle(match_engine *e, group *g) { /* it stays in the list */
   for (uint32_t k = 0; k < g->bag.width; k++) {
     stream *s = g->bag.streams + k;
     bool whole = g->bag.count == g->registered;
-    if ((s->function == MATCH_COUNT || s->quorum ? whole : true) && bag_stays(&g->bag, s)) continue;
+    if ((s->function == MATCH_COUNT || s->quorum ? whole : true) && bag_stays(&g->bag, s, bag_is_plain(&g->bag))) continue;
     double value = NAN;
     uint32_t from = s->at;
     bool fresh = s->fresh;
+    if (g->changes > 8) s->slow = 0; /* to search once for so many is cheaper than to keep them sorted */
     uint8_t truth = group_truth(e, g, s, &value);
     stream_see(e, s, truth, value, g->at);
     stream_moved(&g->bag, s, group_values(g), truth == MATCH_TRUE, fresh || from != s->at);
   }
+  g->changes = 0;
   if (g->at >= g->due) watch_due(e, &g->watch, g->at);
 }
 
@@ -155,6 +158,7 @@ int match_join(match_engine *e, uint32_t which, uint32_t member, int64_t at) {
   g->members[slot] = member, g->values[slot] = NAN, g->silences[slot] = 0;
   g->registered++;
   feeds[s->fed++] = (feed){.group = which, .slot = slot};
+  stream_guard(s);
   window_learn(e, member, w, s);
   double value = NAN;
   const series *from = SERIES(e) + member;
@@ -171,6 +175,8 @@ int match_leave(match_engine *e, uint32_t which, uint32_t member) {
   group *g = e->groups + which;
   uint32_t slot = from->slot;
   *from = s->feeds[--s->fed];
+  s->fresh |= is_order(s->function); /* it counts anew */
+  stream_guard(s);
   group_feed(e, which, slot, MATCH_UNKNOWN, NAN, g->at);
   g->members[slot] = NONE;
   g->registered--;

@@ -139,13 +139,13 @@ static void get_stream(reader *r, stream *s) {
     s->bounds = NULL, s->count = s->room = s->at = 0;
     return;
   }
-  stream_guard(s);
   for (uint32_t i = 0; i < s->count; i++) {
     require(r, (NAMES(s)[i] & NAME_LEAF) < r->head->leaves);
     require(r, s->bounds[i] == s->bounds[i] && (!i || s->bounds[i - 1] <= s->bounds[i]));
   }
   s->feeds = get_array(r, fed, sizeof *s->feeds);
   if (s->feeds) s->fed = fed;
+  stream_guard(s);
 }
 
 static void get_bag(reader *r, bag *b, bool of_group) {

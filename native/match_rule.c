@@ -245,11 +245,10 @@ static void enter(match_engine *e, const match_term *t, const limit *limits, uin
   stream *s = view_stream(e, t->source, t->of_group, &t->view, t->of_group ? t->quorum != 0 : 0);
   for (uint32_t i = 0; i < count; i++) stream_insert(e, s, limits[i].bound, limits[i].name);
   double value = NAN;
-  bool fresh = s->fresh, known;
+  bool known;
   int64_t at;
   values v;
   uint8_t why = MATCH_UNKNOWN;
-  s->fresh = 1; /* no short cut to the value */
   if (t->of_group) {
     group *g = e->groups + t->source;
     known = group_value(e, g, s, &value), at = g->at, v = group_values(g);
@@ -260,7 +259,6 @@ static void enter(match_engine *e, const match_term *t, const limit *limits, uin
     known = window_value(e, from, w, s, &value), at = from->time, v = window_values(from, w);
     if (w->silent) why = MATCH_SILENT;
   }
-  s->fresh = fresh;
   if (known)
     for (uint32_t i = 0; i < count; i++) stream_meet(e, s, limits[i].bound, limits[i].name, value, at);
   else leaf_set(e, leaf, why, INT64_MIN, NAN);

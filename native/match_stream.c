@@ -27,9 +27,10 @@ static void name_see(match_engine *e, uint32_t name, bool holds, int64_t at, dou
 }
 
 void stream_guard(stream *s) {
-  bool summed = is_summed(s->function); /* they wait for bag_reach */
-  s->low = summed ? INFINITY : lowest(s);
-  s->high = summed ? -INFINITY : highest(s);
+  bool look = s->fresh || s->fed || is_summed(s->function); /* somebody waits to be told; or bag_reach */
+  s->low = look ? INFINITY : lowest(s);
+  s->high = look ? -INFINITY : highest(s);
+  if (look && is_order(s->function)) s->below_low = UINT32_MAX / 2; /* as good as all, until they are counted */
 }
 
 uint32_t stream_rank(const stream *s, double value) { /* galloping from where it was */
@@ -58,10 +59,10 @@ static HOT void cross(match_engine *e, stream *s, double value, int64_t at) {
   int64_t told = at == INT64_MIN ? e->clock : at;
   e->counters.crossings++;
   s->at = new;
-  stream_guard(s);
   for (uint32_t k = from; k < to; k++)
     if ((names[k] & NAME_KIND) == NAME_BETWEEN) truths[names[k] & NAME_LEAF] ^= LEAF_BETWEEN;
   if (s->fresh) from = 0, to = s->count, s->fresh = 0;
+  stream_guard(s);
   if (!edges_reserve(e, to - from)) return;
   for (uint32_t k = from; k < to; k++) {
     uint32_t name = names[k], which = name & NAME_LEAF;
@@ -78,6 +79,7 @@ static HOT void cross(match_engine *e, stream *s, double value, int64_t at) {
 
 static void forget(match_engine *e, stream *s, uint8_t truth, int64_t at) {
   s->known = 0, s->fresh = 1;
+  stream_guard(s);
   for (uint32_t k = 0; k < s->count; k++) leaf_set(e, NAMES(s)[k] & NAME_LEAF, truth, at, NAN);
   s->lacks = truth;
 }
@@ -96,7 +98,7 @@ HOT void stream_see(match_engine *e, stream *s, uint8_t truth, double value, int
 
 /* Its value was looked at; its guard is another if it is `moved`. */
 void stream_moved(const bag *b, stream *s, values v, bool known, bool moved) {
-  if (is_summed(s->function) && known) bag_reach(b, s);
+  if (is_summed(s->function) && known && !s->fed) bag_reach(b, s);
   else if (is_order(s->function) && moved) stream_count(s, v);
 }
 
@@ -158,8 +160,8 @@ bool stream_drop(match_engine *e, stream *s, uint32_t leaf) {
     s->bounds[kept] = s->bounds[k], names[kept++] = names[k];
   }
   s->count = kept, s->at = at;
-  stream_guard(s);
   if (is_order(s->function)) s->fresh = 1; /* it counts anew */
+  stream_guard(s);
   (void)e;
   return true;
 }

@@ -83,9 +83,9 @@ static void look(match_engine *e, const series *s, window *w, stream *st, int64_
 }
 
 static void see(match_engine *e, const series *s, window *w, int64_t at) {
-  bool is_ready = ready(s, w);
+  bool is_ready = ready(s, w), plain = bag_is_plain(&w->bag);
   for (uint32_t i = 0; i < w->bag.width; i++)
-    if (!is_ready || !bag_stays(&w->bag, w->bag.streams + i)) look(e, s, w, w->bag.streams + i, at);
+    if (!is_ready || !bag_stays(&w->bag, w->bag.streams + i, plain)) look(e, s, w, w->bag.streams + i, at);
 }
 
 /* In a full window `x` takes the place of `old`: what nearly every sample does. */
@@ -97,10 +97,11 @@ static inline void slide(match_engine *e, const series *s, window *w, double old
     return;
   }
   if (b->needs & NEEDS_SUM) sums_swap(b, old, x);
+  bool plain = bag_is_plain(b);
   for (uint32_t i = 0; i < b->width; i++) {
     stream *st = b->streams + i;
     if (is_order(st->function)) order_swap(st, old, x);
-    if (UNLIKELY(!bag_stays(b, st))) look(e, s, w, st, at);
+    if (UNLIKELY(!bag_stays(b, st, plain))) look(e, s, w, st, at);
   }
 }
 
@@ -178,7 +179,7 @@ HOT void series_take(match_engine *e, series *s, double x, int64_t at) {
     } else { /* the newest value, and nothing else */
       for (uint32_t k = 0; k < w->bag.width; k++) {
         stream *st = w->bag.streams + k;
-        if (UNLIKELY(x < st->low || x >= st->high || st->fresh || st->fed)) stream_see(e, st, MATCH_TRUE, x, at);
+        if (UNLIKELY(x < st->low || x >= st->high)) stream_see(e, st, MATCH_TRUE, x, at);
       }
       continue;
     }
