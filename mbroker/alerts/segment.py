@@ -142,7 +142,7 @@ class _Writer:
         data = packing.pack([column.tobytes() for column in (*self._blocks, *self._columns, *table)])
         deflated = deflate(data)
         _, counts, _, _, begins, ends = table
-        found = (min(begins), max(ends), sum(counts))
+        found = (min(begins, default=0), max(ends, default=0), sum(counts))
         footer = _FOOTER.pack(self._offset, len(deflated), len(data), *found)
         self._write(deflated + footer + _SEAL.pack(zlib.crc32(footer), _MAGIC))
         return found

@@ -91,7 +91,8 @@ def _follow(disk: Disk, call: _Call) -> bool:
         case "unlink":
             disk.names.append({other: file for other, file in names.items() if other != name})
         case "rename":
-            raise NotImplementedError("a traced program renames nothing yet")
+            kept = {other: file for other, file in names.items() if other != name}
+            disk.names.append({**kept, str(disk.name(Path(call.texts[1].decode()))): names[name]})
         case "fsync" | "fdatasync":
             names[name].sync()
         case "ftruncate":
