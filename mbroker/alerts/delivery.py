@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import attrs
 
-from .alert import Alert, Notice, State
+from .alert import Alert, Notice
 from .selector import is_name
 
 __all__ = ["Common", "Delivery", "Manner", "NotDelivered", "Notifier", "Remark", "Story", "changed"]
@@ -51,12 +51,12 @@ class Story:
     @property
     def begins(self) -> bool:
         """Whether the receiver does not know yet that the alert began."""
-        return self.notices[0].alert.state is State.FIRING
+        return self.notices[0].alert.until is None
 
     @property
     def ends(self) -> bool:
         """Whether the alert ended."""
-        return self.alert.state is State.RESOLVED
+        return self.alert.until is not None
 
     @property
     def settled(self) -> tuple[Notice, ...]:

@@ -26,6 +26,7 @@ __all__ = ["Failed", "Pipeline", "Plan", "Teller"]
 _POLL = 10.0  # seconds between looks into the outbox when nobody says that there is news
 _LEAST = 1000  # notices that are looked at at once
 _BREATH = 0.02  # seconds between plans at least
+_LEISURE = 5  # times as long as a plan took: when very much waits, others have their share of the loop
 
 _UNHEARD = "it came and went while it was silenced, acknowledged or too young to escalate"
 
@@ -95,7 +96,7 @@ class _Desk:
         if not ready:
             return None, None
         group = min(ready, key=lambda group: (ready[group], group))
-        at = max(ready[group], self.rests_until, self.pace.ready(self.manner))
+        at = max(ready[group], self.pace.ready(self.manner))
         if at > now:
             return None, at
         self.pace.take(self.manner, now)
@@ -123,6 +124,7 @@ class Pipeline:
     def __init__(self, manners: Mapping[str, Manner], damping: Damping | None = None) -> None:
         self._desks = {name: _Desk(manner) for name, manner in manners.items()}
         self._damping = damping or Damping()
+        self._waiting: frozenset[tuple[str, int | None]] = frozenset()  # what the last plan saw
         self._now = 0  # a clock that is set back must not stop what waits
 
     def recall(self, alerts: Iterable[Alert]) -> None:
@@ -139,12 +141,14 @@ class Pipeline:
         mail: dict[str, list[Notice]] = {}
         for notice in notices:
             mail.setdefault(notice.receiver, []).append(notice)
-        alerts = [notice.alert for letters in mail.values() for notice in letters]
-        self._damping.see(alerts)
-        self._damping.forget(now, frozenset((alert.enrolment, alert.key) for alert in alerts))
+        waiting = {(alert.id, alert.until): alert for letters in mail.values() for alert in (n.alert for n in letters)}
+        self._damping.see(alert for name, alert in waiting.items() if name not in self._waiting)
+        self._waiting = frozenset(waiting)
+        self._damping.forget(now, frozenset((alert.enrolment, alert.key) for alert in waiting.values()))
         deliveries, dropped, wake = list[Delivery](), list[Notice](), None
         for name, desk in self._desks.items():
-            if desk.busy:
+            if desk.busy or desk.rests_until > now:
+                wake = wake if desk.busy else sooner(wake, desk.rests_until)
                 continue
             muted = mute(silences, now, pair(mail.get(name, ())))
             ripe = escalate(desk.manner.after, now, muted.go)
@@ -221,10 +225,11 @@ class Teller:
                     self._news.clear()
                     began = time.monotonic()
                     wake = self._step(tasks)
+                    rest = began + max(_BREATH, _LEISURE * (time.monotonic() - began))
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_POLL if wake is None else min(_POLL, wake)):
                             await self._news.wait()
-                    await asyncio.sleep(began + _BREATH - time.monotonic())
+                    await asyncio.sleep(rest - time.monotonic())
         finally:
             for notifier in self._notifiers.values():
                 await notifier.close()

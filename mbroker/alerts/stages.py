@@ -72,10 +72,12 @@ def mute(silences: Sequence[Silence], now: int, stories: Iterable[Story]) -> Sif
     The end of an alert whose begin was told is told, silence or not: whoever worries may stop.
     """
     go, dropped, wake = list[Story](), list[Story](), None
+    present = [silence for silence in silences if silence.since <= now < silence.until]
     for story in stories:
-        key = story.alert.key
-        until = max((silence.until for silence in silences if silence.mutes(key, now)), default=None)
-        if not story.begins or not (story.alert.acknowledged or until):
+        begins, key, until = story.begins, story.alert.key, None
+        if begins and present:
+            until = max((silence.until for silence in present if silence.mutes(key, now)), default=None)
+        if not begins or not (story.alert.acknowledged or until):
             go.append(story)
         elif story.ends:
             dropped.append(story)
@@ -196,9 +198,17 @@ def _summed(stories: list[Story]) -> list[Story]:
 
 def group_of(manner: Manner, alert: Alert) -> Common:
     """Return what *alert* has in common with those that it is told together with."""
-    labels = dict(sorted(alert.key))
-    values = {**labels, "subscription": str(alert.enrolment), "severity": alert.severity.value}
-    return tuple((name, values.get(name, "")) for name in manner.group_by)
+    return tuple((name, _common(name, alert)) for name in manner.group_by)
+
+
+def _common(name: str, alert: Alert) -> str:
+    match name:
+        case "subscription":
+            return str(alert.enrolment)
+        case "severity":
+            return alert.severity.value
+        case _:
+            return ",".join(sorted(value for label, value in alert.key if label == name))
 
 
 # -- limit the rate
