@@ -2,7 +2,8 @@
 
 All of it is real: requests over HTTP on loopback, the SLA agent inside the server, a channel over shared
 memory, the broker's serve loop, and the server's CPU quota as its p-states where this machine lets it.
-Only energy is modelled. Ends with a figure, and one JSON object as the last line of stdout.
+Only energy is modelled. Then a subscription on this machine's own metrics fires and clears. Ends with a figure,
+and one JSON object as the last line of stdout.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import attrs
 
+from examples.demo.alarm import alarm
 from examples.demo.figure import draw
 from examples.demo.recording import Recording
 from examples.demo.server import work
@@ -92,9 +94,11 @@ async def _main(options: argparse.Namespace) -> int:
             recording = await play(policy, load, Place(cpus[-1], group, wire), screen.update)
             screen.finish(recording)
             recordings.append(recording)
+        alert = await alarm(wire, screen.say)
+    screen.alarm(alert)
     options.output.mkdir(parents=True, exist_ok=True)
     figure = draw(recordings, load, host.p_states, speed, options.output / "demo")
-    print(json.dumps(_result(recordings, load, figure, speed, wire)), flush=True)
+    print(json.dumps({**_result(recordings, load, figure, speed, wire), "alert": attrs.asdict(alert)}), flush=True)
     return 0
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from examples.demo.alarm import Alarm
 from examples.demo.recording import Recording
 
 __all__ = ["Screen"]
@@ -46,6 +47,15 @@ class Screen:
         self._said = 0
         if self._live is None:
             self.say(f"{self._line(recording)}, over")
+
+    def alarm(self, alarm: Alarm) -> None:
+        """Show what became of the subscription."""
+        table = Table(title="One subscription on this machine's metrics")
+        for heading in ("subscription", "fired", "cleared", "kept", "metrics", "matched"):
+            table.add_column(heading, justify="left" if heading == "subscription" else "right")
+        numbers = (f"{alarm.fired_s:.2f} s", f"{alarm.cleared_s:.2f} s", *map(str, (alarm.kept, alarm.kept_metrics)))
+        table.add_row(alarm.subscription, *numbers, f"{alarm.samples:,}")
+        self._console.print(table)
 
     def _line(self, recording: Recording) -> str:
         summary, last = recording.summary(), recording.epochs[-1] if recording.epochs else None

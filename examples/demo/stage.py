@@ -30,11 +30,11 @@ from mbroker.registry import EPOCH, Registry
 from mbroker.serve import Node, serve
 from mbroker.usage import UsageMeter
 
-__all__ = ["DOMAIN", "DemoError", "Load", "Place", "control_group", "play"]
+__all__ = ["DOMAIN", "PREFIX", "DemoError", "Load", "Place", "control_group", "end", "play", "sweep_folders"]
 
 DOMAIN = "web1"
 _ROOT = Path(__file__).parents[2]
-_PREFIX = "mchannel-demo-"
+PREFIX = "mchannel-demo-"
 _GRACE = 20.0  # seconds to start, to answer what is still waiting, and to end
 
 
@@ -73,7 +73,7 @@ def control_group() -> Generator[tuple[Cgroup | None, str]]:
     try:
         hierarchy = Hierarchy.detect()
         _sweep(hierarchy)
-        group = hierarchy.group(f"{_PREFIX}{os.getpid()}")
+        group = hierarchy.group(f"{PREFIX}{os.getpid()}")
         group.create()
         _favour(group)
     except (CgroupError, OSError) as error:
@@ -93,8 +93,8 @@ def _favour(group: Cgroup) -> None:
 
 def _sweep(hierarchy: Hierarchy) -> None:
     """Remove the groups of demos that were killed; their servers ended with them."""
-    for folder in hierarchy.cpu.glob(f"{_PREFIX}*"):
-        pid = re.fullmatch(rf"{_PREFIX}(\d+)", folder.name)
+    for folder in hierarchy.cpu.glob(f"{PREFIX}*"):
+        pid = re.fullmatch(rf"{PREFIX}(\d+)", folder.name)
         if pid and not psutil.pid_exists(int(pid[1])):
             with suppress(OSError):  # it may be of a demo in another pid namespace
                 hierarchy.group(folder.name).remove()
@@ -102,8 +102,8 @@ def _sweep(hierarchy: Hierarchy) -> None:
 
 def sweep_folders(parent: Path) -> None:
     """Remove this user's folders of demos that were killed."""
-    for folder in parent.glob(f"{_PREFIX}*-*"):
-        pid = re.fullmatch(rf"{_PREFIX}(\d+)-\w+", folder.name)
+    for folder in parent.glob(f"{PREFIX}*-*"):
+        pid = re.fullmatch(rf"{PREFIX}(\d+)-\w+", folder.name)
         with suppress(OSError):  # its owner may be removing it at this moment
             if pid and not psutil.pid_exists(int(pid[1])) and folder.lstat().st_uid == os.geteuid():
                 shutil.rmtree(folder)
@@ -123,7 +123,7 @@ async def play(policy: str, load: Load, place: Place, watch: Callable[[Recording
     host = Host("demo", domains={DOMAIN: Domain(DOMAIN, Host("demo").top, (place.cpu,))})
     broker = Broker(host, [make_policy(policy, {}), recording])
     sweep_folders(Path(gettempdir()))
-    with TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as folder:
+    with TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-") as folder:
         actuator = _actuator(host, place.group, Path(folder))
         try:
             address = f"{place.wire}://{folder}/{DOMAIN}"
@@ -133,7 +133,7 @@ async def play(policy: str, load: Load, place: Place, watch: Callable[[Recording
                 try:
                     async with asyncio.timeout(load.seconds + _GRACE):
                         await _under_load(await port, load, recording, watch)
-                        await _end(started)  # the agent says goodbye while the broker still listens
+                        await end(started)  # the agent says goodbye while the broker still listens
                 except TimeoutError:
                     raise DemoError(f"{policy}: the load did not end in time; is this machine overloaded?") from None
                 finally:
@@ -160,7 +160,7 @@ async def _under_load(port: int, load: Load, recording: Recording, watch: Callab
             watch(recording)
         told, _ = answer.result()
     finally:
-        await _end(client)
+        await end(client)
     if not told or not json.loads(told)["answered"]:
         raise DemoError("the server answered no request")
 
@@ -185,7 +185,7 @@ async def _server(
             place.group.add(server.pid)
         yield server, asyncio.create_task(port())
     finally:
-        await _end(server)
+        await end(server)
 
 
 async def _start(module: str, *arguments: str) -> asyncio.subprocess.Process:
@@ -202,7 +202,7 @@ async def _start(module: str, *arguments: str) -> asyncio.subprocess.Process:
     )
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def end(process: asyncio.subprocess.Process) -> None:
     """Let *process* end by itself, at the end of its input; kill it when it does not."""
     if process.stdin is not None:
         process.stdin.close()

@@ -121,6 +121,11 @@ def test_a_dry_run_says_so_and_changes_nothing(wire: str, tmp_path: Path) -> Non
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["speed"], result["wire"]) == ("dry run", wire)
     assert result["utilization"]["transitions"] > 0
+    alert = result["alert"]
+    assert alert["value"] > int(alert["subscription"].split()[2])
+    assert min(alert["fired_s"], alert["cleared_s"]) >= 0
+    assert alert["kept_metrics"] > 5
+    assert alert["kept"] >= alert["kept_metrics"]
 
 
 @pytest.mark.parametrize(
