@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +17,14 @@ from typing import Any
 
 import attrs
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mbroker.alerts import deadman
 from mbroker.alerts.alert import State
 from mbroker.alerts.deadman import PATIENCE, DeadmanError, DeadmanSection, Heart, Pulse, guard
+from mbroker.cli import main
 from mbroker.values import Invalid, build
 from tests.unit.notify_world import PROMPT, Ear
 
@@ -211,3 +216,34 @@ def test_a_broker_that_is_stopped_or_killed_is_told_once_and_so_is_its_return(
     time.sleep(1)
     watcher.terminate()
     assert list(told) == []
+
+
+# -- its service
+
+
+def test_the_unit_starts_what_there_is_where_the_socket_is_by_default() -> None:
+    unit = (Path(deadman.__file__).resolve().parents[1] / "systemd/mbroker-deadman.service").read_text()
+    (command,) = re.findall(r"^ExecStart=/usr/bin/env mbroker (.*)$", unit, re.MULTILINE)
+    assert CliRunner().invoke(main, [command.split()[0], "--help"]).exit_code == 0
+    (folder,) = re.findall(r"^RuntimeDirectory=(.*)$", unit, re.MULTILINE)
+    assert DeadmanSection(("ops",)).socket.parent == Path("/run", folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, and setpriv of util-linux")
+def test_watching_needs_no_capability_and_beating_only_those_of_the_broker(tmp_path: Path) -> None:
+    code = """
+import asyncio, sys
+from pathlib import Path
+from mbroker.alerts.deadman import DeadmanSection, Heart, guard
+from mbroker.alerts.delivery import Manner
+async def main():
+    path = Path(sys.argv[1])
+    watching = asyncio.create_task(guard(DeadmanSection(("ops",), 60, path), "node1", {"ops": Manner()}, {}))
+    while not Heart(path).beat():
+        if watching.done():
+            watching.result()
+        await asyncio.sleep(0.01)
+asyncio.run(main())
+"""
+    bound = ["setpriv", "--no-new-privs", "--bounding-set", "-all", sys.executable, "-c", code]
+    subprocess.run([*bound, str(tmp_path / "run" / "sock")], check=True, timeout=60)

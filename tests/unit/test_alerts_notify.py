@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -377,6 +379,65 @@ async def test_the_book_is_an_outbox(tmp_path: Path) -> None:
         assert [(alert.since, alert.until) for alert in told(delivery)] == [(2000, 3000)]
         assert len(delivery.notices) == 2
         assert book.notices(10**15) == []
+
+
+class Died(BaseException):
+    """The process ends here."""
+
+
+class Mortal:
+    """A book whose process dies at one of the calls: before it, or after it took effect."""
+
+    def __init__(self, book: Book, deadline: int, *, after: bool) -> None:
+        self._book, self._left, self._after = book, deadline, after
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        method = getattr(self._book, name)
+
+        def call(*arguments: object) -> object:
+            self._left -= 1
+            if self._left < 0 and not self._after:
+                raise Died
+            done = method(*arguments)
+            if self._left < 0:
+                raise Died
+            return done
+
+        return call
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_dying_at_any_call_loses_no_notice_and_repeats_none_under_another_name(
+    tmp_path: Path, after: bool
+) -> None:
+    ticks = itertools.count(10_000, 1000)
+
+    def clock() -> int:
+        return next(ticks)
+
+    for deadline in range(9):
+        with Book(tmp_path / f"{deadline}" / "book.sqlite") as book:
+            number = book.enrol("ann", Subscription.parse("load > 8"), ["ops", "mail", "gone"], 1000).number
+            edges = [Edge(number, frozenset({("host", host)}), firing=True, at=2000) for host in "abc"]
+            book.record([*edges, attrs.evolve(edges[0], firing=False, at=3000)], 3000)
+            expected = {notice.id for notice in book.notices(10**15) if notice.receiver != "gone"}
+            ops, mail = Ear(None, NotDelivered("busy")), Ear()
+            manners = {"ops": attrs.evolve(PROMPT, most=1, retry_first=0.01), "mail": PROMPT}
+            lives = 0
+            while book.notices(10**15):
+                mortal: Any = Mortal(book, deadline if lives == 0 else 10**6, after=after)
+                teller = Teller(mortal, Pipeline(manners), {"ops": ops, "mail": mail}, clock)
+                life = asyncio.create_task(teller.run())
+                while not life.done() and book.notices(10**15):
+                    teller.poke()
+                    await asyncio.sleep(0.01)
+                life.cancel()
+                ended_by = (await asyncio.gather(life, return_exceptions=True))[0]
+                assert isinstance(ended_by, asyncio.CancelledError | BaseExceptionGroup | Died)
+                lives += 1
+            heard = {notice.id for delivery in (*ops.heard, *mail.heard) for notice in delivery.notices}
+            assert heard == expected
+            assert lives == 2
 
 
 async def test_the_book_remembers_what_was_never_told_and_why(tmp_path: Path) -> None:
