@@ -74,6 +74,7 @@ typedef struct match_rule {
   const match_term *terms;
   const uint8_t *program; /* in reverse Polish; may be NULL with one term */
   uint32_t count, length;
+  uint32_t owner;         /* told with its edges, and nothing else */
   int64_t hold;           /* milliseconds that it must be true before it fires */
   double clear;           /* with one term: clears when `value clears clear`, not when the comparison fails */
   uint8_t clears;         /* enum match_compare; MATCH_NEVER: no such clause */
@@ -83,8 +84,9 @@ typedef struct match_rule {
 typedef struct match_edge {
   int64_t at;    /* of the sample, or of the clock */
   double value;  /* of the stream that made it; NaN when none did */
-  uint32_t rule;
-  uint32_t fires; /* 1: began, 0: ended */
+  uint32_t rule, owner;
+  uint32_t source; /* the series of its first comparison; MATCH_NOTHING if that is of a group */
+  uint32_t fires;  /* 1: began, 0: ended */
 } match_edge;
 
 typedef struct match_counters {
@@ -123,6 +125,7 @@ int match_add_each(match_engine *e, const match_rule *rule, const uint32_t *sour
 int match_bind(match_engine *e, uint32_t rule, uint32_t index, const match_term *term); /* instead of MATCH_NOTHING */
 int match_remove(match_engine *e, uint32_t rule);
 bool match_fires(const match_engine *e, uint32_t rule);
+uint32_t match_source(const match_engine *e, uint32_t rule); /* as an edge of it says */
 
 /* Match samples; return how many were taken. Fewer than `count`: `room` edges wait; take them, push the rest.
  * Rules of one comparison of one series change with the sample. All others see the samples of one instant together:

@@ -105,15 +105,15 @@ typedef struct group {
   uint8_t joined;       /* by a member that had no sample yet */
 } group;
 
-typedef struct leaf { uint32_t source, rule; } leaf; /* rule: NONE, the leaf is all of it */
+typedef struct leaf { uint32_t source, rule; } leaf; /* of a leaf that is all of its rule: the owner */
 
-enum { LEAF_TRUTH = 3, LEAF_BETWEEN = 4, LEAF_FREE = 8 };
+enum { LEAF_TRUTH = 3, LEAF_BETWEEN = 4, LEAF_FREE = 8, LEAF_WHOLE = 16 };
 
 typedef struct rule {
   uint8_t *program;
   int64_t hold, since, at; /* true since, if it waits; newest sample of its series when it was last touched */
   double value;         /* of the stream that touched it last */
-  uint32_t first;       /* its first leaf */
+  uint32_t first, owner; /* its first leaf; who made it */
   uint16_t length;
   uint8_t count, nodata;
   uint32_t timer;       /* waits by the clock: one of its leaves is ABSENT; NONE: without */
@@ -162,6 +162,7 @@ typedef struct values { const double *first, *second; uint32_t count, rest; } va
 #define EXTRAS(e) ((extra *)(e)->extras.base)
 #define LEAVES(e) ((leaf *)(e)->leaves.base)
 #define TRUTHS(e) ((e)->truths.base)
+#define RULE_OF(e, which) (TRUTHS(e)[which] & LEAF_WHOLE ? NONE : LEAVES(e)[which].rule) /* NONE: itself */
 #define BOUND (sizeof(double) + sizeof(uint32_t))    /* of a stream, and its name */
 #define SLOT (sizeof(double) + sizeof(int64_t))      /* of a ring */
 #define MASK(s) (((uint64_t)1 << (s)->scale) - 1)

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define MAGIC 0x315245484354414dull /* also says the byte order */
-#define VERSION 1u
+#define VERSION 2u
 
 typedef struct head {
   uint64_t magic;
@@ -254,7 +254,7 @@ static void check_links(reader *r) { /* what is said of others, now that they ar
   for (size_t i = 0; i < e->leaves.used; i++) {
     const leaf *l = LEAVES(e) + i;
     if (TRUTHS(e)[i] & LEAF_FREE) continue;
-    require(r, l->rule == NONE || (l->rule < e->rule_count && e->rules[l->rule].open));
+    require(r, TRUTHS(e)[i] & LEAF_WHOLE || (l->rule < e->rule_count && e->rules[l->rule].open));
     if (l->source == NONE) continue;
     require(r, l->source & GROUP ? is_group(e, l->source & ~GROUP) : is_series(e, l->source));
   }
@@ -266,7 +266,7 @@ static void check_links(reader *r) { /* what is said of others, now that they ar
     require(r, !program_check(m->program, m->length, m->count));
     for (uint32_t k = 0; k < m->count && !r->wrong; k++)
       require(r, (m->count > 1 || LEAVES(e)[m->first].source != NONE) && !(TRUTHS(e)[m->first + k] & LEAF_FREE) &&
-                     LEAVES(e)[m->first + k].rule == i);
+                     RULE_OF(e, m->first + k) == i);
   }
   for (size_t i = 0; i < e->timer_count; i++) {
     const timer *t = e->timers + i;
@@ -305,6 +305,7 @@ static void get_rest(reader *r, match_engine *e) {
   }
   e->edges = get_array(r, h->edges, sizeof(match_edge));
   if (e->edges) e->made = e->edge_room = h->edges;
+  for (size_t i = 0; i < e->made; i++) require(r, e->edges[i].rule < h->leaves);
 }
 
 static void rebuild(reader *r, match_engine *e) { /* lists that follow from the rest */

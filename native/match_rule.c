@@ -219,7 +219,7 @@ static int need(match_engine *e, const match_term *t, uint32_t which, uint32_t r
     if (made < 0) return made;
     list_push(absences, (uint32_t)made);
     series *from = SERIES(e) + t->source;
-    if (from->flags & SERIES_ANY) TRUTHS(e)[which] = MATCH_FALSE;
+    if (from->flags & SERIES_ANY) TRUTHS(e)[which] = (uint8_t)((TRUTHS(e)[which] & ~LEAF_TRUTH) | MATCH_FALSE);
     else from->flags |= SERIES_ASKED;
     return 0;
   }
@@ -356,7 +356,8 @@ static int64_t rule_open(match_engine *e, const match_rule *r, uint32_t first) {
   }
   rule *made = e->rules + which;
   *made = (rule){.first = first, .hold = r->hold, .at = INT64_MIN, .value = NAN, .length = (uint16_t)r->length,
-                 .count = (uint8_t)r->count, .nodata = r->nodata, .clears = r->clears != MATCH_NEVER, .timer = NONE};
+                 .count = (uint8_t)r->count, .nodata = r->nodata, .clears = r->clears != MATCH_NEVER, .timer = NONE,
+                 .owner = r->owner};
   for (uint32_t i = 0; i < r->count; i++)
     made->timed |= r->terms[i].view.function == MATCH_ABSENT, made->grouped |= r->terms[i].of_group != 0;
   int timer = timer_open(e, TIMER_HOLD, 0, r->hold, which);
@@ -394,8 +395,8 @@ int64_t match_add(match_engine *e, const match_rule *r) {
   int64_t first = leaves_take(e, count), which = NONE;
   if (first < 0) return first;
   for (uint32_t i = 0; i < count; i++) {
-    LEAVES(e)[first + i] = (leaf){.source = NONE, .rule = NONE};
-    TRUTHS(e)[first + i] = whole ? MATCH_UNKNOWN : MATCH_FALSE;
+    LEAVES(e)[first + i] = (leaf){.source = NONE, .rule = r->owner};
+    TRUTHS(e)[first + i] = whole ? MATCH_UNKNOWN : MATCH_FALSE | LEAF_WHOLE;
   }
   if (whole && (which = rule_open(e, r, (uint32_t)first)) < 0) {
     leaves_give(e, (uint32_t)first, count);
@@ -411,7 +412,7 @@ int64_t match_add(match_engine *e, const match_rule *r) {
     leaves_give(e, (uint32_t)first, count);
     return wrong;
   }
-  for (uint32_t i = 0; i < count; i++) LEAVES(e)[first + i].rule = (uint32_t)which;
+  for (uint32_t i = 0; whole && i < count; i++) LEAVES(e)[first + i].rule = (uint32_t)which;
   for (uint32_t i = 0; i < count; i++) {
     const match_term *t = r->terms + (i < r->count ? i : 0);
     uint32_t leaf = (uint32_t)first + i, named = whole ? leaf | NAME_PART : leaf, made;
@@ -435,7 +436,7 @@ int64_t match_add(match_engine *e, const match_rule *r) {
 
 static bool is_rule(const match_engine *e, uint32_t which) {
   if (which >= e->leaves.used || TRUTHS(e)[which] & LEAF_FREE) return false;
-  uint32_t owner = LEAVES(e)[which].rule;
+  uint32_t owner = RULE_OF(e, which);
   return owner == NONE || e->rules[owner].first == which;
 }
 
@@ -458,7 +459,7 @@ int match_add_each(match_engine *e, const match_rule *r, const uint32_t *sources
 }
 
 int match_bind(match_engine *e, uint32_t which, uint32_t index, const match_term *t) {
-  uint32_t owner = is_rule(e, which) ? LEAVES(e)[which].rule : NONE, at = which + index;
+  uint32_t owner = is_rule(e, which) ? RULE_OF(e, which) : NONE, at = which + index;
   if (owner == NONE || index >= e->rules[owner].count || LEAVES(e)[at].source != NONE) return MATCH_BAD;
   rule *r = e->rules + owner;
   int wrong = t->source == MATCH_NOTHING || t->of_group ? MATCH_BAD : term_check(e, t);
@@ -482,7 +483,7 @@ int match_bind(match_engine *e, uint32_t which, uint32_t index, const match_term
 
 int match_remove(match_engine *e, uint32_t which) {
   if (!is_rule(e, which)) return MATCH_BAD;
-  uint32_t owner = LEAVES(e)[which].rule, count = 1;
+  uint32_t owner = RULE_OF(e, which), count = 1;
   if (owner != NONE) {
     count = e->rules[owner].count + (uint32_t)e->rules[owner].clears;
     rule_close(e, owner);
@@ -495,6 +496,11 @@ int match_remove(match_engine *e, uint32_t which) {
 
 bool match_fires(const match_engine *e, uint32_t which) {
   if (!is_rule(e, which)) return false;
-  uint32_t owner = LEAVES(e)[which].rule;
+  uint32_t owner = RULE_OF(e, which);
   return owner == NONE ? (TRUTHS(e)[which] & LEAF_TRUTH) == MATCH_TRUE : e->rules[owner].fires;
+}
+
+uint32_t match_source(const match_engine *e, uint32_t which) {
+  uint32_t source = is_rule(e, which) ? LEAVES(e)[which].source : NONE;
+  return source & GROUP ? MATCH_NOTHING : source;
 }

@@ -154,8 +154,12 @@ void emit(match_engine *e, uint32_t which, bool fires, int64_t at, double value)
 size_t match_take(match_engine *e, match_edge *edges, size_t room) {
   size_t count = e->made - e->taken;
   if (count > room) count = room;
-  if (count) memcpy(edges, e->edges + e->taken, count * sizeof *edges);
-  e->taken += count;
+  for (size_t i = 0; i < count; i++) {
+    edges[i] = e->edges[e->taken++];
+    uint32_t which = edges[i].rule, owner = TRUTHS(e)[which] & LEAF_FREE ? NONE : RULE_OF(e, which);
+    edges[i].owner = owner == NONE ? LEAVES(e)[which].rule : e->rules[owner].owner;
+    edges[i].source = match_source(e, which);
+  }
   if (e->taken == e->made) e->taken = e->made = 0;
   return count;
 }

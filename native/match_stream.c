@@ -7,7 +7,7 @@
 void leaf_set(match_engine *e, uint32_t which, uint8_t truth, int64_t at, double value) {
   uint8_t *now = TRUTHS(e) + which;
   if ((*now & LEAF_TRUTH) == truth) return;
-  uint32_t rule = LEAVES(e)[which].rule;
+  uint32_t rule = RULE_OF(e, which);
   if (rule == NONE) {
     if (truth > MATCH_TRUE) return; /* it stays as it is */
     emit(e, which, truth == MATCH_TRUE, at, value);

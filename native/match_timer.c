@@ -82,7 +82,7 @@ static void expired(match_engine *e, uint32_t which, timer *t) {
   }
   s->flags |= SERIES_ASKED;
   if (t->kind == TIMER_ABSENT) {
-    leaf_set(e, t->subject, MATCH_TRUE, LEAVES(e)[t->subject].rule == NONE ? e->clock : INT64_MIN, NAN);
+    leaf_set(e, t->subject, MATCH_TRUE, RULE_OF(e, t->subject) == NONE ? e->clock : INT64_MIN, NAN);
     return;
   }
   for (uint32_t i = 0; i < s->width; i++)
@@ -118,7 +118,7 @@ void series_heard(match_engine *e, uint32_t which, int64_t at) { /* its first sa
   const list *absences = &EXTRAS(e)[which].timers;
   for (size_t i = 0; i < absences->count; i++) {
     const timer *t = e->timers + absences->items[i];
-    leaf_set(e, t->subject, MATCH_FALSE, LEAVES(e)[t->subject].rule == NONE ? e->clock : at, NAN);
+    leaf_set(e, t->subject, MATCH_FALSE, RULE_OF(e, t->subject) == NONE ? e->clock : at, NAN);
     timer_queue(e, absences->items[i], s->seen + t->span);
   }
 }

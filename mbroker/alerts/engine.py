@@ -1,8 +1,8 @@
 """Matches samples against rules: the language on one side, the matcher in C on the other.
 
 What it says is what :class:`.reference.Reference` says of each rule. A rule at one endpoint or group is an *instance*,
-which the matcher knows as a rule of its own. Of the millions that there may be no Python object is kept: two arrays,
-by the matcher's number, say whose each one is and where.
+which the matcher knows as a rule of its own. Of the millions that there may be no Python object is kept: an edge says
+whose rule it is and of which series.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import attrs
 from . import arrays, image, lower
 from .kernel import ABSENT, NOTHING, Counters, Kernel, KernelError, Term, View
 from .kernel import Edge as KernelEdge
-from .places import Places, Readers
+from .places import Places, Readers, Runs
 from .reference import Sample
 from .selector import Endpoint, Selector, Series, project
 from .tree import Absent, Comparison, Handling, Rule, Spatial, leaves
@@ -65,15 +65,20 @@ class _Followed:
     """A rule, and its instances."""
 
     rule: Rule
-    numbers: array[int] = attrs.field(factory=lambda: array("I"))
-    """In the matcher."""
+    runs: Runs = attrs.field(factory=Runs)
+    """The matcher's numbers of them, if the rule is simple."""
     at: dict[int, int] = attrs.field(factory=dict[int, int])
-    """They by place, where a series that appears may belong to one that exists: unless the rule is simple."""
+    """The numbers by place otherwise, for a series that appears may belong to an instance that exists."""
 
     @property
     def is_simple(self) -> bool:
         """Whether each series that it reads has an instance to itself."""
         return self.rule.is_local and isinstance(self.rule.condition, Comparison | Absent)
+
+    @property
+    def numbers(self) -> Iterable[int]:
+        """The matcher's numbers of the instances."""
+        return self.runs if self.is_simple else self.at.values()
 
 
 class Engine:
@@ -88,8 +93,7 @@ class Engine:
         self._readers = Readers()
         self._rules: dict[int, _Followed] = {}
         self._next = 1
-        self._owners = array("I")  # by the matcher's number: the rule, 0 where there is none
-        self._places = array("I")
+        self._at: dict[int, int] = {}  # the places of instances of rules that are not simple
         self._groups: dict[str, dict[_Spread, dict[Endpoint, _Group]]] = {}
         self._waiting: list[Fired] = []
 
@@ -143,14 +147,14 @@ class Engine:
             self._readers.drop(leaf.selector, number)
         for instance in followed.numbers:
             self._kernel.remove(instance)
-            self._owners[instance] = 0
-        for place in followed.at:
-            self._release(followed.rule, place)
+            self._at.pop(instance, None)
+        self._release(followed.rule, *followed.at)
 
     def firing(self, number: int) -> frozenset[Endpoint]:
         """Return the keys of the alerts of a rule."""
         numbers = self._rules[number].numbers
-        return frozenset(self._key(instance) for instance in numbers if self._kernel.fires(instance))
+        firing = filter(self._kernel.fires, numbers)
+        return frozenset(self._key(instance, self._kernel.source(instance)) for instance in firing)
 
     # -- what happens
 
@@ -198,11 +202,12 @@ class Engine:
         return edges + self._fired(self._kernel.settle())
 
     def _fired(self, edges: Iterable[KernelEdge]) -> list[Fired]:
-        owners = self._owners
-        return [Fired(owners[edge.rule], self._key(edge.rule), edge.fires, edge.at, edge.value) for edge in edges]
+        key = self._key
+        return [Fired(owner, key(rule, source), fires, at, value) for at, value, rule, owner, source, fires in edges]
 
-    def _key(self, instance: int) -> Endpoint:
-        return self._known.endpoints[self._places[instance]]
+    def _key(self, instance: int, source: int) -> Endpoint:
+        place = self._at.get(instance)
+        return self._known.endpoints[self._known.of[source] if place is None else place]
 
     # -- snapshots
 
@@ -214,7 +219,6 @@ class Engine:
             [[*endpoint] for endpoint in self._known.endpoints],
             [[metric, places.tobytes(), numbers.tobytes()] for metric, places, numbers in self._known.columns()],
             [self._packed(name, followed) for name, followed in self._rules.items()],
-            [self._owners.tobytes(), self._places.tobytes()],
             [
                 [fired.rule, self._known.place(fired.key), fired.firing, fired.at, fired.value]
                 for fired in self._waiting
@@ -224,9 +228,9 @@ class Engine:
 
     def _packed(self, name: int, followed: _Followed) -> list[object]:
         groups = array("I", [group.number for place in followed.at for group in self._groups_of(followed.rule, place)])
-        places = array("I", followed.at)
+        places, numbers = array("I", followed.at), array("I", followed.at.values())
         tree = arrays.arrays(followed.rule, Handling())
-        return [name, tree, followed.numbers.tobytes(), places.tobytes(), groups.tobytes()]
+        return [name, tree, *(part.tobytes() for part in (followed.runs.pairs, places, numbers, groups))]
 
     @classmethod
     def load(cls, snapshot: bytes) -> Engine:
@@ -240,25 +244,24 @@ class Engine:
         return made
 
     def _restore(self, table: tuple[Any, ...], kernel: bytes) -> None:
-        (self._patience, self._nothing, self._next), endpoints, metrics, rules, (owners, places), waiting = table
+        (self._patience, self._nothing, self._next), endpoints, metrics, rules, waiting = table
         self._kernel.load(kernel)
         for endpoint in endpoints:
             self._known.place(frozenset(endpoint))
         for metric, at, numbers in metrics:
             for place, number in zip(array("I", at), array("I", numbers), strict=True):
                 self._known.enter(metric, place, number)
-        for name, tree, numbers, at, groups in rules:
+        for name, tree, runs, places, numbers, groups in rules:
             rule = arrays.tree(tree)[0]
-            followed = self._rules[name] = _Followed(rule, array("I", numbers))
-            if not followed.is_simple:
-                followed.at.update(zip(array("I", at), followed.numbers, strict=True))
+            followed = self._rules[name] = _Followed(rule, Runs(runs))
+            followed.at.update(zip(array("I", places), array("I", numbers), strict=True))
+            self._at.update(zip(array("I", numbers), array("I", places), strict=True))
             for leaf in leaves(rule.condition):
                 self._readers.file(leaf.selector, name)
             wanted = [(spread, place) for place in followed.at for spread in _spreads(rule)]
             for (spread, place), number in zip(wanted, array("I", groups), strict=True):
                 shared = self._groups.setdefault(spread.selector.metric, {}).setdefault(spread, {})
                 shared.setdefault(self._found(spread, place), _Group(number)).users += 1
-        self._owners, self._places = array("I", owners), array("I", places)
         known = self._known.endpoints
         self._waiting = [Fired(rule, known[int(place)], fires, at, value) for rule, place, fires, at, value in waiting]
 
@@ -311,21 +314,17 @@ class Engine:
                 hold=rule.hold.milliseconds if rule.hold else 0,
                 clear=(lower.COMPARE[rule.clear.operator], rule.clear.threshold) if rule.clear else None,
                 nodata=lower.NODATA[rule.nodata],
+                owner=name,
             )
         except KernelError:
             if not followed.is_simple:
                 self._release(rule, *places)
             raise
-        missing = max(made, default=-1) + 1 - len(self._owners)
-        if missing > 0:
-            self._owners.extend(bytes(missing))
-            self._places.extend(bytes(missing))
-        for instance, place in zip(made, places, strict=True):
-            self._owners[instance] = name
-            self._places[instance] = place
-        followed.numbers += made
-        if not followed.is_simple:
+        if followed.is_simple:
+            followed.runs.add(made)
+        else:
             followed.at.update(zip(places, made, strict=True))
+            self._at.update(zip(made, places, strict=True))
 
     def _bind(self, followed: _Followed, place: int, series: Series, number: int) -> None:
         """Show the instance at *place* the *series* that it missed."""

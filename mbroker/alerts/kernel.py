@@ -82,7 +82,7 @@ class KernelError(Exception):
     """The matcher refuses; nothing has changed."""
 
 
-_EDGE = struct.Struct("@qdI?3x")  # match_edge
+_EDGE = struct.Struct("@qdIII?3x")  # match_edge
 assert _EDGE.size == ffi.sizeof("match_edge")
 
 _REASONS = {
@@ -131,6 +131,10 @@ class Edge(NamedTuple):
     value: float
     """What was compared last; NaN if nothing was."""
     rule: int
+    owner: int
+    """As :meth:`Kernel.add` was told."""
+    source: int
+    """The series of its first comparison, :data:`NOTHING` if that is of a group."""
     fires: bool
 
 
@@ -213,10 +217,15 @@ class Kernel:
         hold: int = 0,
         clear: tuple[Compare, float] | None = None,
         nodata: NoDataCode = NoDataCode.KEEP,
+        owner: int = 0,
     ) -> int:
-        """Return a new rule; *program* combines the *terms* in reverse Polish notation, *hold* is in milliseconds."""
+        """Return a new rule; *program* combines the *terms* in reverse Polish notation, *hold* is in milliseconds.
+
+        *owner*: a number that its edges tell.
+        """
         sources = array("I", [term.source for term in terms])
-        return self.add_each(terms, sources, program=program, hold=hold, clear=clear, nodata=nodata)[0]
+        made = self.add_each(terms, sources, program=program, hold=hold, clear=clear, nodata=nodata, owner=owner)
+        return made[0]
 
     def add_each(
         self,
@@ -227,6 +236,7 @@ class Kernel:
         hold: int = 0,
         clear: tuple[Compare, float] | None = None,
         nodata: NoDataCode = NoDataCode.KEEP,
+        owner: int = 0,
     ) -> array[int]:
         """Return new rules that differ in the *sources* of their terms alone: first all of one, then of the next."""
         kept = ffi.new("match_term[]", [_term(term) for term in terms])
@@ -239,6 +249,7 @@ class Kernel:
                 "program": steps,
                 "count": len(terms),
                 "length": len(program),
+                "owner": owner,
                 "hold": hold,
                 "clear": bound,
                 "clears": clears,
@@ -268,6 +279,10 @@ class Kernel:
     def fires(self, rule: int) -> bool:
         """Whether *rule* fires now."""
         return lib.match_fires(self._engine, rule)
+
+    def source(self, rule: int) -> int:
+        """Return what an edge of *rule* would say of its source."""
+        return lib.match_source(self._engine, rule)
 
     def push(self, series: array[int], values: array[float], times: array[int]) -> Iterator[Edge]:
         """Match samples (arrays ``I``, ``d``, ``q`` of one length) and yield the edges; :meth:`settle` ends a batch.

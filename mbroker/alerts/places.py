@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from .selector import Endpoint, Label, Relation, Selector, Series
 
-__all__ = ["Places", "Readers"]
+__all__ = ["Places", "Readers", "Runs"]
 
 Pair = tuple[str, str]
 
@@ -19,6 +19,8 @@ class Places:
     def __init__(self) -> None:
         self.endpoints: list[Endpoint] = []
         """By place."""
+        self.of = array("I")
+        """The places of series, by their numbers."""
         self._places: dict[Endpoint, int] = {}
         self._having: dict[Pair, array[int]] = {}
         self._metrics: dict[str, dict[int, int]] = {}
@@ -58,6 +60,9 @@ class Places:
     def enter(self, metric: str, place: int, number: int) -> None:
         """Note that the series of *metric* at *place* has that *number*."""
         self._metrics.setdefault(metric, {})[place] = number
+        if number >= len(self.of):
+            self.of.extend(bytes(number + 1 - len(self.of)))
+        self.of[number] = place
 
     def columns(self) -> Iterator[tuple[str, array[int], array[int]]]:
         """Yield each metric with the places and the numbers of its series."""
@@ -75,6 +80,28 @@ class Places:
             number = numbers.get(place)
             if number is not None and all(label.accepts(self.endpoints[place]) for label in others):
                 yield place, number
+
+
+class Runs:
+    """Whole numbers, most of which follow one another: a run of them costs as much as one does."""
+
+    def __init__(self, packed: bytes = b"") -> None:
+        self.pairs = array("I", packed)
+        """First and count of each run."""
+
+    def add(self, numbers: Iterable[int]) -> None:
+        """Add *numbers*, in their order."""
+        pairs = self.pairs
+        for number in numbers:
+            if pairs and pairs[-2] + pairs[-1] == number:
+                pairs[-1] += 1
+            else:
+                pairs.extend((number, 1))
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield them in their order."""
+        for first, count in zip(self.pairs[::2], self.pairs[1::2], strict=True):
+            yield from range(first, first + count)
 
 
 class Readers:
