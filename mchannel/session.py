@@ -33,6 +33,7 @@ from mchannel.errors import (
 )
 from mchannel.frame import (
     MAX_AUTHORS,
+    MOST_TOGETHER,
     OVERHEAD,
     Flag,
     Frame,
@@ -110,6 +111,8 @@ class Session:
         self._agreed = False
         self._shaken = False
         """Whether the handshake of this epoch is over; before that only handshakes count."""
+        self._ahead = 0
+        """Agent: last number that was replayed with this epoch's HELLO, in one frame."""
         self._failure: MChannelError | None = None
         self._known = role is Role.AGENT
         """False while this side may have joined a session that another broker had before."""
@@ -228,6 +231,21 @@ class Session:
         authors = (*self._authors.items(), (self.author, self.newest)) if self.author else ()
         body = Hello(self.session, self.name, self.terms, self.writer.base, self.writer.sent, self.newest, authors)
         self._emit(Kind.HELLO, body=body.encode())
+        self._ahead = 0
+        if self._agreed and self.terms.delivery is Delivery.ALL:
+            self._send_ahead()
+
+    def _send_ahead(self) -> None:
+        """Replay with HELLO what fits into one short frame: a broker that knows the session need not ask for it.
+
+        What it has seen it knows by the numbers. HELLO is said again and again, so the rest waits for WELCOME.
+        """
+        writer = self.writer
+        ahead = next(batches(writer.base, writer.unacked, self.terms.max_message), None)
+        if ahead is not None and sum(map(len, ahead[1])) <= MOST_TOGETHER:
+            first, batch = ahead
+            self._ahead = first + len(batch) - 1
+            self._data_of_many(first, batch)
 
     def call(self, now: float) -> None:
         """Broker: ask the agent to say HELLO again; ends a suspension."""
@@ -303,18 +321,8 @@ class Session:
         """Return when :meth:`tick` is due, or None."""
         if self._ack_due is None and self._shaken and self.reader.owes:
             return 0.0  # now: the next tick decides when to acknowledge
-        due = self._ping_due
-        for other in (
-            self._ack_due,
-            self._retry_due,
-            self._suspend_until,
-            self._newest_until,
-            self._given_up_at(),
-            self._lost_at(),
-        ):
-            if other is not None and (due is None or other < due):
-                due = other
-        return due
+        dues = (self._ping_due, self._ack_due, self._retry_due, self._suspend_until, self._newest_until)
+        return min([due for due in (*dues, self._given_up_at(), self._lost_at()) if due is not None], default=None)
 
     def _given_up_at(self) -> float | None:
         patience = self.timing.patience
@@ -488,7 +496,7 @@ class Session:
         if self.terms.delivery is Delivery.LATEST:
             while len(writer.unacked) > 1:
                 writer.forget_first()
-        self._data_of_many(*writer.after(received))
+        self._data_of_many(*writer.after(max(received, self._ahead)))
 
     def _on_data(self, epoch: int, number: int, ack: int, flags: int, body: bytes, now: float) -> None:
         if epoch != self.epoch or not self._shaken:

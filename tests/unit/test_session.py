@@ -226,3 +226,88 @@ def test_an_agent_remembers_few_brokers() -> None:
     hello = Hello.decode(Frame.decode(agent.outgoing[0], 1000).body)
     assert len(hello.authors) == MAX_AUTHORS
     assert hello.authors[-1] == (broker.author, 0)
+
+
+# ---- what an agent sends with HELLO
+
+
+def pass_on(source: Session, target: Session, count: int = 99) -> None:
+    while source.outgoing and count:
+        target.receive(source.outgoing.popleft(), NOW)
+        count -= 1
+
+
+@pytest.fixture
+def agent(broker: Session) -> Session:
+    """Return the agent's side of the session, which both ends have opened in epoch 2."""
+    session = Session(Role.AGENT, NAME, TERMS, Timing())
+    session.epoch = 1
+    session.hello(NOW)
+    pass_on(session, broker)
+    pass_on(broker, session)
+    return session
+
+
+def test_a_broker_has_what_was_not_acknowledged_before_it_answers_a_reconnection(
+    agent: Session, broker: Session
+) -> None:
+    for payload in (b"one", b"two"):
+        agent.send(payload)
+    agent.hello(NOW)  # which forgets what was on its way
+    pass_on(agent, broker)
+    assert [payload for _, payload, _ in broker.take(9)] == [b"one", b"two"]
+    pass_on(broker, agent)
+    assert not agent.outgoing, "it was said already"
+    agent.send(b"three")
+    pass_on(agent, broker)
+    assert [payload for _, payload, _ in broker.take(9)] == [b"three"]
+
+
+def test_what_was_never_sent_is_not_redelivered_because_it_comes_with_a_hello(agent: Session) -> None:
+    agent.send(b"old")
+    agent.hello(NOW)
+    agent.send(b"new")
+    agent.hello(NOW)
+    stranger = Session(Role.BROKER, NAME, TERMS, Timing())
+    pass_on(agent, stranger)
+    assert stranger.take(9) == [(1, b"old", True), (2, b"new", False)]
+
+
+def test_what_got_lost_behind_a_hello_is_sent_again(agent: Session, broker: Session) -> None:
+    agent.send(b"one")
+    agent.hello(NOW)
+    pass_on(agent, broker, 1)
+    agent.outgoing.clear()
+    pass_on(broker, agent)
+    agent.send(b"two")
+    pass_on(agent, broker)
+    assert broker.take(9) == []
+    pass_on(broker, agent)  # CALL
+    pass_on(agent, broker)
+    assert [payload for _, payload, _ in broker.take(9)] == [b"one", b"two"]
+
+
+@pytest.mark.parametrize(
+    ("size", "kinds"), [(MOST_TOGETHER, [Kind.HELLO, Kind.DATA]), (MOST_TOGETHER + 1, [Kind.HELLO])]
+)
+def test_no_more_goes_with_a_hello_than_one_short_frame(size: int, kinds: list[Kind]) -> None:
+    terms = Terms(MOST_TOGETHER * 2, MOST_TOGETHER * 4, Delivery.ALL)
+    session, broker = Session(Role.AGENT, NAME, terms, Timing()), Session(Role.BROKER, NAME, terms, Timing())
+    session.hello(NOW)
+    pass_on(session, broker)
+    pass_on(broker, session)
+    session.send(bytes(size))
+    session.send(b"more")
+    session.hello(NOW)
+    assert [Frame.decode(each, terms.max_message).kind for each in session.outgoing] == kinds
+    pass_on(session, broker)
+    pass_on(broker, session)
+    pass_on(session, broker)
+    assert [len(payload) for _, payload, _ in broker.take(9)] == [size, 4]
+
+
+def test_a_first_hello_goes_alone() -> None:
+    session = Session(Role.AGENT, NAME, TERMS, Timing())
+    session.send(b"not taken yet")
+    session.hello(NOW)
+    assert [frame.kind for frame in sent(session)] == [Kind.HELLO]

@@ -189,7 +189,12 @@ MUTANTS = {
         "payloads = payloads[self.expected - number :]",
         "pass",
     ),
-    "replays nothing": (Session, "self._data_of_many(*writer.after(received))", "pass"),
+    "replays nothing": (Session, "self._data_of_many(*writer.after(max(received, self._ahead)))", "pass"),
+    "thinks that more went with HELLO than did": (
+        Session,
+        "self._ahead = first + len(batch) - 1",
+        "self._ahead = first + len(batch)",
+    ),
     "replays one less": (Writer, "skip = max(0, number - self.base + 1)", "skip = max(0, number - self.base + 2)"),
     "marks nothing": (Session, "self.reader.begin(hello.base, hello.sent)", "self.reader.begin(hello.base, 0)"),
     "marks what is held only": (
