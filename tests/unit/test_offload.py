@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from array import array
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import cast
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbroker.alerts.engine import Engine
@@ -33,6 +34,7 @@ from mchannel.samples import (
     Offloaded,
     Samples,
 )
+from tests.crash.points import WHOLE
 
 LOAD = Named("load")
 
@@ -327,7 +329,7 @@ class Broker:
             self.values.append(fired.value)
         self.newest = max([self.newest, *(at for _, _, at in rows)])
 
-    def offer(self, chosen: frozenset[int], refresh: int) -> Event:
+    def offer(self, chosen: set[int], refresh: int) -> Event:
         """Return an offer of all thresholds of the series of *chosen* names."""
         wanted = sorted(
             (number, cut)
@@ -343,22 +345,36 @@ class Broker:
         self.engine = Engine.load(self.engine.save())
 
 
-readings = st.lists(
-    st.tuples(
-        st.integers(0, 2),
-        st.sampled_from([1.0, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, math.nextafter(5, 0), math.inf, -math.inf, math.nan, 0.0]),
-        st.sampled_from([0, 0, 0, 1, 2, -1, -3, -50]),  # how late
-    ),
-    max_size=4,
+VALUES = (1.0, 3.0, 4.0, 5.0, 6.0, math.nan)  # below, at, between and above the thresholds
+reading = st.tuples(
+    st.sampled_from([0, 0, 0, 0, 1, 2]),
+    st.sampled_from(VALUES) | st.sampled_from([math.nextafter(5, 0), math.nextafter(5, 6), math.inf, -math.inf]),
+    st.sampled_from([0, 0, 0, 0, -1, -2, -5, 2]),  # how early or late
+    st.sampled_from([0, 1, 1, 1, 1, 1, 2, 40_000]),  # time that passes before; none: they come together
 )
-steps = st.lists(
-    st.tuples(st.just("take"), readings, st.sampled_from([1, 1, 2, 5, 40_000]))
-    | st.tuples(st.just("offer"), st.frozensets(st.integers(0, 2)), st.sampled_from([1, 3, 1000]))
+take = st.tuples(st.just("take"), st.lists(reading, min_size=5, max_size=12), st.none())
+step = (
+    take
+    | take
+    | st.tuples(st.just("offer"), st.sampled_from([{0, 1, 2}, {0}, {1, 2}, set[int]()]), st.sampled_from([4, 1000]))
     | st.tuples(
         st.sampled_from(["strain", "relax", "agent restarts", "broker restarts", "again"]), st.none(), st.none()
-    ),
-    max_size=40,
+    )
 )
+
+
+def batches(
+    readings: list[tuple[int, float, int, int]], now: int
+) -> Iterator[tuple[int, list[tuple[Named, float, int]]]]:
+    """Yield when each batch comes, and what is in it."""
+    rows: list[tuple[Named, float, int]] = []
+    for n, value, late, passes in readings:
+        if passes and rows:
+            yield now, rows
+            rows = []
+        now += passes
+        rows.append((NAMES[n], value, now + late))
+    yield now, rows
 
 
 def told_sorted(edges: Told) -> dict[tuple[int, Endpoint], list[tuple[bool, int]]]:
@@ -369,25 +385,27 @@ def told_sorted(edges: Told) -> dict[tuple[int, Endpoint], list[tuple[bool, int]
     return found
 
 
-@given(steps)
-def test_offloaded_or_not_the_edges_are_the_same(steps: list[tuple[str, object, object]]) -> None:
-    rules = [rule(text) for text in RULES]
+@settings(max_examples=20_000 if WHOLE else 200)
+@given(st.lists(st.sampled_from(RULES), min_size=1, max_size=3, unique=True), st.lists(step, min_size=3, max_size=12))
+def test_offloaded_or_not_the_edges_are_the_same(texts: list[str], steps: list[tuple[str, object, object]]) -> None:
+    rules = [rule(text) for text in texts]
     near, far = Broker(rules), Broker(rules)  # near: everything travels
     references = [Reference(one) for one in rules]
     expected: Told = []
     publisher, now = Publisher(), 1_000
-    for what, first, second in steps:
+    begin = ("take", [(n, 1.0, 0, 1) for n in range(3)], None), ("offer", {0, 1, 2}, 1000)
+    for what, first, second in (*begin, *steps):
         if what == "take":
-            now += cast("int", second)
-            rows = [(NAMES[n], value, now + late) for n, value, late in cast("list[tuple[int, float, int]]", first)]
-            publisher.take([Reading(*row) for row in rows], now)
-            near.match(now, rows)
-            for number, reference in enumerate(references, 1):
+            for now, rows in batches(cast("list[tuple[int, float, int, int]]", first), now):  # noqa: B020
+                publisher.take([Reading(*row) for row in rows], now)
+                far.hear(publisher, now)
+                near.match(now, rows)
                 batch = [Sample(series_of(named), at, value) for named, value, at in rows]
-                expected += [(number, e.key, e.firing, e.at) for e in reference.batch(now, batch)]
+                for number, reference in enumerate(references, 1):
+                    expected += [(number, e.key, e.firing, e.at) for e in reference.batch(now, batch)]
         elif what == "offer":
             if far.run == publisher.run:
-                publisher.heard(far.offer(cast("frozenset[int]", first), cast("int", second)))
+                publisher.heard(far.offer(cast("set[int]", first), cast("int", second)))
         elif what == "agent restarts":
             publisher = Publisher()
             far.names.clear()
@@ -409,7 +427,7 @@ def test_offloading_saves_what_it_is_for() -> None:
         publisher.take([Reading(NAMES[0], 9.0 if at % 100 == 99 else 1.0)], at)
         broker.hear(publisher, at)
         if at == 10:
-            publisher.heard(broker.offer(frozenset([0]), 10**6))
+            publisher.heard(broker.offer({0}, 10**6))
     assert broker.offered == 1
     assert publisher.withheld > 900
     assert [(firing, at) for _, _, firing, at in broker.edges][:4] == [
