@@ -25,8 +25,11 @@ from mbroker.values import plain
 __all__ = [
     "alerts",
     "ask",
+    "figure",
+    "lasted",
+    "moment",
+    "named",
     "parsed",
-    "print_alerts",
     "seconds",
     "subscribe",
     "subscriptions",
@@ -149,7 +152,23 @@ def list_(state: str, subscription: int | None, since: str | None, limit: int, a
     if output == "json":
         print_json([plain(row) for row in found])
         return
-    print_alerts(found)
+    print_table(
+        ("ALERT", "STATE", "SEVERITY", "SINCE", "LASTED", "ABOUT", "VALUE", "ACKNOWLEDGED", "SUBSCRIPTION"),
+        (
+            (
+                row.id,
+                row.state,
+                row.severity,
+                moment(row.since),
+                lasted(row),
+                named(row.labels),
+                figure(row.value),
+                row.acknowledged,
+                f"{row.subscription}: {row.text or 'withdrawn'}",
+            )
+            for row in found
+        ),
+    )
 
 
 @alerts.command(epilog="\b\nExample:\n  mbroker alerts show 3f0c9a1b2c3d4e5f6a7b")
@@ -166,12 +185,12 @@ def show(id: str, address: str, output: str) -> None:  # noqa: A002 - what every
     ended = f" until {moment(row.until)}" if row.until is not None else ""
     print_line(f"{row.id}: {row.state}, {row.severity}, since {moment(row.since)}{ended}")
     print_line(f"subscription {row.subscription}: {row.text or 'withdrawn'}")
-    print_line(f"about {named(row.labels)}; compared last: {_value(row.value)}")
+    print_line(f"about {named(row.labels)}; compared last: {figure(row.value)}")
     print_line(f"acknowledged by {row.acknowledged}" if row.acknowledged else "acknowledged by nobody")
     print_table(
         ("METRIC", "LABELS", "SAMPLES", "LEAST", "MOST", "COURSE"),
         (
-            (each.metric, named(each.labels), str(each.samples), _value(each.least), _value(each.most), _course(each))
+            (each.metric, named(each.labels), str(each.samples), figure(each.least), figure(each.most), _course(each))
             for each in seen
         ),
     )
@@ -254,26 +273,9 @@ def history(limit: int, address: str, output: str) -> None:
 # -- how it looks
 
 
-def print_alerts(found: Sequence[rows.AlertRow]) -> None:
-    """Print a table of alerts."""
-    now = time.time()
-    print_table(
-        ("ALERT", "STATE", "SEVERITY", "SINCE", "LASTED", "ABOUT", "VALUE", "ACKNOWLEDGED", "SUBSCRIPTION"),
-        (
-            (
-                row.id,
-                row.state,
-                row.severity,
-                moment(row.since),
-                span((now if row.until is None else row.until) - row.since),
-                named(row.labels),
-                _value(row.value),
-                row.acknowledged,
-                f"{row.subscription}: {row.text or 'withdrawn'}",
-            )
-            for row in found
-        ),
-    )
+def lasted(row: rows.AlertRow) -> str:
+    """Return how long an alert lasted, or lasts."""
+    return span((time.time() if row.until is None else row.until) - row.since)
 
 
 def warn(warnings: Sequence[str]) -> None:
@@ -292,7 +294,8 @@ def named(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in labels.items()) or "all"
 
 
-def _value(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """Return a value for people."""
     return "-" if value is None else f"{value:.6g}"
 
 

@@ -14,10 +14,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from mbroker import alert_rows as rows
 from mbroker import control
-from mbroker.alert_commands import ask, parsed, print_alerts, seconds, user, warn
+from mbroker.alert_commands import ask, figure, lasted, moment, named, parsed, seconds, user, warn
 from mbroker.exits import Failure
 from mbroker.options import with_control, with_output
-from mbroker.terminal import clean, print_json, print_line
+from mbroker.terminal import clean, print_json, print_line, print_table
 from mbroker.values import plain
 
 __all__ = ["explain", "import_rules"]
@@ -47,7 +47,8 @@ def explain(text: str, since: str, address: str, output: str) -> None:
     print_line(f"{row.text}: {told}, of {row.series} series and {row.samples} samples")
     print_line(f"cost of a sample: {row.cost}; can be matched by the {row.place}")
     if row.alerts:
-        print_alerts(row.alerts)
+        found = ((moment(each.since), lasted(each), named(each.labels), figure(each.value)) for each in row.alerts)
+        print_table(("SINCE", "LASTED", "ABOUT", "VALUE"), found)
     if row.more:
         print_line(f"and {row.more} more")
     warn(row.warnings)
@@ -101,7 +102,7 @@ def import_rules(file: Path, dry_run: bool, receivers: Sequence[str], owner: str
     try:
         from mbroker.alerts.prometheus import RulesError, read_rules  # noqa: PLC0415 - needs what not every host has
     except ModuleNotFoundError as missing:
-        raise Failure(f"{missing.name} is missing; install it: pip install 'mchannel[notify]'") from None
+        raise Failure(f"{missing.name} is missing; install it: pip install 'mchannel[prometheus]'") from None
     try:
         imported = read_rules(file)
     except RulesError as error:

@@ -421,3 +421,9 @@ async def test_a_broker_without_alerts_says_so(folder: Path) -> None:
     assert (made.is_on, made.status) == (False, None)
     with pytest.raises(control.Refused, match=r"this broker has no alerts; add \[alerts\]"):
         await ask(made, "control.alerts")
+
+
+def test_the_example_of_the_tutorial_is_a_good_configuration() -> None:
+    house = Path(__file__).parents[2]
+    assert run("check-config", str(house / "examples/alerts.toml")).exit_code == 0
+    assert "examples/alerts.toml" in (house / "docs/tutorial/first-subscription.md").read_text()
