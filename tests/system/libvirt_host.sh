@@ -28,6 +28,14 @@ done
 mkdir /run/lock /var/log/libvirt/qemu
 printf '127.0.0.1 localhost\n%s\n' "$hosts" >/run/hosts
 mount --bind /run/hosts /etc/hosts
+for file in passwd group; do # libvirtd wants this account to exist; the package that makes it also starts a libvirtd
+    if ! grep -q ^libvirt-qemu: /etc/$file; then
+        cp /etc/$file /run/$file
+        [ $file = passwd ] && account=:64055::/:/usr/sbin/nologin || account=:
+        echo "libvirt-qemu:x:64055$account" >>/run/$file
+        mount --bind /run/$file /etc/$file
+    fi
+done
 cat >/run/enter <<S
 #!/bin/sh
 for group in $groups; do echo \$\$ >/sys/fs/cgroup/\$group/cgroup.procs; done
