@@ -135,6 +135,16 @@ def test_a_clock_that_is_set_back_stops_nothing() -> None:
     assert pipeline.plan(5000, notices(OTHER)).deliveries
 
 
+def test_the_pipeline_learns_of_flapping_from_what_it_is_given() -> None:
+    pipeline, heard, alerts = Pipeline({"ops": PROMPT}, Damping(changes=2, within=10)), list[Remark](), list[Alert]()
+    for at in range(0, 5000, 1000):
+        alerts.append(ended(alerts[-1], at) if at % 2000 else begun("a", at))
+        for delivery in pipeline.plan(at, notices(alerts[-1])).deliveries:
+            pipeline.delivered(delivery, at)
+            heard += [story.remark for story in delivery.stories]
+    assert heard == [Remark.NONE, Remark.NONE, Remark.FLAPPING]
+
+
 def test_flapping_goes_on_over_a_restart() -> None:
     alerts: list[Alert] = []
     for at in range(0, 6000, 1000):
