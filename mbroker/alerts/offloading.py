@@ -8,23 +8,29 @@ comparison of the newest sample of single endpoints, without ``for`` and ``nodat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
 
 import attrs
+
+from mchannel.samples import MOST_CUTS, Offload, Samples
 
 from .terms import Operator
 from .tree import Comparison, Instant, NoData, Rule
 
-__all__ = ["Cost", "choose", "cuts"]
+__all__ = ["Cost", "Cuts", "Offloading", "choose", "common", "cuts"]
 
+Cuts = frozenset[float]
+"""Where what rules say of a value changes: all that matters is above which of them it is."""
+
+_PUBLISHERS = 4096  # that are remembered
 _WORTH, _STILL_WORTH = 0.5, 0.25  # shares of the samples that must be saved, to begin and to go on
+_VAIN = 60  # periods until a series that did not pay is tried again
 
 
-def cuts(rule: Rule) -> frozenset[float] | None:
-    """Return where what *rule* says of a value changes: all that matters is above which of them it is.
-
-    None when the rule needs more than that, and cannot be offloaded.
-    """
+def cuts(rule: Rule) -> Cuts | None:
+    """Return the cuts of *rule*; None when it needs more than those, and cannot be offloaded."""
     condition = rule.condition
     if not isinstance(condition, Comparison) or not isinstance(condition.expression, Instant):
         return None
@@ -32,6 +38,17 @@ def cuts(rule: Rule) -> frozenset[float] | None:
         return None
     comparisons = (condition,) if rule.clear is None else (condition, rule.clear)
     return frozenset(cut for each in comparisons for cut in _cuts(each.operator, each.threshold))
+
+
+def common(rules: Iterable[Rule]) -> Cuts | None:
+    """Return the cuts of all *rules* that read a series; None when there are none, or one cannot be offloaded."""
+    found: set[float] = set()
+    for rule in rules:
+        own = cuts(rule)
+        if own is None:
+            return None
+        found |= own
+    return frozenset(found) or None
 
 
 def _cuts(operator: Operator, threshold: float) -> tuple[float, ...]:
@@ -57,8 +74,15 @@ class Cost:
     """How many of them were on another side of a threshold than the one before, or still come."""
     cuts: int
     """Thresholds that its rules compare with."""
-    is_free: bool = True
-    """Whether nobody needs its other samples: no rule that cannot be offloaded, and no store of everything."""
+
+    @property
+    def saved(self) -> int:
+        """Samples that need not come."""
+        return self.samples - self.crossings
+
+    def pays(self, share: float) -> bool:
+        """Whether more than this share of the samples is saved."""
+        return self.saved > share * self.samples
 
 
 def choose(costs: Iterable[Cost], most: int, held: frozenset[int] = frozenset()) -> frozenset[int]:
@@ -70,12 +94,101 @@ def choose(costs: Iterable[Cost], most: int, held: frozenset[int] = frozenset())
     worth: list[tuple[float, bool, int, int]] = []
     for cost in costs:
         is_held = cost.series in held
-        saved = cost.samples - cost.crossings
-        if cost.is_free and cost.cuts and saved > (_STILL_WORTH if is_held else _WORTH) * cost.samples:
-            worth.append((saved / cost.cuts * (2 if is_held else 1), is_held, -cost.series, cost.cuts))
+        if cost.cuts and cost.pays(_STILL_WORTH if is_held else _WORTH):
+            worth.append((cost.saved / cost.cuts * (2 if is_held else 1), is_held, -cost.series, cost.cuts))
     chosen: set[int] = set()
     for _, _, series, size in sorted(worth, reverse=True):
         if size <= most:
             chosen.add(-series)
             most -= size
     return frozenset(chosen)
+
+
+@attrs.define
+class _Publisher:
+    """What is known of one run of a publisher."""
+
+    began: int
+    """When counting began."""
+    counts: Counter[int] = attrs.field(factory=Counter[int])
+    """Samples of each series since then."""
+    newest: int = 0
+    is_due: bool = False
+    offered: Mapping[int, Cuts] = attrs.field(factory=dict[int, Cuts])
+    """What it compares with now, as far as is known."""
+    before: dict[int, float] = attrs.field(factory=dict[int, float])
+    """Samples a second of each series that is offloaded, from before it was."""
+    vain: dict[int, int] = attrs.field(factory=dict[int, int])
+    """Series that were taken back as they change too often, and when."""
+
+    def cost(self, number: int, size: int, seconds: float | None) -> Cost:
+        """Return what a series costs by what came in so many *seconds*; None when that is too short to say."""
+        came, before = self.counts[number], self.before.get(number)
+        if before is None:
+            return Cost(number, came, 0, size)  # how often it changes is seen when it is tried
+        if seconds is None:
+            return Cost(number, round(before * 60) or 1, 0, size)
+        return Cost(number, round(before * seconds), came, size)
+
+
+class Offloading:
+    """Decides what each publisher compares itself, by what it was seen to send. No I/O; times in milliseconds."""
+
+    def __init__(self, refresh: int, *, most: int = MOST_CUTS, period: int = 60_000) -> None:
+        """Decide once a *period*; at most *most* thresholds a publisher, and a sample of each series per *refresh*."""
+        self._refresh = refresh
+        self._most = min(most, MOST_CUTS)
+        self._period = period
+        self._publishers: OrderedDict[tuple[str, int], _Publisher] = OrderedDict()
+
+    def count(self, source: str, samples: Samples, now: int) -> bool:
+        """Take note of *samples*; tell whether it is time for :meth:`offer`."""
+        publisher = self._publishers.get((source, samples.run))
+        if publisher is None:
+            publisher = self._publishers[source, samples.run] = _Publisher(now)
+            if len(self._publishers) > _PUBLISHERS:
+                self._publishers.popitem(last=False)
+        publisher.counts.update(samples.numbers)
+        publisher.newest = max(publisher.newest, max(samples.times, default=0))
+        return publisher.is_due or now - publisher.began >= self._period
+
+    def changed(self) -> None:
+        """Take note that rules came or went: what is offloaded is looked at again with the next samples."""
+        for publisher in self._publishers.values():
+            publisher.is_due = True
+
+    def forget(self, source: str, run: int) -> None:
+        """Take note that the publisher begins anew, or gave back what it was offered."""
+        self._publishers.pop((source, run), None)
+
+    def offer(self, source: str, run: int, now: int, series: Mapping[int, Cuts | None]) -> Offload | None:
+        """Return what to ask of the publisher if that is another thing than before.
+
+        *series* holds, for each number that it declared, the :func:`common` cuts of the rules that read it.
+        """
+        publisher = self._publishers[source, run]
+        is_over, held = now - publisher.began >= self._period, publisher.offered.keys()
+        seconds = max(now - publisher.began, 1) / 1000
+        possible = {number: found for number, found in series.items() if found and number not in publisher.vain}
+        costs = [
+            publisher.cost(number, len(found), seconds if is_over else None)
+            for number, found in possible.items()
+            if is_over or number in held
+        ]
+        chosen = choose(costs, self._most, frozenset(held))
+        if is_over:
+            publisher.vain = {number: at for number, at in publisher.vain.items() if now - at < _VAIN * self._period}
+            publisher.vain |= {
+                each.series: now for each in costs if each.series in held and not each.pays(_STILL_WORTH)
+            }
+            publisher.before = {n: publisher.before.get(n, publisher.counts[n] / seconds) for n in chosen}
+            publisher.began = now
+            publisher.counts.clear()
+        publisher.is_due = False
+        wanted = {number: possible[number] for number in sorted(chosen)}
+        if wanted == publisher.offered:
+            return None
+        publisher.offered = wanted
+        pairs = [(number, cut) for number, found in wanted.items() for cut in sorted(found)]
+        numbers, thresholds = array("I", [number for number, _ in pairs]), array("d", [cut for _, cut in pairs])
+        return Offload(run, publisher.newest, self._refresh, numbers, thresholds)

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from mbroker.alerts.engine import Engine
 from mbroker.alerts.language import Subscription
-from mbroker.alerts.offloading import Cost, choose, cuts
+from mbroker.alerts.offloading import cuts
 from mbroker.alerts.reference import Reference, Sample
-from mbroker.alerts.selector import Endpoint, Selector, Series
-from mbroker.alerts.terms import Operator
-from mbroker.alerts.tree import Comparison, Instant, Rule, leaves
+from mbroker.alerts.selector import Endpoint, Series
+from mbroker.alerts.tree import Rule, leaves
 from mchannel.agents.offload import Sieve
 from mchannel.agents.publisher import Publisher, Reading
 from mchannel.errors import CodecError
@@ -86,86 +85,6 @@ def test_nothing_is_held_back_up_to_what_the_broker_may_have_heard(since: int, n
 
 def test_what_is_no_number_is_not_sent() -> None:
     assert Sieve(offer((0, 50.0)), newest=-1).sift(0, math.nan, 1) == ()
-
-
-# -- which rules
-
-
-@pytest.mark.parametrize(
-    "text", ["load > 5", "load >= 5 clear < 3", "load != 5", "load{core='1'} < 1 severity critical"]
-)
-def test_a_comparison_of_the_newest_sample_can_be_offloaded(text: str) -> None:
-    assert cuts(rule(text))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "load > 5 for 1m",
-        "load > 5 nodata fire",
-        "mean(load[5]) > 5",
-        "max(load) > 5",
-        "absent(load[5m])",
-        "load > 5 and cpu > 5",
-        "not load > 5",
-    ],
-)
-def test_a_rule_that_needs_more_cannot(text: str) -> None:
-    assert cuts(rule(text)) is None
-
-
-numbers = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, 5e-324, 1.7976931348623157e308])
-
-
-@given(st.sampled_from(Operator), numbers.map(lambda x: x + 0.0), st.lists(st.floats(allow_nan=False), max_size=8))
-def test_values_above_the_same_cuts_satisfy_the_same_rules(
-    operator: Operator, threshold: float, values: list[float]
-) -> None:
-    found = cuts(Rule(Comparison(Instant(Selector("load")), operator, threshold)))
-    assert found
-    near = [threshold, math.nextafter(threshold, -math.inf), math.nextafter(threshold, math.inf), math.inf, -math.inf]
-    holds: dict[int, set[bool]] = defaultdict(set)
-    for value in (*values, *near):
-        holds[sum(value > cut for cut in found)].add(operator.holds(value, threshold))
-    assert all(len(truths) == 1 for truths in holds.values())
-
-
-# -- which series
-
-
-def test_those_that_save_most_for_a_threshold_come_first_within_the_bound() -> None:
-    costs = [Cost(0, 100, 0, cuts=10), Cost(1, 100, 0, cuts=1), Cost(2, 1000, 0, cuts=2), Cost(3, 100, 0, cuts=2)]
-    assert choose(costs, most=3) == {1, 2}
-
-
-@pytest.mark.parametrize(
-    "cost", [Cost(0, 100, 0, 1, is_free=False), Cost(0, 100, 60, 1), Cost(0, 0, 0, 1), Cost(0, 100, 0, 0)]
-)
-def test_a_series_of_which_nothing_is_saved_stays_with_the_broker(cost: Cost) -> None:
-    assert choose([cost], most=100) == frozenset()
-
-
-def test_a_series_that_is_offloaded_stays_so_unless_it_no_longer_pays() -> None:
-    one, other = Cost(0, 100, 60, 1), Cost(1, 100, 45, 1)
-    assert choose([one, other], most=1) == {1}
-    assert choose([one, other], most=1, held=frozenset([0])) == {0}
-    assert choose([attrs.evolve(one, crossings=80)], most=1, held=frozenset([0])) == frozenset()
-
-
-@given(
-    st.lists(
-        st.builds(Cost, st.integers(0, 50), *[st.integers(0, 50)] * 3, st.booleans()), unique_by=lambda c: c.series
-    ),
-    st.integers(0, 60),
-    st.frozensets(st.integers(0, 50)),
-)
-def test_a_choice_keeps_its_bound_and_stands_when_it_is_made_again(
-    costs: list[Cost], most: int, held: frozenset[int]
-) -> None:
-    chosen = choose(costs, most, held)
-    assert sum(cost.cuts for cost in costs if cost.series in chosen) <= most
-    assert all(cost.is_free for cost in costs if cost.series in chosen)
-    assert choose(reversed(costs), most, held) == chosen
 
 
 # -- what both sides say

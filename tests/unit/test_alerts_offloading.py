@@ -1,0 +1,167 @@
+"""Which rules and series a broker lets publishers compare themselves."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import defaultdict
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mbroker.alerts.language import Subscription
+from mbroker.alerts.offloading import Cost, Cuts, Offloading, choose, common, cuts
+from mbroker.alerts.selector import Selector
+from mbroker.alerts.terms import Operator
+from mbroker.alerts.tree import Comparison, Instant, Rule
+from mchannel.samples import Offload, Samples
+
+
+def rule(text: str) -> Rule:
+    return Subscription.parse(text).rule
+
+
+# -- which rules
+
+
+@pytest.mark.parametrize(
+    "text", ["load > 5", "load >= 5 clear < 3", "load != 5", "load{core='1'} < 1 severity critical"]
+)
+def test_a_comparison_of_the_newest_sample_can_be_offloaded(text: str) -> None:
+    assert cuts(rule(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "load > 5 for 1m",
+        "load > 5 nodata fire",
+        "mean(load[5]) > 5",
+        "max(load) > 5",
+        "absent(load[5m])",
+        "load > 5 and cpu > 5",
+        "not load > 5",
+    ],
+)
+def test_a_rule_that_needs_more_cannot(text: str) -> None:
+    assert cuts(rule(text)) is None
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, 5e-324, 1.7976931348623157e308])
+
+
+@given(st.sampled_from(Operator), numbers.map(lambda x: x + 0.0), st.lists(st.floats(allow_nan=False), max_size=8))
+def test_values_above_the_same_cuts_satisfy_the_same_rules(
+    operator: Operator, threshold: float, values: list[float]
+) -> None:
+    found = cuts(Rule(Comparison(Instant(Selector("load")), operator, threshold)))
+    assert found
+    near = [threshold, math.nextafter(threshold, -math.inf), math.nextafter(threshold, math.inf), math.inf, -math.inf]
+    holds: dict[int, set[bool]] = defaultdict(set)
+    for value in (*values, *near):
+        holds[sum(value > cut for cut in found)].add(operator.holds(value, threshold))
+    assert all(len(truths) == 1 for truths in holds.values())
+
+
+# -- which series
+
+
+def test_those_that_save_most_for_a_threshold_come_first_within_the_bound() -> None:
+    costs = [Cost(0, 100, 0, cuts=10), Cost(1, 100, 0, cuts=1), Cost(2, 1000, 0, cuts=2), Cost(3, 100, 0, cuts=2)]
+    assert choose(costs, most=3) == {1, 2}
+
+
+@pytest.mark.parametrize("cost", [Cost(0, 100, 60, 1), Cost(0, 0, 0, 1), Cost(0, 100, 0, 0), Cost(0, 100, 0, 101)])
+def test_a_series_of_which_nothing_is_saved_stays_with_the_broker(cost: Cost) -> None:
+    assert choose([cost], most=100) == frozenset()
+
+
+def test_a_series_that_is_offloaded_stays_so_unless_it_no_longer_pays() -> None:
+    one, other = Cost(0, 100, 60, 1), Cost(1, 100, 45, 1)
+    assert choose([one, other], most=1) == {1}
+    assert choose([one, other], most=1, held=frozenset([0])) == {0}
+    assert choose([attrs.evolve(one, crossings=80)], most=1, held=frozenset([0])) == frozenset()
+
+
+@given(
+    st.lists(st.builds(Cost, st.integers(0, 50), *[st.integers(0, 50)] * 3), unique_by=lambda c: c.series),
+    st.integers(0, 60),
+    st.frozensets(st.integers(0, 50)),
+)
+def test_a_choice_keeps_its_bound_and_stands_when_it_is_made_again(
+    costs: list[Cost], most: int, held: frozenset[int]
+) -> None:
+    chosen = choose(costs, most, held)
+    assert sum(cost.cuts for cost in costs if cost.series in chosen) <= most
+    assert choose(reversed(costs), most, held) == chosen
+
+
+# -- what is measured
+
+
+def took(*numbers: int, at: int = 0, run: int = 1) -> Samples:
+    return Samples(run, array("I", numbers), array("d", [0.0] * len(numbers)), array("q", [at] * len(numbers)))
+
+
+def minute(offloading: Offloading, now: int, *numbers: int, series: dict[int, Cuts | None]) -> Offload | None:
+    """Let samples of *numbers* come for a minute, one of each a second, and then decide."""
+    for second in range(60):
+        assert not offloading.count("h", took(*numbers, at=now + second), now + second * 1000)
+    assert offloading.count("h", took(at=now), now + 60_000)
+    return offloading.offer("h", 1, now + 60_000, series)
+
+
+FIVE = frozenset([5.0])
+
+
+def test_what_was_measured_for_a_period_is_offloaded_and_told_once() -> None:
+    offloading = Offloading(refresh=20_000)
+    series: dict[int, Cuts | None] = {0: frozenset([5.0, 3.0]), 1: None, 2: frozenset([1.0])}
+    asked = minute(offloading, 0, 0, 1, 2, series=series)
+    assert asked == Offload(1, 59, 20_000, array("I", [0, 0, 2]), array("d", [3.0, 5.0, 1.0]))
+    assert minute(offloading, 60_000, series=series) is None
+
+
+def test_a_series_that_keeps_changing_is_taken_back_and_not_tried_again_soon() -> None:
+    offloading = Offloading(refresh=20_000)
+    assert minute(offloading, 0, 0, series={0: FIVE})
+    asked = minute(offloading, 60_000, 0, series={0: FIVE})
+    assert asked is not None
+    assert len(asked.cuts) == 0
+    assert minute(offloading, 120_000, 0, series={0: FIVE}) is None
+
+
+def test_a_rule_that_comes_changes_the_offer_at_once_and_one_that_cannot_be_offloaded_ends_it() -> None:
+    offloading = Offloading(refresh=20_000)
+    minute(offloading, 0, 0, 1, series={0: FIVE, 1: FIVE})
+    assert not offloading.count("h", took(0), 61_000)
+    offloading.changed()
+    assert offloading.count("h", took(0), 62_000)
+    asked = offloading.offer("h", 1, 62_000, {0: FIVE | {7.0}, 1: None})
+    assert asked is not None
+    assert list(zip(asked.numbers, asked.cuts, strict=True)) == [(0, 5.0), (0, 7.0)]
+    assert not offloading.count("h", took(0), 63_000)
+
+
+def test_a_publisher_that_begins_anew_is_measured_anew() -> None:
+    offloading = Offloading(refresh=20_000)
+    minute(offloading, 0, 0, series={0: FIVE})
+    offloading.forget("h", 1)
+    assert not offloading.count("h", took(0), 61_000)
+    assert minute(offloading, 61_000, 0, series={0: FIVE})
+
+
+def test_no_more_is_offered_than_a_publisher_may_be_asked() -> None:
+    offloading = Offloading(refresh=20_000, most=1)
+    asked = minute(offloading, 0, 0, 1, series={0: FIVE, 1: FIVE})
+    assert asked is not None
+    assert list(asked.numbers) == [0]
+
+
+def test_the_rules_of_a_series_share_their_thresholds_or_keep_it_with_the_broker() -> None:
+    simple, clearing, mean = rule("load > 5"), rule("load > 5 clear < 3"), rule("mean(load[5]) > 5")
+    assert common([simple, clearing]) == frozenset([5.0, math.nextafter(3, 0)])
+    assert common([simple, mean]) is None
+    assert common([]) is None
