@@ -470,3 +470,17 @@ def test_a_full_disk_changes_nothing_and_is_said_in_one_line(path: Path) -> None
     with database.change() as write:
         write("INSERT INTO audit (at, who, did, what) VALUES (1, '', '', '')")
     database.close()
+
+
+def test_what_fails_half_way_was_not_begun(path: Path) -> None:
+    database = Database(path, SCRIPTS)
+
+    def fail() -> None:
+        with database.change() as write:
+            write("INSERT INTO audit (at, who, did, what) VALUES (1, '', '', '')")
+            raise NotThere
+
+    with pytest.raises(NotThere):
+        fail()
+    assert database.read("SELECT count(*) FROM audit") == [(0,)]
+    database.close()

@@ -76,6 +76,11 @@ def test_a_series_that_falls_silent_is_noticed_when_it_does() -> None:
     assert spans(found) == [(12, None)]
 
 
+def test_a_gap_is_noticed_while_it_lasts() -> None:
+    samples = [*every_second([1, 1]), Sample(Series("load", WEB1), 150_500, 1.0)]
+    assert spans(tried("absent(load[10s])", samples, 100_000, 160_000)) == [(12, 51)]
+
+
 def test_what_is_missing_from_the_start_is_not_missed() -> None:
     assert tried("absent(load[10s])", [], 100_000, 160_000).alerts == ()
     assert spans(tried("absent(load[10s])", every_second([1] * 60), 40_000, 160_000)) == []
