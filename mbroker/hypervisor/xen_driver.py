@@ -49,12 +49,12 @@ class XenHypervisor(LibvirtHypervisor):
     ) -> None:
         """Move the domain to the hypervisor at *destination*; see :class:`~mbroker.hypervisor.Hypervisor`."""
         async with self._quiet(domain, options.timeout):
-            await LibvirtHypervisor.migrate(self, domain, destination, options, progress)
+            await super().migrate(domain, destination, options, progress)
 
     async def save(self, domain: str, path: Path) -> None:
         """Stop the domain and write its memory to *path* on the host."""
         async with self._quiet(domain, _SAVE):
-            await LibvirtHypervisor.save(self, domain, path)
+            await super().save(domain, path)
 
     @asynccontextmanager
     async def _quiet(self, domain: str, seconds: float) -> AsyncGenerator[None]:
