@@ -150,15 +150,14 @@ class History:
             if error.errno == errno.ENOSPC and self._segments:
                 self._drop(self._segments[0])
             if len(self._lives) > _WAITING:
-                self._forget(live)
-            return
-        with self._lock:
-            self._segments.append(segment)
-        self._forget(live)
+                self._replace(live)
+        else:
+            self._replace(live, segment)
 
-    def _forget(self, live: Live) -> None:
+    def _replace(self, live: Live, *sealed: Segment) -> None:
         with self._lock:
             self._lives.remove(live)
+            self._segments.extend(sealed)
         live.journal.close()
         live.journal.path.unlink(missing_ok=True)
 

@@ -158,6 +158,32 @@ def test_samples_are_found_while_they_are_being_sealed(history: History, monkeyp
     assert history.problem == ""
 
 
+def test_no_sample_is_found_twice_nor_missed_between_two_steps_of_sealing(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(history, ROWS)
+    found: list[int] = []
+
+    class Lock:
+        """Looks what another thread would see whenever it could."""
+
+        looking = False
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            if not self.looking:
+                self.looking = True
+                found.append(len(seen(history)))
+                self.looking = False
+
+    monkeypatch.setattr(history, "_lock", Lock())
+    history.seal(2001)
+    assert set(found) == {4}
+    assert len(found) > 3
+
+
 # -- what is forgotten
 
 
