@@ -2,9 +2,9 @@
 
 The model is that of a file system which keeps what was synced and, of the rest, what it likes:
 names change in order but only a sync of the directory makes that sure; of the writes to a file
-since its last sync any beginning may be there, the last of them torn at any byte with nothing or
-with zeros in the place of the rest, and a later one without the earlier ones. While one file is
-anywhere in between, the others are as old or as new as they can be.
+since its last sync any beginning may be there, the last of them torn at any byte (of long ones, at some)
+with nothing or with zeros in the place of the rest, and a later one without the earlier ones. While one
+file is anywhere in between, the others are as old or as new as they can be.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import attrs
 from .points import WHOLE, Check, Program, Report, Seed, Violation, judged, spread
 
 __all__ = ["Disk", "File", "Moment", "Truncate", "Write", "enumerate_disk_states", "judge_moments"]
+
+_SHORT = 1024  # bytes of a write that is torn at every byte when every point is wanted; a page of 4096 is not
 
 
 @attrs.frozen
@@ -66,7 +68,7 @@ class File:
         for index, change in enumerate(self.pending):
             if isinstance(change, Write):
                 data = change.data
-                for kept in spread(range(len(data)), None if WHOLE else 8):
+                for kept in spread(range(len(data)), None if WHOLE and len(data) <= _SHORT else 8):
                     found[Write(change.offset, data[:kept]).on(content)] = None
                     found[Write(change.offset, data[:kept] + bytes(len(data) - kept)).on(content)] = None
                 if index:  # an earlier one is missing
