@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from mbroker.alert_answers import Answers
@@ -23,7 +24,7 @@ from mbroker.alerts.book import Book
 from mbroker.alerts.deadman import Heart
 from mbroker.alerts.delivery import Manner, Notifier
 from mbroker.alerts.history import History
-from mbroker.alerts.keeper import AROUND, Keeper
+from mbroker.alerts.keeper import Keeper
 from mbroker.alerts.notify import Pipeline, Teller
 from mbroker.alerts.watch import Settings, Watch
 from mbroker.alerts.wording import Wording
@@ -35,7 +36,7 @@ from mchannel.samples import SERIES, Again, Declared, Samples
 __all__ = ["Desk"]
 
 _TICK = 1.0  # seconds
-_MINUTE = 60_000
+_MINUTE, _DAY = 60_000, 86_400_000
 _SLACK = 60_000  # before a snapshot: what was on its way when it was taken, the engine tells apart
 _REPLAYED = 600_000  # before a start without a snapshot
 _ALERTS = 10_000  # of late, that a restart looks at
@@ -96,7 +97,7 @@ class Desk:
         if self._watch.problem:
             _log.warning("%s", self._watch.problem)
         self._keeper = Keeper(self._book, self._history, self._subscription)
-        self._keeper.recall(self._lately(now - 2 * AROUND), now)
+        self._keeper.recall(self._lately(now), now)
         self._teller, self._telling = self._told_by(section.receivers, told)
         self._receivers = section.receivers
         trials = Trials(self._history, round(section.interval * 1000))
@@ -131,18 +132,21 @@ class Desk:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow the time until *stop*, then close."""
-        beating = asyncio.create_task(self._beat())
+        aside = [asyncio.create_task(self._beat()), asyncio.create_task(self._keep())]
         try:
             while not stop.is_set():
                 self._tick()
+                for task in (*aside, self._telling):
+                    if task.done():
+                        raise task.exception() or RuntimeError(f"{task} ended")
                 if self._history.is_due and self._sealing.done():
                     self._sealing = asyncio.create_task(asyncio.to_thread(self._try, self._history.seal, _clock()))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), _TICK)
         finally:
-            beating.cancel()
-            self._telling.cancel()
-            await asyncio.wait([self._telling, self._sealing])
+            for task in (*aside, self._telling):
+                task.cancel()
+            await asyncio.wait([*aside, self._telling, self._sealing])
             self._snap(_clock())
             self._files.close()
 
@@ -150,9 +154,19 @@ class Desk:
 
     async def _beat(self) -> None:
         """Show whoever watches that the alerts live."""
-        while self._heart is not None:
-            self._heart.beat()
+        while True:
+            if self._heart is not None:
+                self._heart.beat()
             await asyncio.sleep(self._period)
+
+    async def _keep(self) -> None:
+        """Keep what is around alerts, one after the other; another thread looks for it."""
+        while True:
+            while (due := self._keeper.due(_clock())) is not None:
+                now = _clock()
+                samples = await asyncio.to_thread(self._keeper.look, due, now)
+                self._try(partial(self._keeper.keep, due, samples), now)
+            await asyncio.sleep(_TICK)
 
     def _tick(self) -> None:
         now = _clock()
@@ -163,9 +177,6 @@ class Desk:
             self._snapped = now
             self._snap(now)
             self._try(self._book.trim, now)
-        self._try(self._keeper.step, now)
-        if self._telling.done():
-            raise self._telling.exception() or RuntimeError("telling ended")
         self.status = self._now()
 
     def _snap(self, now: int) -> None:
@@ -220,12 +231,12 @@ class Desk:
         self, manners: Mapping[str, Manner], told: Mapping[str, Notifier]
     ) -> tuple[Teller, asyncio.Task[None]]:
         pipeline = Pipeline(manners)
-        pipeline.recall(reversed(self._lately(_clock() - 86_400_000)))
+        pipeline.recall(reversed(self._lately(_clock())))
         teller = Teller(self._book, pipeline, told, _clock)
         return teller, asyncio.create_task(teller.run())
 
-    def _lately(self, since: int) -> list[Alert]:
-        return self._book.alerts(since=since, limit=_ALERTS)
+    def _lately(self, now: int) -> list[Alert]:
+        return self._book.alerts(since=now - _DAY, limit=_ALERTS)
 
     def _subscription(self, number: int) -> Subscription | None:
         enrolment = self._watch.enrolment(number)

@@ -258,6 +258,7 @@ class Watch:
         """Return what to start from again; empty while the book lacks what the engine has seen."""
         if self._waiting:
             return b""
+        self._anew = ""
         return pack((_VERSION, self.settings.interval, self.settings.longest, now, self._engine.save()))
 
     def replay(self, samples: Iterable[Sample], now: int) -> None:

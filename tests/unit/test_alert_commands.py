@@ -48,8 +48,8 @@ class Daemon:
         self.watch.declare(source, Declared(1, 0, tuple(map(Named, names))), self.now)
         columns = array("I", [names.index(metric)]), array("d", [value]), array("q", [self.now])
         self.keeper.add(self.watch.samples(source, Samples(1, *columns), self.now), self.now)
-        while self.keeper.step(self.now):
-            pass
+        while (due := self.keeper.due(self.now)) is not None:
+            self.keeper.keep(due, self.keeper.look(due, self.now), self.now)
 
 
 @pytest.fixture

@@ -385,6 +385,37 @@ async def ask_subscriptions(alerting: Alerting) -> Any:
     return await alerting.answers["control.subscriptions"]("")
 
 
+async def test_windows_live_through_an_orderly_restart(folder: Path) -> None:
+    file = folder / "mbroker.toml"
+    file.write_text(CONFIG.format(folder=folder, port=9))
+    said: list[Event] = []
+    for life in range(2):
+        made = Alerting(load(file), said.append)
+        await made.open()
+        if not life:
+            await ask(made, "control.subscribe", owner="ann", text="mean(load[3]) > 8")
+        await made.take(attrs.evolve(Declared(1, 0, (Named("load"),)).to_event(), source="web1"))
+        for _ in range(2):
+            await made.take(event(9.0))
+            await asyncio.sleep(0.01)
+        await made.close()
+        shutil.rmtree(folder / "state/alerts/history")
+    assert [each.topic for each in said] == ["alert.firing"]
+
+
+async def test_what_keeps_watch_over_the_alerts_notices_that_a_part_ended(
+    alerting: tuple[Alerting, list[Event]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = alerting
+
+    def broken(*_: object) -> None:
+        raise LookupError("not there")
+
+    monkeypatch.setattr("mbroker.alerts.keeper.Keeper.due", broken)
+    while made.status is None or "not there" not in made.status.problem:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
