@@ -23,6 +23,7 @@ _BITS = -1
 _DECIMALS = 6
 _WHOLE = 1 << 53  # up to here every whole number is a double
 _LEVEL = 6
+_LONGEST = 1 << 24
 _CODES = {1: "b", 2: "h", 4: "i", 8: "q"}
 
 
@@ -115,6 +116,8 @@ def _unpack(blob: bytes, count: int) -> tuple[int, array[int]]:
         code = _CODES[width]
     except (KeyError, struct.error) as error:
         raise ValueError(f"a column that is damaged ({error})") from None
+    if not 0 <= count <= _LONGEST:
+        raise ValueError(f"a column of {count} numbers, which is too many")
     size = (count if digits == _BITS else max(count - 1, 0)) * width
     data = blob[_HEAD.size :] or bytes(size)
     if len(data) != size or not _BITS <= digits <= _DECIMALS:

@@ -45,6 +45,7 @@ def unpacked(blob: bytes) -> Iterator[Sample]:
         found: Any = packing.unpack(inflate(deflated, min(size, _LARGEST)), _LIMITS)
         for metric, endpoint, count, times, values in found:
             series = Series(metric, frozenset(endpoint))
-            yield from map(Sample, [series] * count, unpack_times(times, count), unpack_values(values, count))
+            columns = unpack_times(times, count), unpack_values(values, count)
+            yield from (Sample(series, at, value) for at, value in zip(*columns, strict=True))
     except TypeError as error:
         raise ValueError(f"no samples ({error})") from None
