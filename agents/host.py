@@ -1,14 +1,14 @@
 """How a host is: what :mod:`.metrics` tells of every machine, and what only a machine that is real has.
 
-======================================  ==================================================================
-``cpu`` ``load`` ``memory`` ``disk`` ..  as a guest tells them, by the same names
-``filesystem{mount}``                   used share, 0..1; ``.total`` and ``.free`` in bytes
-``temperature{chip,sensor}``            degrees Celsius; ``.high`` and ``.critical`` where the chip says so
-``fan{chip,sensor}``                    turns a minute
-``cpu.frequency``                       MHz, the mean of all CPUs
-``uptime``                              seconds since boot
-``agent.cpu`` ``agent.memory``          share of one CPU, and bytes, that this process takes itself
-======================================  ==================================================================
+=====================================  ===================================================================
+``cpu``, ``load``, ``memory``, ...     as a guest tells them, by the same names
+``filesystem{mount}``                  used share, 0..1; ``.total`` and ``.free`` in bytes
+``temperature{chip,sensor}``           degrees Celsius; ``.high`` and ``.critical`` where the chip says so
+``fan{chip,sensor}``                   turns a minute
+``cpu.frequency``                      MHz, the mean of all CPUs
+``uptime``                             seconds since boot
+``agent.cpu``, ``agent.memory``        share of one CPU, and bytes, that this process takes itself
+=====================================  ===================================================================
 """
 
 from __future__ import annotations
