@@ -6,6 +6,7 @@ has left is on disk. A kill or a power cut inside of it leaves the file as it wa
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
@@ -50,8 +51,7 @@ class Database:
         self.path = path
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-            path.chmod(0o600)
+            self._make()
         except OSError as error:
             raise BookError(f"cannot open {path}: {error.strerror}; check its owner and mode") from None
         with self._explained("open"):
@@ -100,6 +100,16 @@ class Database:
 
     def _write(self, statement: str, *parameters: object) -> sqlite3.Cursor:
         return self._connection.execute(statement, parameters)
+
+    def _make(self) -> None:
+        """Make the file if there is none: SQLite would let others read it."""
+        if self.path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        try:
+            # An existing one is not opened here, for closing it again would end the locks of this process.
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            self.path.chmod(0o600)
 
     def _prepare(self, scripts: Sequence[Sequence[str]]) -> None:
         execute = self._connection.execute

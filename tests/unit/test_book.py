@@ -6,6 +6,8 @@ import math
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -396,6 +398,15 @@ def test_every_change_is_synced(path: Path) -> None:
 def test_it_belongs_to_one_process(path: Path) -> None:
     with pytest.raises(BookError, match=f"^cannot open {path}: it is open in another process; stop that one first$"):
         Book(path)
+
+
+@pytest.mark.usefixtures("book")
+def test_it_still_does_when_the_same_process_tried_again(path: Path) -> None:
+    with pytest.raises(BookError):
+        Book(path)
+    script = f"import sqlite3; sqlite3.connect({str(path)!r}, timeout=0).execute('SELECT * FROM alert')"
+    other = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert "database is locked" in other.stderr
 
 
 def test_a_newer_form_is_refused(path: Path) -> None:
