@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 import sys
 import time
 
@@ -14,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from mbroker import control
 from mbroker.exits import Failure, Interrupted, Misuse
 from mbroker.fleet.migration import Result
-from mbroker.hosting import DomainRow, LaneRow, LaneWanted, MemberRow, MigrationRow, Wanted
+from mbroker.hosting import Begun, DomainRow, LaneRow, LaneWanted, MemberRow, MigrationRow, Wanted
 from mbroker.options import with_control, with_output
 from mbroker.terminal import print_json, print_line, print_table, span
 from mbroker.values import plain
@@ -81,10 +82,9 @@ def migrate(domain: str, host: str, live: bool, timeout: float, address: str, ou
     """Move DOMAIN, a name or UUID, to HOST of the fleet; its channels go on there."""
     if not 0 < timeout < math.inf:
         raise Misuse(f"--timeout {timeout:g}: give a number of seconds above 0, such as 300")
-    wanted = Wanted(domain, host, live, timeout)
+    wanted = Wanted(domain, host, live, timeout, secrets.token_hex(8))
     try:
-        number: int = control.ask(address, int, "control.migrate", json.dumps(plain(wanted)))
-        result = _watched(address, number, f"{domain} to {host}")
+        result = _watched(address, _begun(address, wanted), f"{domain} to {host}")
     except KeyboardInterrupt:
         raise Interrupted(
             f"interrupted; what the daemon has begun goes on: look for {domain} here and on {host} by: mbroker domains"
@@ -118,6 +118,14 @@ def lane(domain: str, state: str, address: str) -> None:
         if row.done:
             print_line(f"{domain}: shared memory is {state}")
             return
+
+
+def _begun(address: str, wanted: Wanted) -> int:
+    """Return the number of the migration, once the daemon knows that it can be."""
+    while True:
+        row: Begun = control.ask(address, Begun, "control.migrate", json.dumps(plain(wanted)))
+        if row.number:
+            return row.number
 
 
 def _watched(address: str, number: int, what: str) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -28,15 +29,15 @@ from mbroker.values import Invalid, build, plain
 from mchannel.errors import MChannelError
 from mchannel.transport import Wishes
 
-__all__ = ["DomainRow", "Hosting", "LaneRow", "LaneWanted", "MemberRow", "MigrationRow", "Wanted"]
+__all__ = ["Begun", "DomainRow", "Hosting", "LaneRow", "LaneWanted", "MemberRow", "MigrationRow", "Wanted"]
 
 _SHORTEST, _LONGEST = 1.0, 30.0
 """Seconds between two attempts to reach the hypervisor at the start: the first, and the last after doubling."""
 
 _HAIL = 1.5
 """Seconds that a member has to say what it runs."""
-_LANE = 2.0
-"""Seconds after which whoever asked for a lane is told that it takes longer."""
+_SLOW = 2.0
+"""Seconds after which whoever asked for a migration or a lane is told that it takes longer."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +78,16 @@ class Wanted:
     host: str
     live: bool = True
     timeout: float = attrs.field(default=300.0, validator=attrs.validators.gt(0))
+    request: str = ""
+    """Tells this wish from others: who asks again for the same begins nothing again."""
+
+
+@attrs.frozen
+class Begun:
+    """The migration that was asked for."""
+
+    number: int = 0
+    """0 while the hypervisor is slow to say whether there is such a domain: ask again."""
 
 
 @attrs.frozen
@@ -132,6 +143,8 @@ class Hosting:
         self._residents: Residents | None = None
         self._mover: Mover | None = None
         self._lanes: Lanes | None = None
+        self._starting: dict[str, asyncio.Task[int]] = {}
+        """By request, until a while after whoever asked was told."""
         self._changes: dict[str, _Change] = {}
         """For each domain the last wish, until whoever had it was told how it ended."""
         self._changing: set[asyncio.Task[None]] = set()
@@ -170,7 +183,7 @@ class Hosting:
                         )
                     tasks.create_task(self._residents.run())
         finally:
-            for task in self._changing:
+            for task in (*self._changing, *self._starting.values()):
                 task.cancel()
             self._hypervisor = self._residents = self._mover = self._lanes = None
             self.close()
@@ -251,15 +264,36 @@ class Hosting:
             raise control.Refused("this host is in no fleet; add [fleet] to the configuration of mbrokerd")
         return self._fleet
 
-    async def _migrate(self, value: str) -> int:
+    async def _migrate(self, value: str) -> Mapping[str, Any]:
         self._joined()
         if self._mover is None:
             raise self._absent()
         try:
             wanted: Wanted = build(Wanted, json.loads(value))
-            return await self._mover.start(wanted.domain, wanted.host, live=wanted.live, timeout=wanted.timeout)
+            task = self._starting.get(wanted.request)
+            if task is None:
+                task = self._start(self._mover, wanted)
+            done, _ = await asyncio.wait((task,), timeout=_SLOW)
+            shown: Mapping[str, Any] = plain(Begun(task.result() if done else 0))
         except (MigrationError, HypervisorError, Invalid, ValueError) as error:
             raise _refused(error) from None
+        return shown
+
+    def _start(self, mover: Mover, wanted: Wanted) -> asyncio.Task[int]:
+        """Begin a migration; how that went is remembered for a while, as whoever asked may ask again."""
+        start = mover.start(wanted.domain, wanted.host, live=wanted.live, timeout=wanted.timeout)
+        task = self._starting[wanted.request or secrets.token_hex(8)] = asyncio.create_task(start)
+
+        def ended(_: asyncio.Task[int]) -> None:
+            if not task.cancelled():
+                task.exception()  # or asyncio says that nobody looked at it, when whoever asked is gone
+            asyncio.get_running_loop().call_later(5 * _SLOW, self._forget_start, task)
+
+        task.add_done_callback(ended)
+        return task
+
+    def _forget_start(self, task: asyncio.Task[int]) -> None:
+        self._starting = {request: each for request, each in self._starting.items() if each is not task}
 
     def _migration(self, value: str) -> Mapping[str, Any]:
         if self._mover is None:
@@ -285,7 +319,7 @@ class Hosting:
             change = self._changes.get(uuid)
             if change is None or change.on != wanted.on:
                 change = self._change(lanes, uuid, on=wanted.on)
-            done, _ = await asyncio.wait((change.task,), timeout=_LANE)
+            done, _ = await asyncio.wait((change.task,), timeout=_SLOW)
             if done:
                 self._forget(uuid, change)
                 change.task.result()
@@ -304,7 +338,7 @@ class Hosting:
             self._changing.discard(task)
             if not task.cancelled():
                 task.exception()  # or asyncio says that nobody looked at it, when whoever asked is gone
-            asyncio.get_running_loop().call_later(5 * _LANE, self._forget, domain, change)
+            asyncio.get_running_loop().call_later(5 * _SLOW, self._forget, domain, change)
 
         task.add_done_callback(ended)
         return change

@@ -23,7 +23,7 @@ from typing import TypeAlias
 
 import attrs
 
-from mbroker.fleet.message import Claim, Claimed, Offer, Taken
+from mbroker.fleet.message import Claim, Claimed, Offer, Offering, Taken
 from mbroker.hypervisor import DomainEvent, Kind, State
 
 __all__ = ["GRACE", "SETTLING", "Attend", "Custody", "Kept", "Order", "Part", "Tell"]
@@ -36,7 +36,9 @@ Its agents' messages wait in the guest meanwhile.
 SETTLING = 3.0
 """Seconds that a broker gives the others to be reached, after its start."""
 _OFFERED = 60.0
-"""Seconds that an offer is kept for a domain that does not come."""
+"""Seconds that an offer is kept for a domain that does not come, and that one which is on its way is waited for."""
+_LARGE = 1 << 20
+"""Bytes of sessions from which on a host says that they come: a second on a slow network."""
 _MOST = 256
 """Domains whose sessions are kept at once, own or offered; the oldest give way."""
 
@@ -62,7 +64,7 @@ class Part:
 class Tell:
     """Send *message* to one member of the fleet, or to all that are there."""
 
-    message: Offer | Taken | Claim | Claimed
+    message: Offering | Offer | Taken | Claim | Claimed
     host: str | None = None
 
 
@@ -132,6 +134,8 @@ class Custody:
         self._parting: set[str] = set()
         self._left = {kept.domain for kept in parked}
         """Parked domains that are known to have gone, or to have ended their life here: another host may know more."""
+        self._coming: OrderedDict[str, str] = OrderedDict()
+        """Members that send sessions now, by domain."""
         self._taken: set[str] = set()
         """Parked domains whose sessions another host holds ready; they may still stay here."""
 
@@ -139,6 +143,8 @@ class Custody:
         """Note which members can be reached now, and ask those that came about domains that wait."""
         for domain, found in self._domains.items():
             if found.until is not None:
+                if self._coming.get(domain, "") in self._members - present:
+                    found.until = self._settled  # what it sent will not come any more
                 self.orders.extend(
                     Tell(Claim(domain), host) for host in sorted(found.asked & (present - self._members))
                 )
@@ -202,13 +208,26 @@ class Custody:
         self._parked[domain] = Kept(domain, generation, snapshots)
         if len(self._parked) > _MOST:
             self._parked.popitem(last=False)
+        if sum(map(len, snapshots)) > _LARGE:
+            self.orders.append(Tell(Offering(domain)))
         self.orders.append(Tell(Offer(domain, generation, snapshots)))
 
     # --- what other members say ---------------------------------------------------------------
 
+    def on_offering(self, host: str, offering: Offering, now: float) -> None:
+        """Wait for sessions that are on their way from *host*, longer than for others."""
+        self._coming[offering.domain] = host
+        self._coming.move_to_end(offering.domain)
+        if len(self._coming) > _MOST:
+            self._coming.popitem(last=False)
+        found = self._domains.get(offering.domain)
+        if found is not None and found.until is not None:
+            found.until = now + _OFFERED
+
     def on_offer(self, offer: Offer, now: float) -> None:
         """Keep another host's sessions until their domain comes, or go on with them if it has come."""
         kept = Kept(offer.domain, offer.generation, offer.snapshots)
+        self._coming.pop(offer.domain, None)
         if self._is_news(kept, now) and (found := self._domains.get(offer.domain)):
             found.asked = frozenset()
             self._attend(offer.domain, kept)
@@ -230,11 +249,14 @@ class Custody:
             return
         kept = None if claim.domain in self._taken else self._kept(claim.domain)
         answer = Claimed(claim.domain, kept.generation, kept.snapshots) if kept else Claimed(claim.domain)
+        if kept and sum(map(len, kept.snapshots)) > _LARGE:
+            self.orders.append(Tell(Offering(claim.domain), host))
         self.orders.append(Tell(answer, host))
 
     def on_claimed(self, host: str, answer: Claimed, now: float) -> None:
         """Note what another host kept; when all have answered, go on with the newest."""
         if answer.generation > 0:
+            self._coming.pop(answer.domain, None)
             self._is_news(Kept(answer.domain, answer.generation, answer.snapshots), now)
         found = self._domains.get(answer.domain)
         if found is not None and found.until is not None:
@@ -275,7 +297,8 @@ class Custody:
         if domain in self._parked and domain not in self._left:  # it never went: nobody can have overtaken them
             self._attend(domain, self._parked[domain])
             return
-        until = max(now + GRACE, self._settled)
+        coming = self._coming.get(domain, "") in self._members
+        until = max(now + (_OFFERED if coming else GRACE), self._settled)
         self._domains[domain] = _Domain(_Stage.EXPECTED, until=until, asked=self._fleet)
         if self._members:
             self.orders.append(Tell(Claim(domain)))

@@ -151,6 +151,7 @@ class Departures:
                 await self._hypervisor.admit(domain, "")
             case Verdict.DISCARD_HERE:
                 await self._hypervisor.discard(domain, "")
+                self._wake.set()  # and admit it there
             case Verdict.ADMIT_THERE:
                 await self._fleet.ask(host, Admit(domain, ticket), Whereabouts, _ANSWER)
             case Verdict.DISCARD_THERE:
@@ -160,9 +161,7 @@ class Departures:
                 self._said.discard(ticket)
                 await self._write()
             case Verdict.WAIT:
-                return
-        if found is not Verdict.SETTLED:
-            self._wake.set()
+                pass
 
     def _tell(self, departure: Departure, here: State | None, why: str) -> None:
         """Say once what an operator can do when the destination is silent."""

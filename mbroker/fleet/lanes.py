@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -204,8 +204,12 @@ class Lanes:
         path = self._folder / f"{_PREFIX}{domain}-{secrets.token_hex(8)}"
         try:
             _make(path, lane)
-            await self._hypervisor.attach(domain, _device(path.name, lane.size, info.free_ports))
-            lane.gate.plug(path)
+            await _wholly(self._hypervisor.attach(domain, _device(path.name, lane.size, info.free_ports)))
+            try:
+                lane.gate.plug(path)
+            except BaseException:
+                await self._detach(domain)  # nobody would know of it, and it keeps the domain from being moved
+                raise
         except OSError as error:
             raise LaneError(f"no shared memory in {self._folder}: {error.strerror}") from None
         finally:
@@ -221,6 +225,17 @@ class Lanes:
             return self._lanes[domain]
         except KeyError:
             raise LaneError(f"this broker does not attend to domain {domain}; see: mbroker domains") from None
+
+
+async def _wholly(change: Coroutine[None, None, None]) -> None:
+    """Wait until *change* is done, also when cancelled: the hypervisor goes on with it in any case."""
+    task = asyncio.ensure_future(change)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        task.cancelled() or task.exception()
+        raise
 
 
 def _make(path: Path, lane: _Lane) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "MessageCodec",
     "Numbered",
     "Offer",
+    "Offering",
     "Taken",
     "Unable",
     "Whereabouts",
@@ -45,6 +46,13 @@ _LIMITS = Limits(text=4096, binary=MAX_MESSAGE, items=4096)
 def _is_domain(_: object, attribute: attrs.Attribute[str], value: str) -> None:
     if not is_uuid(value):
         raise ValueError(f"'{attribute.name}' must be the UUID of a domain, not {value!r:.80}")
+
+
+@attrs.frozen
+class Offering:
+    """The domain's sessions follow, and are large or many enough to take a while."""
+
+    domain: str = attrs.field(validator=_is_domain)
 
 
 @attrs.frozen
@@ -159,7 +167,8 @@ class Hailed:
 
 
 Message: TypeAlias = (
-    Offer
+    Offering
+    | Offer
     | Taken
     | Claim
     | Claimed

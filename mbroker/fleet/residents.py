@@ -25,6 +25,7 @@ from mbroker.fleet.message import (
     Hailed,
     Message,
     Offer,
+    Offering,
     Taken,
     Whereabouts,
     Wherever,
@@ -131,6 +132,8 @@ class Residents:
         """Take in what the member *host* says; return the answer to a question."""
         now = self._clock()
         match message:
+            case Offering():
+                self._custody.on_offering(host, message, now)
             case Offer():
                 self._custody.on_offer(message, now)
             case Taken():

@@ -77,8 +77,8 @@ class World:
         """Start a new domain on *host* and return its UUID."""
         uuid = str(UUID(int=0xAAAAAAAA_0000_4000_8000_000000000000 + next(self._numbers)))
         info = DomainInfo(uuid, name, State.OFF, vcpus=1, memory=1 << 28, persistent=persistent)
-        sockets = tuple(Port(port, f"/run/fake/{uuid}/{port}", connected=True) for port in ports)
-        host.halves[uuid] = Half(attrs.evolve(info, ports=sockets), started=self.now())
+        info = attrs.evolve(info, ports=tuple(Port(port, "", connected=True) for port in ports))
+        host.halves[uuid] = Half(host.place(info), started=self.now())
         self.run(host, uuid)
         host.tell(Kind.STARTED, host.halves[uuid])
         return uuid
@@ -201,6 +201,11 @@ class FakeHypervisor:
     def reachable(self) -> bool:
         """Whether its daemon runs."""
         return self.alive and self._connected and not self._closed
+
+    def place(self, info: DomainInfo) -> DomainInfo:
+        """Return *info* with the sockets of its ports on this host."""
+        folder = f"/run/{self.uri.removeprefix('fake://')}/{info.uuid}"
+        return attrs.evolve(info, ports=tuple(attrs.evolve(port, path=f"{folder}/{port.name}") for port in info.ports))
 
     def forget(self, domain: str) -> Half:
         """Drop what there is of *domain* and return it, off."""
@@ -360,6 +365,7 @@ class FakeHypervisor:
         present = self.halves.get(half.info.uuid)
         if present is not None and present.state.active:
             raise HypervisorError(f"{self.uri}: {half.info.name} is already active")
+        half.info = self.place(half.info)
         self.halves[half.info.uuid] = half
         self.world.run(self, half.info.uuid)
         self.tell(Kind.RESTORED, half)

@@ -203,7 +203,8 @@ class Move:
             case Step.CONNECT:
                 pass
             case Step.PREPARE:
-                there = attrs.evolve(self.half, state=State.MOVING, incoming=True, started=self.world.now())
+                info = self._target.place(self.half.info)
+                there = attrs.evolve(self.half, info=info, state=State.MOVING, incoming=True, started=self.world.now())
                 self._target.halves[self._domain] = there
                 self._target.tell(Kind.ARRIVING, there)
             case Step.COPY:

@@ -79,8 +79,8 @@ class Passage:
             metadata = ET.SubElement(root, "metadata")
         for old in metadata.findall(f"{{{ARRIVAL}}}arrival"):
             metadata.remove(old)
-        source = self.connection.getHostname()
-        ET.SubElement(metadata, f"{{{ARRIVAL}}}arrival", ticket=self.options.ticket, source=source)
+        mark = {"xmlns": ARRIVAL, "ticket": self.options.ticket, "source": self.connection.getHostname()}
+        ET.SubElement(metadata, "arrival", mark)  # not qualified: nothing is left of its namespace when it goes
         return ET.tostring(root, encoding="unicode")
 
     def _admit(self, target: libvirt.virConnect) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
+import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from unittest import mock
 
 import attrs
 
@@ -18,8 +22,20 @@ from mbroker.fleet.parked import ParkedFile
 from mbroker.fleet.records import RecordFile
 from mbroker.fleet.residents import Residents
 from mbroker.hypervisor.fake import FakeHypervisor, World
+from mchannel import transport
+from mchannel.address import Address
+from mchannel.aio import AsyncChannel, AsyncListener, open_async
+from mchannel.errors import ChannelError, NotListening
+from mchannel.event import Event
+from mchannel.face import Message as Received
+from mchannel.framed import Framed
+from mchannel.transport import Acceptor, Options, Scheme, State, Transport
+from mchannel.transports.memory import MEMORY
 
 T = TypeVar("T")
+
+PACE = 0.25
+"""Seconds between two numbers."""
 
 
 class _Selector(selectors.DefaultSelector):
@@ -41,6 +57,8 @@ class _Selector(selectors.DefaultSelector):
 class _Loop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._skipped = _Selector()
+        self.guests: dict[str, World] = {}
+        """The world of each domain that has an agent, by UUID."""
         super().__init__(self._skipped)
 
     def time(self) -> float:
@@ -56,9 +74,33 @@ class _Loop(asyncio.SelectorEventLoop):
         return future
 
 
+def _listen(address: Address, options: Options) -> Acceptor:
+    return MEMORY.listen(Address("memory", path=address.path), options)
+
+
+def _connect(address: Address, options: Options) -> Transport:
+    """Reach the broker of the host that runs the domain now, as its virtio port does."""
+    domain = address.path
+    for host in cast("_Loop", asyncio.get_running_loop()).guests[domain].running(domain):
+        (port,) = host.halves[domain].info.ports
+        pipe = cast("Any", MEMORY.connect(Address("memory", path=port.path.lstrip("/")), options))
+        pipe.other.peer = attrs.evolve(pipe.other.peer, identity=domain)
+        return cast("Transport", pipe)
+    raise NotListening(f"{domain} does not run")
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run *main* in time of its own."""
-    with asyncio.Runner(loop_factory=_Loop) as runner:
+    """Run *main* in time of its own, where pipes in memory stand for virtio ports."""
+    loop, load = _Loop(), transport._load  # pyright: ignore[reportPrivateUsage]
+
+    def load_here(name: str) -> Scheme:
+        return Framed(_connect, _listen) if name == "virtio" else load(name)
+
+    with (
+        mock.patch.object(transport, "_load", load_here),
+        mock.patch.object(time, "monotonic", loop.time),
+        asyncio.Runner(loop_factory=lambda: loop) as runner,
+    ):
         return runner.run(main)
 
 
@@ -74,6 +116,10 @@ class Network:
     )
     """Brokers that answer wrongly."""
     brokers: dict[str, Broker] = attrs.field(factory=dict[str, "Broker"])
+    heard: list[Received[Event]] = attrs.field(factory=list[Received[Event]])
+    """What brokers heard of agents, in the order in which they took note of it."""
+    told: Counter[str] = attrs.field(factory=Counter[str])
+    """How many numbers each broker told agents."""
 
 
 class FakeFleet:
@@ -118,11 +164,6 @@ class FakeFleet:
                 asyncio.get_running_loop().call_later(0.001, broker.post, self.name, message)
 
 
-async def _welcome(*_: object) -> None:
-    """Attend to nobody."""
-    await asyncio.Event().wait()
-
-
 def _close(*files: ParkedFile | RecordFile[Departure] | None) -> None:
     for file in files:
         if file is not None:
@@ -143,6 +184,7 @@ class Broker:
     _task: asyncio.Task[None] | None = None
     _parked: ParkedFile | None = None
     _departures: RecordFile[Departure] | None = None
+    _quiet: asyncio.Event = attrs.field(factory=asyncio.Event)
 
     @property
     def up(self) -> bool:
@@ -164,7 +206,7 @@ class Broker:
         self._parked = ParkedFile(self.folder / f"{self.name}.parked")
         clock = asyncio.get_running_loop().time
         self.residents = Residents(
-            _welcome, self.hypervisor, self._parked, fleet, clock=clock, unix=lambda: clock() + 1e9
+            self._welcome, self.hypervisor, self._parked, fleet, clock=clock, unix=lambda: clock() + 1e9
         )
         self._departures = RecordFile(self.folder / f"{self.name}.departures", Departure)
         departures = Departures(self._departures, self.hypervisor, fleet)
@@ -180,6 +222,35 @@ class Broker:
         finally:
             _close(*files)
 
+    def hush(self) -> None:
+        """Tell agents nothing more."""
+        self._quiet.set()
+
+    async def _welcome(self, listener: AsyncListener[Event], _: str) -> None:
+        """Take note of what agents say, and tell them numbers."""
+        async with asyncio.TaskGroup() as tasks:
+            async for channel in listener:
+                tasks.create_task(self._hear(channel))
+
+    async def _hear(self, channel: AsyncChannel[Event]) -> None:
+        telling = asyncio.create_task(self._tell(channel))
+        try:
+            while True:
+                self.network.heard.append(await channel.receive())
+        except ChannelError:
+            pass  # handed over, or at its end
+        finally:
+            telling.cancel()
+
+    async def _tell(self, channel: AsyncChannel[Event]) -> None:
+        with contextlib.suppress(ChannelError):
+            while not self._quiet.is_set():
+                await asyncio.sleep(PACE)
+                if channel.state is State.OPEN:
+                    number = self.network.told[self.name]
+                    await channel.write(Event("number", source=self.name, value=number))
+                    self.network.told[self.name] += 1
+
     def network_changed(self) -> None:
         for broker in self.network.brokers.values():
             if broker.residents is not None:
@@ -192,6 +263,37 @@ class Broker:
         self.residents = self.mover = self._task = None
         _close(self._parked, self._departures)
         self.network_changed()
+
+
+@attrs.define(eq=False)
+class Agent:
+    """A program in a domain that tells its broker numbers, and counts those that it is told."""
+
+    world: World
+    domain: str
+    said: int = 0
+    heard: list[tuple[str, int]] = attrs.field(factory=list[tuple[str, int]])
+    """Broker and number."""
+    _quiet: asyncio.Event = attrs.field(factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Talk until cancelled."""
+        cast("_Loop", asyncio.get_running_loop()).guests[self.domain] = self.world
+        async with await open_async(f"virtio:///{self.domain}", timeout=None) as channel, asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._hear(channel))
+            while not self._quiet.is_set():
+                await channel.write(Event("number", value=self.said))
+                self.said += 1
+                await asyncio.sleep(PACE)
+            await asyncio.Event().wait()
+
+    def hush(self) -> None:
+        """Say nothing more."""
+        self._quiet.set()
+
+    async def _hear(self, channel: AsyncChannel[Event]) -> None:
+        async for event in channel:
+            self.heard.append((event.source, int(str(event.value))))
 
 
 _tasks: set[asyncio.Future[Message | None]] = set()

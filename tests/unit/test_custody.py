@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mbroker.fleet.custody import GRACE, SETTLING, Attend, Custody, Kept, Order, Part, Tell
-from mbroker.fleet.message import Claim, Claimed, Offer, Taken
+from mbroker.fleet.message import Claim, Claimed, Offer, Offering, Taken
 from mbroker.hypervisor import DomainEvent, Kind, State
 
 D = "11111111-0000-4000-8000-000000000001"
@@ -79,6 +79,46 @@ def test_a_domain_without_an_offer_is_claimed_and_attended_after_the_grace() -> 
     assert orders(custody) == [Tell(Claim(D))]
     assert custody.deadline() == 10 + GRACE
     custody.tick(10 + GRACE)
+    assert orders(custody) == [Attend(D)]
+
+
+LARGE = bytes(2 << 20)
+
+
+def test_large_sessions_are_announced_before_they_are_sent(source: Custody) -> None:
+    source.happened(event(Kind.LEAVING), 1)
+    source.parted(D, (LARGE,), unix=5)
+    assert orders(source) == [Part(D), Tell(Offering(D)), Tell(Offer(D, 5000, (LARGE,)))]
+    source.happened(event(Kind.LEFT), 2)
+    source.on_claim("b", Claim(D))
+    assert orders(source) == [Tell(Offering(D), "b"), Tell(Claimed(D, 5000, (LARGE,)), "b")]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_sessions_that_are_on_their_way_are_waited_for_beyond_the_grace(first: bool) -> None:
+    custody = Custody(fleet=frozenset({"b", "c"}))
+    custody.on_members(frozenset({"b", "c"}))
+    if first:
+        custody.on_offering("b", Offering(D), 9)
+    custody.happened(event(Kind.ARRIVED), 10)
+    if not first:
+        custody.on_offering("b", Offering(D), 11)
+    orders(custody)
+    custody.tick(10 + 10 * GRACE)
+    custody.on_claimed("c", Claimed(D), 30)
+    assert orders(custody) == []
+    custody.on_offer(Offer(D, 7, (LARGE,)), 31)
+    assert orders(custody) == [Attend(D, (LARGE,)), Tell(Taken(D, 7))]
+
+
+def test_sessions_whose_host_goes_away_on_their_way_are_not_waited_for() -> None:
+    custody = Custody(fleet=frozenset({"b"}))
+    custody.on_members(frozenset({"b"}))
+    custody.on_offering("b", Offering(D), 9)
+    custody.happened(event(Kind.ARRIVED), 10)
+    orders(custody)
+    custody.on_members(frozenset())
+    custody.tick(11)
     assert orders(custody) == [Attend(D)]
 
 
@@ -272,8 +312,8 @@ class Host:
     """One broker: what it has received of the agent, when it attends."""
 
     custody: Custody
-    mail: deque[tuple[str, Offer | Taken | Claim | Claimed]] = attrs.field(
-        factory=deque[tuple[str, Offer | Taken | Claim | Claimed]]
+    mail: deque[tuple[str, Offering | Offer | Taken | Claim | Claimed]] = attrs.field(
+        factory=deque[tuple[str, Offering | Offer | Taken | Claim | Claimed]]
     )
     attended: bool = False
     done: int | None = None
@@ -354,6 +394,8 @@ class Fleet(RuleBasedStateMachine):
         if host.up and host.mail:
             sender, message = host.mail.popleft()
             match message:
+                case Offering():
+                    host.custody.on_offering(sender, message, self.now)
                 case Offer():
                     host.custody.on_offer(message, self.now)
                 case Taken():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -163,3 +165,24 @@ def test_parked_sessions_outlive_a_restart(tmp_path: Path) -> None:
     again.close()
     with closing(ParkedFile(tmp_path / "parked")) as last:
         assert last.kept == ()
+
+
+def test_a_slow_disk_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = threading.Event()
+    slow.set()
+
+    def fsync(_: int) -> None:
+        slow.wait(SOON)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+    async def main() -> None:
+        keeping = asyncio.create_task(file.keep((Kept(DOMAIN, 7, ()),), {}))
+        await asyncio.sleep(0.05)
+        assert not keeping.done()
+        slow.set()
+        await keeping
+
+    with closing(ParkedFile(tmp_path / "parked")) as file:
+        slow.clear()
+        asyncio.run(main())

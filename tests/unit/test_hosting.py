@@ -68,7 +68,8 @@ class Asked:
         return await answer if isawaitable(answer) else answer
 
     async def migrate(self, domain: str, host: str) -> Any:
-        return await self.ask("migrate", json.dumps({"domain": domain, "host": host, "live": True, "timeout": 5.0}))
+        wanted = {"domain": domain, "host": host, "live": True, "timeout": 5.0, "request": f"{domain} to {host}"}
+        return await self.ask("migrate", json.dumps(wanted))
 
     async def attended(self, domain: str) -> None:
         async with asyncio.timeout(SOON):
@@ -167,11 +168,26 @@ async def test_a_malformed_question_is_refused(tmp_path: Path, monkeypatch: pyte
             await asked.ask("migration", value)
 
 
+async def test_a_migration_that_a_slow_hypervisor_delays_is_asked_for_again_and_begun_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mbroker.hosting._SLOW", 0.05)
+    async with hosting(tmp_path, monkeypatch) as asked:
+        await asked.attended(asked.world.boot(asked.host, "web1"))
+        asked.host.hang()
+        assert (await asked.migrate("web1", "node2"))["number"] == 0
+        assert (await asked.migrate("web1", "node2"))["number"] == 0
+        asked.host.answer()
+        number = (await asked.migrate("web1", "node2"))["number"]
+        assert number
+        assert (await asked.migrate("web1", "node2"))["number"] == number
+
+
 async def test_a_migration_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with hosting(tmp_path, monkeypatch) as asked:
         web = asked.world.boot(asked.host, "web1")
         await asked.attended(web)
-        number = await asked.migrate("web1", "node2")
+        number = (await asked.migrate("web1", "node2"))["number"]
         async with asyncio.timeout(SOON):
             while (row := await asked.ask("migration", str(number)))["result"] is None:  # noqa: ASYNC110 - as the command
                 await asyncio.sleep(0.02)
@@ -204,7 +220,7 @@ async def turning(
     turned = Turned()
     monkeypatch.setattr("mbroker.fleet.lanes.Lanes.turn_on", turned.on)
     monkeypatch.setattr("mbroker.fleet.lanes.Lanes.turn_off", turned.off)
-    monkeypatch.setattr("mbroker.hosting._LANE", 0.05)
+    monkeypatch.setattr("mbroker.hosting._SLOW", 0.05)
     async with hosting(folder, monkeypatch) as asked:
         await asked.attended(asked.world.boot(asked.host, "web1"))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -27,6 +29,8 @@ class Gate:
     polite: bool = True
     agents: bool = True
     """Whether there are some that can use memory."""
+    full: bool = False
+    """Whether this process can open no more files."""
     on_wanted: Callable[[], None] | None = None
     plugged: bool = False
     memory: Path | None = None
@@ -35,6 +39,8 @@ class Gate:
     calls: list[str] = attrs.field(factory=list[str])
 
     def plug(self, memory: Path) -> None:
+        if self.full:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self.calls.append("plug")
         self.plugged, self.memory, self.content = True, memory, memory.read_bytes()
         self.mode = memory.stat().st_mode & 0o777
@@ -144,6 +150,46 @@ def test_a_device_that_stays_is_an_error_and_its_memory_is_given_up(tmp_path: Pa
         with pytest.raises(StillAttached):
             await here.lanes.unplug(here.domain)
         assert not here.gate.plugged
+
+    run(main())
+
+
+def test_memory_that_cannot_be_used_is_taken_out_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        here = await site(tmp_path, agents=False)
+        here.gate.full = True
+        with pytest.raises(LaneError, match="Too many open files"):
+            await here.lanes.turn_on(here.domain, 1 << 20)
+        assert ALIAS not in await here.devices()
+        assert here.host.calls["attach"] == 1
+
+    run(main())
+
+
+def test_memory_that_is_just_being_plugged_in_when_the_domain_is_to_move_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach_now = FakeHypervisor.attach
+
+    async def attach_slowly(self: FakeHypervisor, domain: str, xml: str) -> None:
+        await asyncio.sleep(1)
+        await attach_now(self, domain, xml)
+
+    async def attach(self: FakeHypervisor, domain: str, xml: str) -> None:
+        """As libvirt's driver: who is cancelled stops waiting, and it is done all the same."""
+        tasks.append(task := asyncio.ensure_future(attach_slowly(self, domain, xml)))
+        await asyncio.shield(task)
+
+    tasks: list[asyncio.Future[None]] = []
+    monkeypatch.setattr(FakeHypervisor, "attach", attach)
+
+    async def main() -> None:
+        here = await site(tmp_path, lane="1MiB")
+        await asyncio.sleep(0.5)
+        await here.lanes.unplug(here.domain)
+        await asyncio.sleep(5)
+        assert ALIAS not in await here.devices()
+        assert here.host.calls["attach"] == 1
 
     run(main())
 

@@ -15,14 +15,14 @@ from mbroker.fleet.message import Expected, Message, Whereabouts
 from mbroker.fleet.migration import MigrationError, Result
 from mbroker.hypervisor import HypervisorError
 from mbroker.hypervisor.fake import Fault, Step, Trouble, World
-from tests.unit.fleet_world import Network, fleet, run
+from tests.unit.fleet_world import PACE, Agent, Network, fleet, run
 
 Act = Callable[[World, Network], None]
 
 
-async def migrated(network: Network, domain: str, to: str = "b", timeout: float = 60.0) -> Result:
-    """Move *domain* from a, and return how that ended."""
-    mover = network.brokers["a"].mover
+async def migrated(network: Network, domain: str, to: str = "b", timeout: float = 60.0, *, source: str = "a") -> Result:
+    """Move *domain*, and return how that ended."""
+    mover = network.brokers[source].mover
     assert mover is not None
     number = await mover.start(domain, to, live=True, timeout=timeout)
     migration = mover.migration(number)
@@ -63,15 +63,47 @@ async def started(folder: Path, *names: str) -> tuple[World, Network, str]:
     return world, network, domain
 
 
-def test_a_domain_moves_and_its_channels_with_it(tmp_path: Path) -> None:
+async def ended(agent: Agent, network: Network) -> None:
+    """Let *agent* say nothing more, and see that nothing was lost, and nothing came twice without saying so."""
+    agent.hush()
+    for broker in network.brokers.values():
+        broker.hush()
+    await asyncio.sleep(10)
+    seen: set[int] = set()
+    for message in network.heard:
+        number = int(str(message.value.value))
+        assert number not in seen or message.redelivered
+        seen.add(number)
+    assert agent.said > 100
+    assert seen == set(range(agent.said))
+    assert len(agent.heard) == len(set(agent.heard))
+
+
+def exactly_once(agent: Agent, network: Network) -> None:
+    """See that both directions lost and repeated nothing."""
+    assert [int(str(message.value.value)) for message in network.heard] == list(range(agent.said))
+    assert not any(message.redelivered for message in network.heard)
+    assert sorted(agent.heard) == [
+        (name, number) for name in sorted(network.told) for number in range(network.told[name])
+    ]
+
+
+def test_a_domain_moves_there_and_back_and_its_channels_with_it(tmp_path: Path) -> None:
     async def main() -> None:
         world, network, domain = await started(tmp_path)
-        result = await migrated(network, domain)
-        assert (result.moved, result.host, result.reason) == (True, "b", "")
-        b = network.brokers["b"].residents
-        assert b is not None
-        assert domain in b.attended
+        agent = Agent(world, domain)
+        talking = asyncio.create_task(agent.run())
+        for source, to in ("ab", "ba", "ab"):
+            await asyncio.sleep(100 * PACE)
+            result = await migrated(network, domain, to, source=source)
+            assert (result.moved, result.host, result.reason) == (True, to, "")
+            there = network.brokers[to].residents
+            assert there is not None
+            assert domain in there.attended
         await settled(world, network, domain)
+        await ended(agent, network)
+        exactly_once(agent, network)
+        talking.cancel()
 
     run(main())
 
@@ -184,6 +216,9 @@ class Case:
 
 async def _played(folder: Path, case: Case) -> None:
     world, network, domain = await started(folder, "a", "b", "c")
+    agent = Agent(world, domain)
+    talking = asyncio.create_task(agent.run())
+    await asyncio.sleep(20 * PACE)
     acted = False
 
     async def at_step(step: Step, _: str) -> None:
@@ -212,12 +247,18 @@ async def _played(folder: Path, case: Case) -> None:
         assert alive in ([host], []), (case, migration.result)
     killed = case.trouble is not None and case.trouble[1] in {Trouble.KILL_SOURCE, Trouble.KILL_DESTINATION}
     await settled(world, network, domain, lost=killed)
+    if world.running(domain):
+        await ended(agent, network)
+        if case.act == "nothing" and not killed:
+            exactly_once(agent, network)
+    talking.cancel()
 
 
 def _no_sync(_: int) -> None:
     """Do nothing: a thousand of them say nothing about migrations."""
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("act", ACTS)
 def test_whatever_goes_wrong_a_domain_never_runs_twice_and_is_attended_where_it_runs(
     tmp_path: Path, act: str, monkeypatch: pytest.MonkeyPatch
