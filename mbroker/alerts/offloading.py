@@ -16,10 +16,12 @@ import attrs
 
 from mchannel.samples import MOST_CUTS, Offload, Samples
 
+from .places import Readers
+from .selector import Series
 from .terms import Operator
-from .tree import Comparison, Instant, NoData, Rule
+from .tree import Comparison, Instant, NoData, Rule, leaves
 
-__all__ = ["Cost", "Cuts", "Offloading", "choose", "common", "cuts"]
+__all__ = ["Cost", "Cuts", "Offloading", "choose", "cuts"]
 
 Cuts = frozenset[float]
 """Where what rules say of a value changes: all that matters is above which of them it is."""
@@ -38,17 +40,6 @@ def cuts(rule: Rule) -> Cuts | None:
         return None
     comparisons = (condition,) if rule.clear is None else (condition, rule.clear)
     return frozenset(cut for each in comparisons for cut in _cuts(each.operator, each.threshold))
-
-
-def common(rules: Iterable[Rule]) -> Cuts | None:
-    """Return the cuts of all *rules* that read a series; None when there are none, or one cannot be offloaded."""
-    found: set[float] = set()
-    for rule in rules:
-        own = cuts(rule)
-        if own is None:
-            return None
-        found |= own
-    return frozenset(found) or None
 
 
 def _cuts(operator: Operator, threshold: float) -> tuple[float, ...]:
@@ -140,6 +131,36 @@ class Offloading:
         self._most = min(most, MOST_CUTS)
         self._period = period
         self._publishers: OrderedDict[tuple[str, int], _Publisher] = OrderedDict()
+        self._readers = Readers()
+        self._cuts: dict[int, Cuts | None] = {}
+
+    def follow(self, number: int, rule: Rule) -> None:
+        """Take note of a rule; what is offloaded of series that it reads is looked at again with their next samples."""
+        self._cuts[number] = cuts(rule)
+        for leaf in leaves(rule.condition):
+            self._readers.file(leaf.selector, number)
+        self._changed()
+
+    def leave(self, number: int, rule: Rule) -> None:
+        """Take note that a rule is gone."""
+        del self._cuts[number]
+        for leaf in leaves(rule.condition):
+            self._readers.drop(leaf.selector, number)
+        self._changed()
+
+    def _changed(self) -> None:
+        for publisher in self._publishers.values():
+            publisher.is_due = True
+
+    def shared(self, series: Series) -> Cuts | None:
+        """Return the cuts of all rules that read *series*; None when none does, or one cannot be offloaded."""
+        found: set[float] = set()
+        for number in self._readers.of(series):
+            own = self._cuts[number]
+            if own is None:
+                return None
+            found |= own
+        return frozenset(found) or None
 
     def count(self, source: str, samples: Samples, now: int) -> bool:
         """Take note of *samples*; tell whether it is time for :meth:`offer`."""
@@ -152,36 +173,32 @@ class Offloading:
         publisher.newest = max(publisher.newest, max(samples.times, default=0))
         return publisher.is_due or now - publisher.began >= self._period
 
-    def changed(self) -> None:
-        """Take note that rules came or went: what is offloaded is looked at again with the next samples."""
-        for publisher in self._publishers.values():
-            publisher.is_due = True
-
     def forget(self, source: str, run: int) -> None:
         """Take note that the publisher begins anew, or gave back what it was offered."""
         self._publishers.pop((source, run), None)
 
-    def offer(self, source: str, run: int, now: int, series: Mapping[int, Cuts | None]) -> Offload | None:
-        """Return what to ask of the publisher if that is another thing than before.
-
-        *series* holds, for each number that it declared, the :func:`common` cuts of the rules that read it.
-        """
+    def offer(self, source: str, run: int, now: int, declared: Mapping[int, Series]) -> Offload | None:
+        """Return what to ask of the publisher, which *declared* these series, if that is another thing than before."""
         publisher = self._publishers[source, run]
         is_over, held = now - publisher.began >= self._period, publisher.offered.keys()
         seconds = max(now - publisher.began, 1) / 1000
-        possible = {number: found for number, found in series.items() if found and number not in publisher.vain}
+        possible = {
+            number: found
+            for number, series in declared.items()
+            if number not in publisher.vain and (found := self.shared(series))
+        }
         costs = [
             publisher.cost(number, len(found), seconds if is_over else None)
             for number, found in possible.items()
             if is_over or number in held
         ]
         chosen = choose(costs, self._most, frozenset(held))
+        publisher.before = {n: publisher.before.get(n, publisher.counts[n] / seconds) for n in chosen}
         if is_over:
             publisher.vain = {number: at for number, at in publisher.vain.items() if now - at < _VAIN * self._period}
             publisher.vain |= {
                 each.series: now for each in costs if each.series in held and not each.pays(_STILL_WORTH)
             }
-            publisher.before = {n: publisher.before.get(n, publisher.counts[n] / seconds) for n in chosen}
             publisher.began = now
             publisher.counts.clear()
         publisher.is_due = False

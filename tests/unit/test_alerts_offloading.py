@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbroker.alerts.language import Subscription
-from mbroker.alerts.offloading import Cost, Cuts, Offloading, choose, common, cuts
-from mbroker.alerts.selector import Selector
+from mbroker.alerts.offloading import Cost, Offloading, choose, cuts
+from mbroker.alerts.selector import Endpoint, Selector, Series
 from mbroker.alerts.terms import Operator
 from mbroker.alerts.tree import Comparison, Instant, Rule
 from mchannel.samples import Offload, Samples
@@ -105,63 +105,73 @@ def took(*numbers: int, at: int = 0, run: int = 1) -> Samples:
     return Samples(run, array("I", numbers), array("d", [0.0] * len(numbers)), array("q", [at] * len(numbers)))
 
 
-def minute(offloading: Offloading, now: int, *numbers: int, series: dict[int, Cuts | None]) -> Offload | None:
+def series(number: int) -> Series:
+    return Series(f"m{number}", Endpoint([("host", "h")]))
+
+
+DECLARED = {number: series(number) for number in range(3)}
+
+
+def following(*rules: str, most: int = 100) -> Offloading:
+    offloading = Offloading(refresh=20_000, most=most)
+    for number, text in enumerate(rules, 1):
+        offloading.follow(number, rule(text))
+    return offloading
+
+
+def minute(offloading: Offloading, now: int, *numbers: int) -> Offload | None:
     """Let samples of *numbers* come for a minute, one of each a second, and then decide."""
     for second in range(60):
-        assert not offloading.count("h", took(*numbers, at=now + second), now + second * 1000)
+        offloading.count("h", took(*numbers, at=now + second), now + second * 1000)
     assert offloading.count("h", took(at=now), now + 60_000)
-    return offloading.offer("h", 1, now + 60_000, series)
+    return offloading.offer("h", 1, now + 60_000, DECLARED)
 
 
-FIVE = frozenset([5.0])
+def pairs(asked: Offload | None) -> list[tuple[int, float]] | None:
+    return None if asked is None else list(zip(asked.numbers, asked.cuts, strict=True))
 
 
 def test_what_was_measured_for_a_period_is_offloaded_and_told_once() -> None:
-    offloading = Offloading(refresh=20_000)
-    series: dict[int, Cuts | None] = {0: frozenset([5.0, 3.0]), 1: None, 2: frozenset([1.0])}
-    asked = minute(offloading, 0, 0, 1, 2, series=series)
+    offloading = following("m0 > 5", "m0 <= 3", "m1 > 1", "mean(m1[5]) > 1", "m2 > 1")
+    asked = minute(offloading, 0, 0, 1, 2)
     assert asked == Offload(1, 59, 20_000, array("I", [0, 0, 2]), array("d", [3.0, 5.0, 1.0]))
-    assert minute(offloading, 60_000, series=series) is None
+    assert minute(offloading, 60_000) is None
 
 
 def test_a_series_that_keeps_changing_is_taken_back_and_not_tried_again_soon() -> None:
-    offloading = Offloading(refresh=20_000)
-    assert minute(offloading, 0, 0, series={0: FIVE})
-    asked = minute(offloading, 60_000, 0, series={0: FIVE})
-    assert asked is not None
-    assert len(asked.cuts) == 0
-    assert minute(offloading, 120_000, 0, series={0: FIVE}) is None
+    offloading = following("m0 > 5")
+    assert pairs(minute(offloading, 0, 0)) == [(0, 5.0)]
+    assert pairs(minute(offloading, 60_000, 0)) == []
+    assert minute(offloading, 120_000, 0) is None
 
 
-def test_a_rule_that_comes_changes_the_offer_at_once_and_one_that_cannot_be_offloaded_ends_it() -> None:
-    offloading = Offloading(refresh=20_000)
-    minute(offloading, 0, 0, 1, series={0: FIVE, 1: FIVE})
+def test_a_rule_that_comes_changes_the_offer_with_the_next_sample() -> None:
+    offloading = following("m0 > 5", "m1 > 5")
+    minute(offloading, 0, 0, 1)
     assert not offloading.count("h", took(0), 61_000)
-    offloading.changed()
+    offloading.follow(3, rule("m0 > 7"))
     assert offloading.count("h", took(0), 62_000)
-    asked = offloading.offer("h", 1, 62_000, {0: FIVE | {7.0}, 1: None})
-    assert asked is not None
-    assert list(zip(asked.numbers, asked.cuts, strict=True)) == [(0, 5.0), (0, 7.0)]
+    assert pairs(offloading.offer("h", 1, 62_000, DECLARED)) == [(0, 5.0), (0, 7.0), (1, 5.0)]
     assert not offloading.count("h", took(0), 63_000)
 
 
+def test_a_rule_that_cannot_be_offloaded_takes_its_series_back_until_it_goes() -> None:
+    offloading = following("m0 > 5")
+    minute(offloading, 0, 0)
+    offloading.follow(2, rule("m0 > 5 for 1m"))
+    assert pairs(offloading.offer("h", 1, 62_000, DECLARED)) == []
+    offloading.leave(2, rule("m0 > 5 for 1m"))
+    assert pairs(minute(offloading, 62_000, 0)) == [(0, 5.0)]
+
+
 def test_a_publisher_that_begins_anew_is_measured_anew() -> None:
-    offloading = Offloading(refresh=20_000)
-    minute(offloading, 0, 0, series={0: FIVE})
+    offloading = following("m0 > 5")
+    minute(offloading, 0, 0)
     offloading.forget("h", 1)
     assert not offloading.count("h", took(0), 61_000)
-    assert minute(offloading, 61_000, 0, series={0: FIVE})
+    assert pairs(minute(offloading, 61_000, 0)) == [(0, 5.0)]
 
 
 def test_no_more_is_offered_than_a_publisher_may_be_asked() -> None:
-    offloading = Offloading(refresh=20_000, most=1)
-    asked = minute(offloading, 0, 0, 1, series={0: FIVE, 1: FIVE})
-    assert asked is not None
-    assert list(asked.numbers) == [0]
-
-
-def test_the_rules_of_a_series_share_their_thresholds_or_keep_it_with_the_broker() -> None:
-    simple, clearing, mean = rule("load > 5"), rule("load > 5 clear < 3"), rule("mean(load[5]) > 5")
-    assert common([simple, clearing]) == frozenset([5.0, math.nextafter(3, 0)])
-    assert common([simple, mean]) is None
-    assert common([]) is None
+    offloading = following("m0 > 5", "m1 > 5", most=1)
+    assert pairs(minute(offloading, 0, 0, 1)) == [(0, 5.0)]
