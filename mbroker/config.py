@@ -75,6 +75,8 @@ def _address(_: object, attribute: attrs.Attribute[str], value: str) -> None:
     try:
         address = Address.parse(value)
         find_scheme(address)
+        if address.scheme == "xen":  # where a star stands for all names that begin so
+            address = attrs.evolve(address, path=address.path.removesuffix("*"))
         if not address.host:
             address.file("")
         elif address.port is not None or not address.path:  # others name a domain there: xen://5/mgmt

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import mchannel
+from mbroker.config import load
 from mbroker.hypervisor import (
     DomainInfo,
     HypervisorError,
@@ -150,6 +151,13 @@ def test_a_xen_domain_that_does_not_run_has_no_address() -> None:
 def test_a_domain_of_kvm_is_listened_to_at_its_port() -> None:
     with pytest.raises(NoSuchPort, match="has no port"):
         DomainInfo("u", "web1", State.RUNNING, 1, 1).address("org.mchannel.0")
+
+
+@pytest.mark.parametrize("address", ["xen:///mgmt", "xen:///mgmt*", "xen://5/mgmt*"])
+def test_a_broker_can_be_told_to_listen_to_guests_without_libvirt(tmp_path: Path, address: str) -> None:
+    (tmp_path / "mbroker.toml").write_text(f'[[listen]]\naddress = "{address}"\n')
+    (place,) = load(tmp_path / "mbroker.toml").config.listen
+    assert place.address == address
 
 
 @pytest.mark.parametrize(
