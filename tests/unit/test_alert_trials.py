@@ -25,14 +25,15 @@ class Past:
 
     def __init__(self) -> None:
         self.go = threading.Event()
-        self.read_by = 0
+        self.pause = 20.0
+        self.told = 0
         self.error: Exception | None = None
 
     def read(self, wanted: Accepts, begin: int, end: int) -> Iterator[Sample]:
-        self.read_by += 1
         for at in range(0, 100_000, 1000):
             yield Sample(SERIES, at, at / 50_000)
-            self.go.wait(20)
+            self.told += 1
+            self.go.wait(self.pause)
             if self.error:
                 raise self.error
 
@@ -82,16 +83,17 @@ def test_few_are_tried_at_once(past: Past) -> None:
 
 
 def test_what_nobody_looks_at_any_more_ends_and_makes_room(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    past.pause = 0.02
     trials = Trials(past, 10_000)
     for _ in range(2):
         trials.start(LOAD, (), 0, 100_000)
     monkeypatch.setattr("mbroker.alert_trials._ABANDONED", 0.0)
     trials.start(LOAD, (), 0, 100_000)
-    past.go.set()
     end = time.monotonic() + 20
     while any(each.name.startswith("trial ") for each in threading.enumerate()):
         assert time.monotonic() < end
         time.sleep(0.01)
+    assert past.told < 100, "nobody waited for the end"
 
 
 def test_a_past_that_fails_is_told(past: Past) -> None:

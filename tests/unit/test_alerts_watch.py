@@ -336,6 +336,7 @@ def test_subscriptions_that_came_and_went_after_the_snapshot_are_followed_or_not
     world.watch.withdraw(gone, "ann", world.now)
     fresh = world.subscribe("cpu.busy > 1")
     world.start()
+    assert world.watch.counts.rules == 1
     world.say("load", 2)
     world.say("cpu.busy", 2)
     assert world.told == [(fresh, WEB1, 2, None)]
