@@ -235,13 +235,19 @@ def test_lives_of_a_publisher_are_forgotten_but_for_the_last(made: Callable[...,
 def test_refusals_are_told_once_a_minute_and_counted(made: Callable[..., Intake]) -> None:
     intake = made()
     intake.declare("web1", declared(run=1), NOW)
-    for minute in range(3):
-        for _ in range(5):
+
+    def refuse(count: int) -> None:
+        for _ in range(count):
             passed(intake, "web1", samples((0, 1.0, NOW)))
-        now = NOW + minute * 60_000
-        assert complaints(intake, now) == ["web1: refused 5 samples of series that were not declared"]
-        assert complaints(intake, now + 59_999) == []
-    assert intake.refused == 15
+
+    assert complaints(intake) == []
+    refuse(1)
+    assert complaints(intake, NOW + 1) == ["web1: refused 1 samples of series that were not declared"]
+    refuse(4)
+    assert complaints(intake, NOW + 60_000) == []
+    assert complaints(intake, NOW + 60_001) == ["web1: refused 4 samples of series that were not declared"]
+    assert complaints(intake, NOW + 180_000) == []
+    assert intake.refused == 5
 
 
 def test_no_samples_are_no_samples(made: Callable[..., Intake]) -> None:
