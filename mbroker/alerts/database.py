@@ -59,7 +59,6 @@ class Database:
         try:
             with self._explained("open"):
                 self._prepare(scripts)
-            self._sync_folder()
         except BaseException:
             self.close()
             raise
@@ -143,15 +142,6 @@ class Database:
                     write(statement)
                 write(f"PRAGMA application_id = {_OURS}")
                 write(f"PRAGMA user_version = {len(scripts)}")
-
-    def _sync_folder(self) -> None:
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        except OSError as error:
-            raise BookError(f"cannot open {self.path}: {error.strerror}") from None
-        finally:
-            os.close(folder)
 
     @contextmanager
     def _explained(self, verb: str) -> Generator[None]:

@@ -82,9 +82,9 @@ def _follow(disk: Disk, call: _Call) -> bool:
         return False
     names = disk.names[-1]
     if name == ".":
-        if call.name == "fsync":
+        if synced := call.name in ("fsync", "fdatasync"):
             disk.names = [names]
-        return call.name == "fsync"
+        return synced
     match call.name:
         case "openat" if name not in names:
             disk.names.append({**names, name: File()})
