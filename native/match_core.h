@@ -238,6 +238,7 @@ bool window_value(match_engine *e, const series *s, window *w, stream *st, doubl
 values window_values(const series *s, const window *w);
 int window_guard(match_engine *e, uint32_t which, window *w);
 void window_silence(match_engine *e, window *w);
+void window_age(match_engine *e, uint32_t which, window *w);
 bool ring_grow(match_engine *e, series *s, uint64_t count);
 void series_prune(match_engine *e, uint32_t which);
 

@@ -160,6 +160,7 @@ int match_join(match_engine *e, uint32_t which, uint32_t member, int64_t at) {
   feeds[s->fed++] = (feed){.group = which, .slot = slot};
   stream_guard(s);
   window_learn(e, member, w, s);
+  window_age(e, member, w);
   double value = NAN;
   const series *from = SERIES(e) + member;
   uint8_t truth = w->silent ? MATCH_SILENT : window_value(e, from, w, s, &value) ? MATCH_TRUE : MATCH_UNKNOWN;

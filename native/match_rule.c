@@ -98,6 +98,17 @@ static void watch_again(match_engine *e, rule *r, uint32_t which) { /* it is set
   }
 }
 
+static int64_t newest_of(const match_engine *e, const rule *r) { /* sample of its series */
+  int64_t at = INT64_MIN;
+  for (uint32_t i = 0; i < r->count; i++) {
+    uint32_t source = LEAVES(e)[r->first + i].source;
+    if (source == NONE) continue;
+    int64_t newest = source & GROUP ? e->groups[source & ~GROUP].at : SERIES(e)[source].time;
+    if (newest > at) at = newest;
+  }
+  return at;
+}
+
 static void rule_settle(match_engine *e, uint32_t which) {
   rule *r = e->rules + which;
   r->dirty = 0;
@@ -135,12 +146,8 @@ static void rule_mark(match_engine *e, rule *r, uint32_t which) {
 void rule_touch(match_engine *e, uint32_t which, int64_t at, double value) {
   rule *r = e->rules + which;
   if (!r->eager) {
-    for (uint32_t i = 0; i < r->count; i++) { /* one that changed nothing may have come since */
-      uint32_t source = LEAVES(e)[r->first + i].source;
-      if (source == NONE) continue;
-      int64_t newest = source & GROUP ? e->groups[source & ~GROUP].at : SERIES(e)[source].time;
-      if (newest > at) at = newest;
-    }
+    int64_t newest = newest_of(e, r); /* one that changed nothing may have come since */
+    if (newest > at) at = newest;
     if (r->dirty && r->at < at) rule_settle(e, which);
     if (at > r->at) r->at = at;
   }
@@ -256,6 +263,7 @@ static void enter(match_engine *e, const match_term *t, const limit *limits, uin
   } else {
     const series *from = SERIES(e) + t->source;
     window *w = window_find(e, t->source, &t->view);
+    window_age(e, t->source, w);
     known = window_value(e, from, w, s, &value), at = from->time, v = window_values(from, w);
     if (w->silent) why = MATCH_SILENT;
   }
@@ -402,8 +410,9 @@ int64_t match_add(match_engine *e, const match_rule *r) {
     leaves_give(e, (uint32_t)first, count);
     return which;
   }
+  uint32_t room = count > 1 || clears ? 4 * count : 1u + is_between(r->terms[0].compare);
   for (uint32_t i = 0; i < count && !wrong; i++)
-    wrong = need(e, r->terms + (i < r->count ? i : 0), (uint32_t)first + i, count == 1 && !clears ? 2 : 4 * count, whole);
+    wrong = need(e, r->terms + (i < r->count ? i : 0), (uint32_t)first + i, room, whole);
   if (!wrong && whole && r->count > 1 && e->rules[which].grouped)
     wrong = eager_begin(e, e->rules + which, (uint32_t)which);
   if (wrong) {
@@ -429,7 +438,10 @@ int64_t match_add(match_engine *e, const match_rule *r) {
     }
     enter(e, t, limits, made, leaf);
   }
-  if (whole) rule_touch(e, (uint32_t)which, INT64_MIN, NAN);
+  if (whole) {
+    e->rules[which].at = newest_of(e, e->rules + which);
+    rule_touch(e, (uint32_t)which, INT64_MIN, NAN);
+  }
   e->counters.rules++;
   return first;
 }

@@ -237,11 +237,14 @@ int window_need(match_engine *e, uint32_t which, const match_view *view, window 
   return 0;
 }
 
+static int64_t patience(const match_engine *e, uint32_t which, const window *w) {
+  return w->span && !w->smooths ? w->span : EXTRAS(e)[which].patience;
+}
+
 /* Somebody wants to know when the window falls silent. */
 int window_guard(match_engine *e, uint32_t which, window *w) {
   if (w->timer != NONE) return 0;
-  int64_t span = w->span && !w->smooths ? w->span : EXTRAS(e)[which].patience;
-  int timer = timer_open(e, TIMER_SILENCE, which, span, NONE);
+  int timer = timer_open(e, TIMER_SILENCE, which, patience(e, which, w), NONE);
   if (timer < 0) return timer;
   w->timer = (uint32_t)timer;
   return 0;
@@ -250,6 +253,14 @@ int window_guard(match_engine *e, uint32_t which, window *w) {
 void window_silence(match_engine *e, window *w) {
   w->silent = 1;
   for (uint32_t i = 0; i < w->bag.width; i++) stream_see(e, w->bag.streams + i, MATCH_SILENT, NAN, INT64_MIN);
+}
+
+/* Somebody who comes now finds it silent if it is, though nobody asked until now. */
+void window_age(match_engine *e, uint32_t which, window *w) {
+  series *s = SERIES(e) + which;
+  if (w->silent || e->clock - s->seen < patience(e, which, w)) return;
+  s->flags |= SERIES_ASKED;
+  window_silence(e, w);
 }
 
 /* Stream `st` of the window is new: what its function needs, the window begins to keep. */

@@ -137,6 +137,7 @@ class Engine:
             raise TooMuchError(f"the rule cannot be matched: {error}") from None
         for leaf in leaves(rule.condition):
             self._readers.file(leaf.selector, name)
+        self._waiting += self._fired(self._kernel.tick(_NEVER))  # what is overdue: absence, and silence
         return name
 
     def remove(self, number: int) -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from typing import TypeAlias
 
 import attrs
 
 from .functions import spatial, temporal
 from .selector import Endpoint, Series, project
-from .terms import Function, Span
+from .terms import Function, Samples, Span
 from .tree import Absent, And, Comparison, Condition, Instant, NoData, Not, Or, Rule, Spatial, Temporal, leaves
 
-__all__ = ["Edge", "Reference", "Sample", "Truth"]
+__all__ = ["Edge", "History", "Kept", "Reference", "Sample", "Truth", "kept"]
 
 
 class Truth(Enum):
@@ -51,13 +52,30 @@ class Edge:
     at: int
 
 
+Kept: TypeAlias = tuple[Samples | Span, bool]
+"""What windows are told apart by: their length, and whether they make an ``ewma``."""
+
+
 @attrs.define
-class _History:
+class History:
     """All that is known of a series."""
 
     heard: int
     """When the last sample was accepted; before the first one, when the series became known."""
     samples: list[tuple[int, float]] = attrs.field(factory=list[tuple[int, float]])
+    begins: dict[Kept, int] = attrs.field(factory=dict[Kept, int])
+    """How many samples came before a window was kept; of any other window, :attr:`start`."""
+    start: int = 0
+    """How many samples came before the rule was added."""
+
+    def window(self, expression: Temporal) -> list[tuple[int, float]]:
+        """Return the samples that the window of *expression* may hold."""
+        return self.samples[self.begins.get(kept(expression), self.start) :]
+
+
+def kept(expression: Temporal) -> Kept:
+    """Return which window *expression* needs."""
+    return expression.window, expression.function is Function.EWMA
 
 
 @attrs.define
@@ -73,29 +91,43 @@ class _Alert:
 
 
 class Reference:
-    """Follows one rule from the moment it is added. What came before is not known to it."""
+    """Follows one rule from the moment it is added.
 
-    def __init__(self, rule: Rule, now: int = 0, *, interval: int = 10_000) -> None:
+    Of what came before it knows what the broker keeps, *known*: the newest sample of each series, and the windows
+    that other rules need already. Its other windows begin empty.
+    """
+
+    def __init__(
+        self, rule: Rule, now: int = 0, *, interval: int = 10_000, known: Mapping[Series, History] | None = None
+    ) -> None:
         self.irregular: Counter[str] = Counter()
         """How many samples were dropped as ``nan`` or ``late``, or are ``infinite`` and left out of arithmetic."""
         self._rule = rule
         self._interval = interval
         self._now = now
-        self._histories: dict[Series, _History] = {}
+        self._histories = {
+            series: History(history.heard, [*history.samples], {**history.begins}, len(history.samples))
+            for series, history in (known or {}).items()
+        }
         self._alerts: dict[Endpoint, _Alert] = {}
+        self.register(*self._histories)
+        self._made = self._evaluated(list(self._alerts)) if self._histories else []
 
     # -- what happens
 
     def register(self, *series: Series) -> None:
         """Expect samples of *series*, from now on."""
         for one in series:
-            self._histories.setdefault(one, _History(self._now))
-            self._alerts.update({key: _Alert() for key in self._keys(one) if key not in self._alerts})
+            self._histories.setdefault(one, History(self._now))
+            for key in self._keys(one):
+                if key not in self._alerts:
+                    self._alerts[key] = _Alert(at=self._newest(key))
 
     def tick(self, now: int) -> list[Edge]:
-        """Return the edges that the time itself makes; *now* never runs backwards."""
+        """Return the edges that the time itself makes, and those of adding the rule; *now* never runs backwards."""
         self._now = now
-        return self._evaluated(list(self._alerts))
+        made, self._made = self._made, []
+        return made + self._evaluated(list(self._alerts))
 
     def batch(self, now: int, samples: Iterable[Sample]) -> list[Edge]:
         """Return the edges of samples that arrive together, each alert's in the order of its event times.
@@ -151,6 +183,10 @@ class Reference:
                     yield series.endpoint
                 elif not self._rule.is_local and len(leaf.by) == len(self._rule.by):
                     yield from project(series.endpoint, leaf.by)
+
+    def _newest(self, key: Endpoint) -> int:
+        concerned = [history for series, history in self._histories.items() if self._concerns(series, key)]
+        return max((history.samples[-1][0] for history in concerned if history.samples), default=0)
 
     def _concerns(self, series: Series, key: Endpoint) -> bool:
         return any(_reads(leaf, series, key) for leaf in leaves(self._rule.condition))
@@ -240,7 +276,8 @@ class Reference:
             return Truth.UNKNOWN
         if isinstance(expression, Instant):
             return history.samples[-1][1]
-        return _or_unknown(temporal(expression, history.samples))
+        samples = history.window(expression)
+        return _or_unknown(temporal(expression, samples)) if samples else Truth.UNKNOWN
 
 
 def _reads(leaf: Comparison | Absent, series: Series, key: Endpoint) -> bool:
