@@ -34,7 +34,7 @@ from mchannel.transports.memory import MEMORY
 
 T = TypeVar("T")
 
-PACE = 0.25
+PACE = 0.5
 """Seconds between two numbers."""
 
 
