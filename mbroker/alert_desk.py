@@ -31,7 +31,7 @@ from mbroker.alerts.wording import Wording
 from mbroker.config import AlertsSection, Loaded
 from mchannel.errors import MChannelError
 from mchannel.event import Event
-from mchannel.samples import SERIES, Again, Declared, Samples
+from mchannel.samples import OFFLOADED, SERIES, Again, Declared, Offloaded, Samples
 
 __all__ = ["Desk"]
 
@@ -118,9 +118,15 @@ class Desk:
         if event.topic == SERIES:
             self._changed(self._watch.declare(event.source, Declared.from_event(event), now))
             return None
+        if event.topic == OFFLOADED:
+            self._watch.offloaded(event.source, Offloaded.from_event(event))
+            return None
         samples = Samples.from_event(event)
         self._changed(self._watch.samples(event.source, samples, now))
-        return Again(samples.run).to_event() if self._watch.asks_again(event.source, now) else None
+        if self._watch.asks_again(event.source, now):
+            return Again(samples.run).to_event()
+        offer = self._watch.offers(event.source, samples, now)
+        return offer.to_event() if offer else None
 
     async def reload(self, loaded: Loaded) -> None:
         """Tell other receivers from now on; raises :exc:`~mbroker.config.ConfigError`."""
@@ -257,4 +263,5 @@ def _settings(loaded: Loaded, section: AlertsSection) -> Settings:
         longest=section.longest,
         broadest=section.broadest,
         bounds=section.bounds,
+        offload=section.offload,
     )

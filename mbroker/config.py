@@ -249,6 +249,8 @@ class AlertsSection:
     """``[alerts.groups]``: for each group its members, names of hosts and domains."""
     bounds: Bounds = attrs.field(factory=Bounds)
     """``[alerts.bounds]``: what each host or domain may send."""
+    offload: bool = False
+    """Ask publishers to hold back samples that change no alert. Alerts stay the same; the history lacks the samples."""
     receivers: dict[str, ReceiverSection] = attrs.field(factory=dict[str, ReceiverSection])
     deadman: DeadmanSection | None = None
 

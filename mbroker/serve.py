@@ -32,7 +32,7 @@ from mchannel.errors import (
     EndOfChannel,
 )
 from mchannel.event import Event
-from mchannel.samples import SAMPLES, SERIES
+from mchannel.samples import OFFLOADED, SAMPLES, SERIES
 from mchannel.transport import State
 from mchannel.transports.complaints import Complaints
 
@@ -166,7 +166,7 @@ class Node:
                 await asyncio.sleep(0)
             try:
                 event = attributed(await channel.read(), domain)
-                if event.topic in (SAMPLES, SERIES):
+                if event.topic in (SAMPLES, SERIES, OFFLOADED):
                     self.registry.heard(identity, self._unix())
                     await self._measure(channel, event)
                     continue

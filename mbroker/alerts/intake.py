@@ -238,6 +238,14 @@ class Intake:
         origin.lacks, origin.asked = False, now
         return True
 
+    def declared(self, source: str, run: int) -> dict[int, Series]:
+        """Return what the numbers of a run stand for, as far as they were let through."""
+        origin = self._sources.get(source)
+        if origin is None:
+            return {}
+        names = {number: series for series, number in origin.known.items()}
+        return {at: names[number] for at, number in enumerate(origin.runs.get(run, ())) if number in names}
+
     def complaints(self, now: int) -> Iterator[str]:
         """Yield what was refused since the last time, which is a minute ago at least."""
         if not self._refused or now - self._told < _MINUTE:

@@ -26,7 +26,8 @@ __all__ = ["Cost", "Cuts", "Offloading", "choose", "cuts"]
 Cuts = frozenset[float]
 """Where what rules say of a value changes: all that matters is above which of them it is."""
 
-_PUBLISHERS = 4096  # that are remembered
+_RUNS = 8  # of one source that are remembered: its publishers
+_MOST_SERIES = 1 << 16  # of one publisher that are counted
 _WORTH, _STILL_WORTH = 0.5, 0.25  # shares of the samples that must be saved, to begin and to go on
 _VAIN = 60  # periods until a series that did not pay is tried again
 
@@ -130,9 +131,14 @@ class Offloading:
         self._refresh = refresh
         self._most = min(most, MOST_CUTS)
         self._period = period
-        self._publishers: OrderedDict[tuple[str, int], _Publisher] = OrderedDict()
+        self._sources: dict[str, OrderedDict[int, _Publisher]] = {}
         self._readers = Readers()
         self._cuts: dict[int, Cuts | None] = {}
+
+    @property
+    def counted(self) -> int:
+        """How many series are being measured."""
+        return sum(len(publisher.counts) for runs in self._sources.values() for publisher in runs.values())
 
     def follow(self, number: int, rule: Rule) -> None:
         """Take note of a rule; what is offloaded of series that it reads is looked at again with their next samples."""
@@ -149,8 +155,9 @@ class Offloading:
         self._changed()
 
     def _changed(self) -> None:
-        for publisher in self._publishers.values():
-            publisher.is_due = True
+        for runs in self._sources.values():
+            for publisher in runs.values():
+                publisher.is_due = True
 
     def shared(self, series: Series) -> Cuts | None:
         """Return the cuts of all rules that read *series*; None when none does, or one cannot be offloaded."""
@@ -164,22 +171,25 @@ class Offloading:
 
     def count(self, source: str, samples: Samples, now: int) -> bool:
         """Take note of *samples*; tell whether it is time for :meth:`offer`."""
-        publisher = self._publishers.get((source, samples.run))
-        if publisher is None:
-            publisher = self._publishers[source, samples.run] = _Publisher(now)
-            if len(self._publishers) > _PUBLISHERS:
-                self._publishers.popitem(last=False)
-        publisher.counts.update(samples.numbers)
+        runs = self._sources.setdefault(source, OrderedDict())
+        publisher = runs.setdefault(samples.run, _Publisher(now))
+        runs.move_to_end(samples.run)
+        if len(runs) > _RUNS:
+            runs.popitem(last=False)
+        if len(publisher.counts) < _MOST_SERIES:
+            publisher.counts.update(samples.numbers)
         publisher.newest = max(publisher.newest, max(samples.times, default=0))
         return publisher.is_due or now - publisher.began >= self._period
 
-    def forget(self, source: str, run: int) -> None:
-        """Take note that the publisher begins anew, or gave back what it was offered."""
-        self._publishers.pop((source, run), None)
+    def given_back(self, source: str, run: int) -> None:
+        """Take note that the publisher compares nothing: what it was asked for is measured anew, and asked again."""
+        runs = self._sources.get(source, OrderedDict())
+        if run in runs and runs[run].offered:
+            del runs[run]
 
     def offer(self, source: str, run: int, now: int, declared: Mapping[int, Series]) -> Offload | None:
         """Return what to ask of the publisher, which *declared* these series, if that is another thing than before."""
-        publisher = self._publishers[source, run]
+        publisher = self._sources[source][run]
         is_over, held = now - publisher.began >= self._period, publisher.offered.keys()
         seconds = max(now - publisher.began, 1) / 1000
         possible = {

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import attrs
 
 from mchannel.packing import Limits, pack, unpack
-from mchannel.samples import Declared, Samples
+from mchannel.samples import Declared, Offload, Offloaded, Samples
 
 from . import catalogue
 from .alert import Alert, Enrolment, State
@@ -25,6 +25,7 @@ from .engine import Engine, Fired
 from .image import SnapshotError
 from .intake import Bounds, Columns, Intake
 from .language import Subscription
+from .offloading import Offloading
 from .places import Places
 from .reference import Sample
 from .selector import Endpoint, Series
@@ -38,6 +39,7 @@ HEARTBEAT = "broker.heartbeat"
 _VERSION = 1
 _LIMITS = Limits(text=0, binary=(1 << 32) - 1, items=5)
 _SILENT = 3  # intervals
+_REFRESH = 2  # intervals after which a publisher tells a series although nothing has changed
 _MOST_WAITING = 1 << 17  # edges that a book which cannot be written leaves in memory
 _ALL = 1 << 30  # alerts
 
@@ -97,6 +99,8 @@ class Settings:
     broadest: int = 100_000
     """Series that one comparison may find."""
     bounds: Bounds = attrs.field(factory=Bounds)
+    offload: bool = False
+    """Whether publishers are asked to hold back samples that change no alert; the history lacks those."""
 
 
 @attrs.frozen
@@ -136,7 +140,11 @@ class Watch:
         self.since, self._engine = self._restored(image, now)
         hosts = settings.hosts | {settings.host}
         self._intake = Intake(hosts, self._number, groups=settings.groups, bounds=settings.bounds)
+        self._offloading = Offloading(_REFRESH * settings.interval) if settings.offload else None
         self._followed = {rule: _Followed(number) for number, rule in self._engine.rules.items()}
+        if self._offloading is not None:
+            for rule, followed in self._followed.items():
+                self._offloading.follow(followed.number, rule)
         self._rules = {followed.number: followed for followed in self._followed.values()}
         self._enrolments: dict[int, Rule] = {}
         for enrolment in book.enrolments():
@@ -175,6 +183,18 @@ class Watch:
     def samples(self, source: str, samples: Samples, now: int) -> list[Alert]:
         """Match and store samples; return the alerts that began or ended."""
         return self._take(self._intake.columns(source, samples, now), now)
+
+    def offers(self, source: str, samples: Samples, now: int) -> Offload | None:
+        """Return what the publisher of these *samples* should compare itself from now on; None to leave it as it is."""
+        if self._offloading is None or not self._offloading.count(source, samples, now):
+            return None
+        declared = self._intake.declared(source, samples.run)
+        return self._offloading.offer(source, samples.run, now, declared)
+
+    def offloaded(self, source: str, answer: Offloaded) -> None:
+        """Take note of what a publisher says of an offer."""
+        if self._offloading is not None and not answer.cuts:
+            self._offloading.given_back(source, answer.run)
 
     def asks_again(self, source: str, now: int) -> bool:
         """Tell whether the publishers of *source* should declare their series again."""
@@ -361,9 +381,13 @@ class Watch:
     def _add(self, rule: Rule) -> _Followed:
         followed = self._followed[rule] = _Followed(self._engine.add(rule))
         self._rules[followed.number] = followed
+        if self._offloading is not None:
+            self._offloading.follow(followed.number, rule)
         return followed
 
     def _leave(self, rule: Rule) -> None:
         followed = self._followed.pop(rule)
         del self._rules[followed.number]
+        if self._offloading is not None:
+            self._offloading.leave(followed.number, rule)
         self._engine.remove(followed.number)

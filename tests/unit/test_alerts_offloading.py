@@ -142,6 +142,7 @@ def test_a_series_that_keeps_changing_is_taken_back_and_not_tried_again_soon() -
     offloading = following("m0 > 5")
     assert pairs(minute(offloading, 0, 0)) == [(0, 5.0)]
     assert pairs(minute(offloading, 60_000, 0)) == []
+    offloading.given_back("h", 1)
     assert minute(offloading, 120_000, 0) is None
 
 
@@ -164,10 +165,10 @@ def test_a_rule_that_cannot_be_offloaded_takes_its_series_back_until_it_goes() -
     assert pairs(minute(offloading, 62_000, 0)) == [(0, 5.0)]
 
 
-def test_a_publisher_that_begins_anew_is_measured_anew() -> None:
+def test_a_publisher_that_gives_back_what_it_was_asked_for_is_measured_anew() -> None:
     offloading = following("m0 > 5")
     minute(offloading, 0, 0)
-    offloading.forget("h", 1)
+    offloading.given_back("h", 1)
     assert not offloading.count("h", took(0), 61_000)
     assert pairs(minute(offloading, 61_000, 0)) == [(0, 5.0)]
 
@@ -175,3 +176,14 @@ def test_a_publisher_that_begins_anew_is_measured_anew() -> None:
 def test_no_more_is_offered_than_a_publisher_may_be_asked() -> None:
     offloading = following("m0 > 5", "m1 > 5", most=1)
     assert pairs(minute(offloading, 0, 0, 1)) == [(0, 5.0)]
+
+
+def test_a_publisher_that_begins_anew_all_the_time_and_makes_up_numbers_is_remembered_within_bounds() -> None:
+    offloading = following("m0 > 5")
+    minute(offloading, 0, 0)
+    for run in range(2, 100):
+        offloading.count("liar", took(*range(run * 30_000, run * 30_000 + 30_000), run=run), 0)
+        offloading.count("liar", took(*range(30_000), run=1), 0)
+        offloading.count("liar", took(*range(run * 30_000, run * 30_000 + 30_000), run=1), 0)
+    assert offloading.counted < 8 * 100_000
+    assert minute(offloading, 60_000) is None  # the other one's offer stands
