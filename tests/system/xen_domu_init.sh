@@ -9,5 +9,5 @@ mount -t tmpfs run /run
 for module in /modules/*; do insmod "$module"; done
 mount -t xenfs xen /proc/xen
 echo "guest: up after $(cut -d' ' -f1 /proc/uptime) s as $(cat /sys/hypervisor/guest_type)"
-python3 -u /agent.py
+python3 -u /agent.py xen:///mgmt 0.2
 poweroff -f
