@@ -212,3 +212,13 @@ class MigrationCases:
         assert left == [Kind.PRESENT, Kind.LEAVING, Kind.POSTCOPY, Kind.LEFT]
         assert arrived == [Kind.ARRIVING, Kind.POSTCOPY, Kind.ARRIVED]
         assert await pair.states() == (None, State.RUNNING)
+
+    async def test_a_migration_that_is_called_off_after_the_switch_to_postcopy_ends_there(self, pair: Pair) -> None:
+        options = MigrationOptions(postcopy_after=0.5, bandwidth=2)
+        async with pair.source.events() as here:
+            move = asyncio.create_task(pair.source.migrate(pair.domain, pair.target.uri, options))
+            await read(here, pair.domain, until=Kind.POSTCOPY)
+            move.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await move
+        assert await pair.states() == (None, State.RUNNING)

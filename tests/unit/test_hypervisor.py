@@ -7,10 +7,12 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from mbroker.hypervisor import (
+    Arrival,
     Hypervisor,
     HypervisorError,
     HypervisorUnreachable,
@@ -20,6 +22,7 @@ from mbroker.hypervisor import (
     Where,
     connect,
 )
+from mbroker.hypervisor.domain import ARRIVAL
 from mbroker.hypervisor.fake import Fault, Step, Trouble, World
 from tests.unit.hypervisor_cases import LifecycleCases, MigrationCases, Pair, Stage
 
@@ -55,6 +58,23 @@ class TestLibvirt(LifecycleCases):
                     await stage.host.migrate(stage.domain, destination, MigrationOptions(timeout=0.2))
         assert caught.value.where is Where.SOURCE
         assert await stage.host.state(stage.domain) is State.RUNNING
+
+    async def test_a_domain_that_waits_for_its_source_is_not_resumed_by_hand(self, stage: Stage) -> None:
+        libvirt = pytest.importorskip("libvirt")
+        handle = cast("Any", stage.host)._link.connection.lookupByUUIDString(stage.domain)
+        mark = "<arrival ticket='7' source='node1'/>"
+        element, live = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_LIVE
+        handle.setMetadata(element, mark, "arrival", ARRIVAL, live)
+        assert await stage.host.state(stage.domain) is State.RUNNING
+        await stage.host.pause(stage.domain)
+        info = await stage.host.info(stage.domain)
+        assert (info.state, info.arrival) == (State.MOVING, Arrival("7", "node1"))
+        with pytest.raises(HypervisorError, match="is half of a migration; its other half may run"):
+            await stage.host.resume(stage.domain)
+        for refused in (stage.host.admit, stage.host.discard):
+            with pytest.raises(HypervisorError, match="was not left here by that migration"):
+                await refused(stage.domain, "8")
+        assert await stage.host.state(stage.domain) is State.MOVING
 
     async def test_what_the_driver_cannot_do_is_one_line(self, stage: Stage) -> None:
         for refused in (
