@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from mbroker import doctor, xen_doctor
 from mbroker.findings import Finding, Verdict
 from mbroker.hypervisor import DomainInfo, State
 from tests.unit.xen_world import UUID, Guest, World
+
+HOUSE = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -53,6 +56,13 @@ def test_a_device_that_is_missing_is_made_by_its_module(root: Path, device: str)
     (root / "dev/xen" / device).unlink()
     found = only(xen_doctor.domain_0(root))
     assert (found.meaning, found.remedy) == (f"/dev/xen/{device} is not here", f"as root: modprobe xen-{device}")
+
+
+def test_the_unit_lets_the_daemon_open_what_the_doctor_looks_for() -> None:
+    allowed = re.findall(
+        r"^DeviceAllow=(\S+) rw$", (HOUSE / "mbroker/systemd/mbrokerd.service").read_text(), re.MULTILINE
+    )
+    assert {"/dev/xen/evtchn", "/dev/xen/gntdev"} <= {*allowed}
 
 
 def test_a_device_that_only_root_may_open_is_a_failure(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
