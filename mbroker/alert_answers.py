@@ -16,10 +16,10 @@ from mbroker.alert_trials import Trials
 from mbroker.alerts import Subscription, SubscriptionError
 from mbroker.alerts.alert import Alert, Enrolment, State
 from mbroker.alerts.book import Book, NotThere
-from mbroker.alerts.catalogue import NoSuchGroup, TooBroad
+from mbroker.alerts.catalogue import NoSuchGroup, TooBroad, unknown
 from mbroker.alerts.engine import TooMuchError
 from mbroker.alerts.reference import Sample
-from mbroker.alerts.selector import Label, Relation, Series
+from mbroker.alerts.selector import Label, Relation, Selector, Series
 from mbroker.alerts.silence import Silence
 from mbroker.alerts.watch import Watch
 from mbroker.values import Invalid, build, plain
@@ -27,7 +27,8 @@ from mbroker.values import Invalid, build, plain
 __all__ = ["Answers"]
 
 _POINTS = 60  # of one series around an alert, for a person
-_SERIES = 200
+_SERIES = 1000  # in one answer
+_AROUND = 200  # series around one alert
 _LABEL = re.compile(r"(?P<name>[^=!~]+)(?P<relation>=~|!=|!~|=)(?P<value>.*)", re.DOTALL)
 _PAGE = 500  # subscriptions in one answer
 
@@ -103,6 +104,20 @@ class Answers:
         """Return how a trial stands."""
         return self._trials.look(int(value))
 
+    def metrics(self, value: str) -> rows.MetricRows:
+        """Return all metrics or, when *value* names one, its series; as many as one answer holds."""
+        places = self._watch.places
+        if not value:
+            names = sorted(places.metrics)
+            told = tuple(rows.MetricRow(name, places.count(name), {}) for name in names[:_SERIES])
+            return rows.MetricRows(told, len(names) - len(told))
+        if value not in places.metrics:
+            raise control.NoSuchThing(unknown(value, places))
+        found = itertools.islice(places.accepted(Selector(value)), _SERIES)
+        named = [rows.MetricRow(value, 1, rows.labels(places.endpoints[place])) for place, _ in found]
+        named.sort(key=lambda row: sorted(row.labels.items()))
+        return rows.MetricRows(tuple(named), places.count(value) - len(named))
+
     # -- alerts
 
     def alerts(self, value: str) -> list[rows.AlertRow]:
@@ -122,7 +137,7 @@ class Answers:
         for sample in self._book.context(value):
             seen.setdefault(sample.series, []).append(sample)
         shown = sorted(seen.items(), key=lambda item: (item[0].metric, sorted(item[0].endpoint)))
-        return [_context(series, samples) for series, samples in shown[:_SERIES]]
+        return [_context(series, samples) for series, samples in shown[:_AROUND]]
 
     def acknowledge(self, value: str) -> rows.AlertRow:
         """Note who takes care of an alert."""

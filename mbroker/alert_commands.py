@@ -27,6 +27,7 @@ __all__ = [
     "ask",
     "figure",
     "lasted",
+    "metrics",
     "moment",
     "named",
     "parsed",
@@ -119,6 +120,29 @@ def subscriptions(address: str, output: str) -> None:
         ("NUMBER", "OWNER", "FIRING", "RECEIVERS", "SUBSCRIPTION"),
         ((str(row.number), row.owner, str(row.firing), ", ".join(row.receivers), row.text) for row in found),
     )
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mbroker metrics
+  mbroker metrics disk.busy_ms --output json"""
+)
+@click.argument("name", default="")
+@with_control
+@with_output
+def metrics(name: str, address: str, output: str) -> None:
+    """List the metrics that are published or, with NAME, the series of one: what can be subscribed to."""
+    found: rows.MetricRows = control.ask(address, rows.MetricRows, "control.metrics", name)
+    if output == "json":
+        print_json(plain(found))
+        return
+    if name:
+        print_table(("METRIC", "LABELS"), ((row.metric, named(row.labels)) for row in found.rows))
+    else:
+        print_table(("METRIC", "SERIES"), ((row.metric, str(row.series)) for row in found.rows))
+    if found.more:
+        print_line(f"and {found.more} more")
 
 
 @click.group()

@@ -19,6 +19,8 @@ __all__ = [
     "ContextRow",
     "ExplainRow",
     "ExplainWanted",
+    "MetricRow",
+    "MetricRows",
     "Named",
     "SilenceRow",
     "SilenceWanted",
@@ -37,6 +39,7 @@ TOPICS = {
         "subscribe",
         "unsubscribe",
         "subscriptions",
+        "metrics",
         "alerts",
         "alert",
         "context",
@@ -102,6 +105,26 @@ class Named:
 
     number: int
     by: str
+
+
+@attrs.frozen
+class MetricRow:
+    """A metric, or one series of it."""
+
+    metric: str
+    series: int
+    """How many there are."""
+    labels: dict[str, str]
+    """Of one series; none of a metric."""
+
+
+@attrs.frozen
+class MetricRows:
+    """Metrics, or the series of one."""
+
+    rows: tuple[MetricRow, ...]
+    more: int
+    """Those that are not told."""
 
 
 @attrs.frozen

@@ -393,6 +393,7 @@ for _command in (
     alert_commands.subscribe,
     alert_commands.unsubscribe,
     alert_commands.subscriptions,
+    alert_commands.metrics,
     alert_commands.alerts,
     rule_commands.explain,
     rule_commands.import_rules,

@@ -10,7 +10,7 @@ from .places import Places
 from .selector import GROUP, Relation, Selector
 from .tree import leaves
 
-__all__ = ["NoSuchGroup", "TooBroad", "review"]
+__all__ = ["NoSuchGroup", "TooBroad", "review", "unknown"]
 
 _SHOWN = 10  # groups that an error names
 
@@ -29,7 +29,7 @@ def review(subscription: Subscription, places: Places, groups: Collection[str], 
     *groups* are those that were configured, besides those of *places*; *broadest*: series that one comparison may
     find. Raises :exc:`TooBroad` and :exc:`NoSuchGroup`.
     """
-    warnings = dict.fromkeys(_unknown(metric, places) for metric in subscription.handling.keep)
+    warnings = dict.fromkeys(unknown(metric, places) for metric in subscription.handling.keep)
     for leaf in leaves(subscription.rule.condition):
         _check_groups(leaf.selector, {*groups, *places.values(GROUP)})
         found = sum(1 for _ in places.accepted(leaf.selector))
@@ -38,13 +38,14 @@ def review(subscription: Subscription, places: Places, groups: Collection[str], 
                 f"{leaf.selector.metric} with these labels is {found} series, and one comparison may follow "
                 f'{broadest}; ask for fewer by labels, such as {{domain="web1"}}'
             )
-        unknown = _unknown(leaf.selector.metric, places)
+        missing = unknown(leaf.selector.metric, places)
         none = "" if found else f"no series of {leaf.selector.metric} has these labels yet"
-        warnings[unknown or none] = None
+        warnings[missing or none] = None
     return tuple(filter(None, warnings))
 
 
-def _unknown(metric: str, places: Places) -> str:
+def unknown(metric: str, places: Places) -> str:
+    """Return a line that says that nothing is called *metric*, and what it may have meant; empty when it is known."""
     if metric in places.metrics:
         return ""
     near = difflib.get_close_matches(metric, places.metrics, 3)

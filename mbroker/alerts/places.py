@@ -34,6 +34,10 @@ class Places:
         """The names of all metrics."""
         return self._metrics.keys()
 
+    def count(self, metric: str) -> int:
+        """Return how many series *metric* has."""
+        return len(self._metrics.get(metric, ()))
+
     def values(self, name: str) -> set[str]:
         """Return the values that the label *name* has."""
         return {value for known, value in self._having if known == name}

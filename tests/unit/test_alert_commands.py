@@ -208,6 +208,18 @@ def test_alerts_are_chosen_by_subscription_time_and_number(daemon: Daemon) -> No
     assert (len(json_of("alerts", "list", "--since", "2h")), json_of("alerts", "list", "--since", "30m")) == (2, [])
 
 
+def test_metrics_and_their_series_are_listed(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon.say(1)
+    daemon.say(1, source="web2")
+    listed = {row["metric"]: row["series"] for row in json_of("metrics")["rows"]}
+    assert listed == {"broker.heartbeat": 1, "load": 2, "memory": 2}
+    assert [row["labels"] for row in json_of("metrics", "load")["rows"]] == [{"domain": "web1"}, {"domain": "web2"}]
+    monkeypatch.setattr("mbroker.alert_answers._SERIES", 1)
+    assert json_of("metrics", "load")["more"] == 1
+    assert "and 2 more\n" in run("metrics").stdout
+    assert failure("metrics", "laod") == (4, "mbroker: no metric is called laod yet; did you mean load?\n")
+
+
 @pytest.mark.usefixtures("daemon")
 def test_a_silence_is_made_listed_and_ended() -> None:
     made = json_of("alerts", "silence", "domain=web1", "host!=", "--for", "2h", "--why", "new disk", "--by", "ann")
@@ -268,7 +280,9 @@ def test_what_comes_from_publishers_cannot_steer_the_terminal(daemon: Daemon) ->
         assert "\x9b" not in table.stdout
 
 
-@pytest.mark.parametrize("command", ["subscribe", "unsubscribe", "subscriptions", "alerts", "import-rules", "deadman"])
+@pytest.mark.parametrize(
+    "command", ["subscribe", "metrics", "unsubscribe", "subscriptions", "alerts", "import-rules", "deadman"]
+)
 def test_every_command_shows_an_example(command: str) -> None:
     text = run(command, "--help").stdout
     assert "Example" in text or "Commands:" in text
