@@ -19,6 +19,7 @@ from .kernel import Edge as KernelEdge
 from .places import Places, Readers, Runs
 from .reference import Sample
 from .selector import Endpoint, Selector, Series, project
+from .slack import Slack
 from .tree import Absent, Comparison, Handling, Rule, Spatial, leaves
 
 __all__ = ["Engine", "Fired", "TooMuchError"]
@@ -84,8 +85,12 @@ class _Followed:
 class Engine:
     """Follows any number of rules over any number of series. Times are whole milliseconds."""
 
-    def __init__(self, now: int = 0, *, interval: int = 10_000, longest: int = 1 << 20) -> None:
-        """Make one at time *now*; *interval* of samples, of which three may miss; *longest*: samples of a series."""
+    def __init__(self, now: int = 0, *, interval: int = 10_000, longest: int = 1 << 20, slack: int = 0) -> None:
+        """Make one at time *now*; *interval* of samples, of which three may miss; *longest*: samples of a series.
+
+        With *slack* each sample waits until it is so old by the broker's clock, so that those that come late, but no
+        later than that, are matched in the order of their times. Without, they are dropped.
+        """
         self._kernel = Kernel(clock=now, longest=longest)
         self._patience = 3 * interval
         self._nothing = self._kernel.open_series(_FOREVER)  # counts what it drops
@@ -96,6 +101,7 @@ class Engine:
         self._at: dict[int, int] = {}  # the places of instances of rules that are not simple
         self._groups: dict[str, dict[_Spread, dict[Endpoint, _Group]]] = {}
         self._waiting: list[Fired] = []
+        self._slack = Slack(slack)
 
     @property
     def counters(self) -> Counters:
@@ -172,19 +178,24 @@ class Engine:
     def tick(self, now: int) -> list[Fired]:
         """Return the edges that time itself makes."""
         waiting, self._waiting = self._waiting, []
-        return waiting + self._fired(self._kernel.tick(now))
+        edges = waiting + self._fired(self._kernel.tick(now))
+        return edges + self._matched(*self._slack.due(now)) if self._slack.held else edges
 
     def push(self, now: int, numbers: array[int], values: array[float], times: array[int]) -> list[Fired]:
         """Return the edges of samples that arrive together at *now*: arrays ``I``, ``d`` and ``q`` of one length.
 
         Samples of numbers that :meth:`number` did not return are dropped, and counted.
         """
-        edges = self.tick(now)
-        edges += self._fired(self._kernel.push(numbers, values, times))
-        return edges + self._fired(self._kernel.settle())
+        if not self._slack.length:
+            return self.tick(now) + self._matched(numbers, values, times)
+        self._slack.put(numbers, values, times)
+        return self.tick(now)
+
+    def _matched(self, numbers: array[int], values: array[float], times: array[int]) -> list[Fired]:
+        return self._fired(self._kernel.push(numbers, values, times)) + self._fired(self._kernel.settle())
 
     def batch(self, now: int, samples: Iterable[Sample]) -> list[Fired]:
-        """Return the edges of samples that arrive together at *now*."""
+        """Return the edges of samples that arrive together at *now*, also of series that are new; without slack."""
         edges = self.tick(now)
         numbers, values, times = array("I"), array("d"), array("q")
         for sample in samples:
@@ -199,8 +210,7 @@ class Engine:
             numbers.append(number)
             values.append(sample.value)
             times.append(sample.at)
-        edges += self._fired(self._kernel.push(numbers, values, times))
-        return edges + self._fired(self._kernel.settle())
+        return edges + self._matched(numbers, values, times)
 
     def _fired(self, edges: Iterable[KernelEdge]) -> list[Fired]:
         key = self._key
@@ -216,7 +226,7 @@ class Engine:
         """Return all that it knows; it ends the batch. Edges that were not taken yet are part of it."""
         self._waiting += self._fired(self._kernel.settle())
         table = [
-            [self._patience, self._nothing, self._next],
+            [self._patience, self._nothing, self._next, self._slack.length, self._slack.held],
             [[*endpoint] for endpoint in self._known.endpoints],
             [[metric, places.tobytes(), numbers.tobytes()] for metric, places, numbers in self._known.columns()],
             [self._packed(name, followed) for name, followed in self._rules.items()],
@@ -245,7 +255,9 @@ class Engine:
         return made
 
     def _restore(self, table: tuple[Any, ...], kernel: bytes) -> None:
-        (self._patience, self._nothing, self._next), endpoints, metrics, rules, waiting = table
+        head, endpoints, metrics, rules, waiting = table
+        self._patience, self._nothing, self._next, slack, held = head
+        self._slack = Slack(slack, held)
         self._kernel.load(kernel)
         for endpoint in endpoints:
             self._known.place(frozenset(endpoint))

@@ -1,0 +1,67 @@
+"""Samples out of order: with slack they are matched in the order of their times."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from array import array
+
+import pytest
+
+from mbroker.alerts.engine import Engine, Fired
+from mbroker.alerts.language import Subscription
+from mbroker.alerts.selector import Endpoint, Series
+
+SERIES = [Series("load", Endpoint({("host", f"h{n}")})) for n in range(3)]
+SLACK = 5000
+
+
+def arrivals(dice: random.Random, most: int) -> list[tuple[int, int, float, int]]:
+    """Return samples as (arrival, which series, value, time), each at most so many milliseconds late."""
+    made = [
+        (at * 1000 + dice.randrange(most), series, float(dice.randrange(8)), at * 1000)
+        for at in range(1, 200)
+        for series in range(len(SERIES))
+    ]
+    return sorted(made)
+
+
+def edges(engine: Engine, samples: list[tuple[int, int, float, int]], text: str) -> dict[Endpoint, list[Fired]]:
+    engine.add(Subscription.parse(text).rule)
+    numbers = [engine.number(series) for series in SERIES]
+    found: dict[Endpoint, list[Fired]] = {}
+    made: list[Fired] = []
+    for step, (arrival, together) in enumerate(itertools.groupby(samples, key=lambda sample: sample[0])):
+        columns = array("I"), array("d"), array("q")
+        for _, series, value, at in together:
+            columns[0].append(numbers[series])
+            columns[1].append(value)
+            columns[2].append(at)
+        made += engine.push(arrival, *columns)
+        if step % 97 == 0:
+            engine = Engine.load(engine.save())
+    made += engine.tick(samples[-1][0] + SLACK)
+    for fired in made:
+        found.setdefault(fired.key, []).append(fired)
+    return found
+
+
+@pytest.mark.parametrize("text", ["load > 4", "mean(load[3]) > 4", "rate(load[4s]) > 1 for 1s", "all(load) > 1"])
+def test_samples_that_come_within_the_slack_are_matched_in_order(text: str) -> None:
+    late = arrivals(random.Random(text), SLACK)
+    assert late != sorted(late, key=lambda sample: sample[3])
+    in_order = sorted(late, key=lambda sample: (sample[3], sample[0]))
+    punctual = [(at, series, value, at) for _, series, value, at in in_order]
+    wanted = edges(Engine(), punctual, text)
+    assert len(wanted) in (1, len(SERIES))
+    assert edges(Engine(slack=SLACK), late, text) == wanted
+
+
+def test_samples_that_come_later_than_that_are_dropped_and_counted() -> None:
+    engine = Engine(slack=SLACK)
+    number = engine.number(SERIES[0])
+    for arrival, at in ((10_000, 4000), (10_000, 3000), (15_000, 12_000)):
+        engine.push(arrival, array("I", [number]), array("d", [1.0]), array("q", [at]))
+    assert (engine.counters.samples, engine.counters.late) == (1, 1)
+    engine.tick(17_000)
+    assert engine.counters.samples == 2
