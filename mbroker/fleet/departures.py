@@ -89,7 +89,9 @@ class Departures:
         self._moving: dict[str, str] = {}
         """Ticket by domain of the migrations under way, which the hypervisors decide."""
         self._said: set[str] = set()
-        """Tickets, and domains that wait here, of which the operator was told."""
+        """Tickets of which the operator was told."""
+        self._waiting: set[str] = set()
+        """Domains that are looked at again in a while, as they may wait here."""
         self._wake = asyncio.Event()
 
     @asynccontextmanager
@@ -179,10 +181,12 @@ class Departures:
         """Note what comes back here, and what waits here."""
         async with self._hypervisor.events() as events:
             async for event in events:
+                waits = event.kind is Kind.PAUSED or (event.kind is Kind.PRESENT and event.state is State.MOVING)
                 if event.kind in {Kind.LEAVING, Kind.ARRIVED, Kind.RESUMED}:
                     await self._note(event)
-                elif event.kind is Kind.PAUSED or (event.kind is Kind.PRESENT and event.state is State.MOVING):
-                    tasks.create_task(self._warn(event))
+                elif waits and event.domain not in self._waiting:
+                    self._waiting.add(event.domain)
+                    tasks.create_task(self._warn(event.domain))
 
     async def _note(self, event: DomainEvent) -> None:
         for departure in tuple(self._departures.values()):
@@ -191,11 +195,12 @@ class Departures:
                 if stayed != departure.stayed:
                     await self._put(attrs.evolve(departure, stayed=stayed))
 
-    async def _warn(self, event: DomainEvent) -> None:
+    async def _warn(self, domain: str) -> None:
         """Tell the operator of a domain that arrived and is not let run: where it came from, nobody says so."""
         await asyncio.sleep(_WORD)
+        self._waiting.discard(domain)
         try:
-            info = await self._hypervisor.info(event.domain)
+            info = await self._hypervisor.info(domain)
         except HypervisorError:
             return
         if info.state is State.MOVING and info.arrival is not None:

@@ -234,7 +234,8 @@ async def _wholly(change: Coroutine[None, None, None]) -> None:
         await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait((task,))
-        task.cancelled() or task.exception()
+        if not task.cancelled():
+            task.exception()  # or asyncio says that nobody looked at it
         raise
 
 

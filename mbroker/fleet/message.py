@@ -131,6 +131,8 @@ class Whereabouts:
     """Whether the broker listens to it."""
     ticket: str = ""
     """Of the migration that brought it whole, until it was admitted."""
+    moving: bool = False
+    """Whether a migration holds it, or has left a half of it: not to be resumed by hand."""
 
 
 @attrs.frozen

@@ -115,6 +115,8 @@ async def _check(means: Means, order: Order) -> None:
             f"{order.name} does not run on {order.source}; start it first,"
             " or move its definition by: virsh migrate --offline --persistent"
         )
+    if found.moving:
+        raise MigrationError(f"{order.name} is on its way already, or a half of it is here; see the log of mbrokerd")
     if not found.running:
         raise MigrationError(f"{order.name} is here, but paused; let it run first by: virsh resume {order.name}")
 

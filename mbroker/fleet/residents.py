@@ -171,6 +171,7 @@ class Residents:
             running=info.state is State.RUNNING,
             attended=domain in self._doors,
             ticket=info.arrival.ticket if info.arrival is not None else "",
+            moving=info.state is State.MOVING,
         )
 
     async def _expect(self, expect: Expect) -> Expected:

@@ -96,6 +96,7 @@ def test_an_answer_about_another_domain_confirms_nothing() -> None:
     ("here", "says"),
     [
         (GONE, "web1 does not run on a; start it first"),
+        (attrs.evolve(RUNS, running=False, moving=True), "web1 is on its way already, or a half of it is here"),
         (attrs.evolve(RUNS, running=False), "web1 is here, but paused; let it run first by: virsh resume web1"),
     ],
 )
