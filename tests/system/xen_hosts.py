@@ -65,6 +65,10 @@ class XenHost:
         """Return what a program would."""
         return json.loads(self.mbroker(*words, "--output", "json"))
 
+    def says(self, text: str, path: str) -> bool:
+        """Whether *text* stands in a file there; not as long as there is none."""
+        return text in self.run("cat", path, code=None)
+
     def said(self) -> str:
         """Return the end of its console."""
         return self.console.read_text(errors="replace")[-2000:]
