@@ -52,7 +52,11 @@ class Kind(Enum):
 
     STARTED = "started"
     ARRIVING = "arriving"
-    """The destination holds an empty half that a migration fills: connect to its ports now."""
+    """The destination holds an empty half that a migration fills: connect to its ports now.
+
+    ARRIVED follows; or PAUSED when it is whole and held back, as by our own migrations, and RESUMED when it is
+    admitted.
+    """
     ARRIVED = "arrived"
     """It runs here after a migration: it came, or it stayed as the migration failed after the switch-over."""
     LEAVING = "leaving"
