@@ -29,6 +29,7 @@ from mbroker.alerts.notify import Pipeline, Teller
 from mbroker.alerts.watch import Settings, Watch
 from mbroker.alerts.wording import Wording
 from mbroker.config import AlertsSection, Loaded
+from mbroker.values import Invalid
 from mchannel.errors import MChannelError
 from mchannel.event import Event
 from mchannel.samples import OFFLOADED, SERIES, Again, Declared, Offloaded, Samples
@@ -88,7 +89,7 @@ class Desk:
             self._watch = Watch(_settings(loaded, section), self._book, self._history, now, image)
             self._replay(now, has_image=bool(image) and not self._watch.problem)
             told = notifiers(loaded, self._wording(loaded))
-        except (OSError, MChannelError) as error:
+        except (OSError, MChannelError, Invalid) as error:
             self._files.close()
             raise loaded.error("alerts", "folder", reason=error) from None
         except BaseException:

@@ -8,15 +8,16 @@ from collections.abc import Collection, Iterator
 from .language import Subscription
 from .places import Places
 from .selector import GROUP, Relation, Selector
-from .tree import leaves
+from .terms import Samples
+from .tree import Absent, Spatial, Temporal, leaves
 
-__all__ = ["NoSuchGroup", "TooBroad", "review", "unknown"]
+__all__ = ["NoSuchGroup", "TooBroad", "check_windows", "review", "unknown"]
 
 _SHOWN = 10  # groups that an error names
 
 
 class TooBroad(Exception):
-    """A selector finds more series than one subscription may follow; nothing was changed."""
+    """It asks for more series, or a longer window, than one subscription may; nothing was changed."""
 
 
 class NoSuchGroup(Exception):
@@ -42,6 +43,17 @@ def review(subscription: Subscription, places: Places, groups: Collection[str], 
         none = "" if found else f"no series of {leaf.selector.metric} has these labels yet"
         warnings[missing or none] = None
     return tuple(filter(None, warnings))
+
+
+def check_windows(subscription: Subscription, longest: int) -> None:
+    """Raise :exc:`TooBroad` for a window of more than *longest* samples."""
+    for leaf in leaves(subscription.rule.condition):
+        expression = None if isinstance(leaf, Absent) else leaf.expression
+        member = expression.member if isinstance(expression, Spatial) else expression
+        if isinstance(member, Temporal) and isinstance(member.window, Samples) and member.window.count > longest:
+            raise TooBroad(
+                f"a window of {leaf.selector.metric} has {member.window.count} samples, and a window may have {longest}"
+            )
 
 
 def unknown(metric: str, places: Places) -> str:

@@ -8,7 +8,8 @@ whose rule it is and of which series.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import attrs
@@ -101,6 +102,8 @@ class Engine:
         self._at: dict[int, int] = {}  # the places of instances of rules that are not simple
         self._groups: dict[str, dict[_Spread, dict[Endpoint, _Group]]] = {}
         self._waiting: list[Fired] = []
+        self.problem = ""
+        """What a rule lacks, in one line; empty when there is nothing."""
         self._slack = Slack(slack)
 
     @property
@@ -287,18 +290,32 @@ class Engine:
         for spread, groups in self._groups.get(series.metric, {}).items():
             if spread.selector.accepts(series):
                 for key in project(series.endpoint, spread.by) & groups.keys():
-                    self._kernel.join(groups[key].number, number, at)
+                    with self._tolerant(series):
+                        self._kernel.join(groups[key].number, number, at)
         for name in self._readers.of(series):
-            followed = self._rules[name]
-            if followed.is_simple:
-                self._instantiate(name, (place,), array("I", [number]))
-                continue
-            for each in dict.fromkeys(self._keys_of(followed.rule, series)):
-                if each not in followed.at:
-                    self._instantiate(name, (each,), self._sources(followed.rule, each))
-                else:
-                    self._bind(followed, each, series, number)
+            with self._tolerant(series):
+                self._show(name, place, series, number)
         return number
+
+    def _show(self, name: int, place: int, series: Series, number: int) -> None:
+        """Let a rule see a series that is new."""
+        followed = self._rules[name]
+        if followed.is_simple:
+            self._instantiate(name, (place,), array("I", [number]))
+            return
+        for each in dict.fromkeys(self._keys_of(followed.rule, series)):
+            if each not in followed.at:
+                self._instantiate(name, (each,), self._sources(followed.rule, each))
+            else:
+                self._bind(followed, each, series, number)
+
+    @contextmanager
+    def _tolerant(self, series: Series) -> Generator[None]:
+        """Go on with the other rules when one can have no more: whoever publishes is not to blame."""
+        try:
+            yield
+        except KernelError as error:
+            self.problem = f"a rule does not follow all series of {series.metric}: {error}"
 
     def _keys(self, rule: Rule) -> Iterator[int]:
         for leaf in leaves(rule.condition):

@@ -21,7 +21,7 @@ from mchannel.samples import Declared, Offload, Offloaded, Samples
 from . import catalogue
 from .alert import Alert, Enrolment, State
 from .book import BookError, Edge
-from .engine import Engine, Fired
+from .engine import Engine, Fired, TooMuchError
 from .image import SnapshotError
 from .intake import Bounds, Columns, Intake
 from .language import Subscription
@@ -148,7 +148,10 @@ class Watch:
         self._rules = {followed.number: followed for followed in self._followed.values()}
         self._enrolments: dict[int, Rule] = {}
         for enrolment in book.enrolments():
-            self._follow(enrolment)
+            try:
+                self._follow(enrolment)
+            except TooMuchError as error:  # it was made when more was allowed
+                self._anew = f"subscription {enrolment.number} is not followed: {error}"
         for rule in [rule for rule, followed in self._followed.items() if not followed.takers]:
             self._leave(rule)
         self._waiting: list[Edge] = []
@@ -163,7 +166,7 @@ class Watch:
         """What the operator should look into, in one line; empty when there is nothing."""
         if self._waiting:
             return f"{len(self._waiting)} begins and ends of alerts are not stored yet: {self._unwritten}"
-        return self._anew
+        return self._anew or self._engine.problem
 
     @property
     def places(self) -> Places:
@@ -216,6 +219,7 @@ class Watch:
 
     def review(self, subscription: Subscription) -> tuple[str, ...]:
         """Return what whoever wants to subscribe should know; raises as :func:`.catalogue.review`."""
+        catalogue.check_windows(subscription, self.settings.longest)
         return catalogue.review(subscription, self._engine.places, self.settings.groups, self.settings.broadest)
 
     def enrol(
@@ -244,7 +248,9 @@ class Watch:
     def withdraw(self, number: int, by: str, now: int) -> None:
         """Follow that subscription no longer; raises :exc:`.book.NotThere` and :exc:`.book.BookError`."""
         self._book.withdraw(number, by, now)
-        rule = self._enrolments.pop(number)
+        rule = self._enrolments.pop(number, None)
+        if rule is None:  # it could not be followed
+            return
         followed = self._followed[rule]
         del followed.takers[number]
         if not followed.takers:

@@ -15,7 +15,6 @@ from mbroker.alerts import Subscription
 from mbroker.alerts.alert import Alert, State
 from mbroker.alerts.book import Book, BookError, Edge, NotThere
 from mbroker.alerts.catalogue import NoSuchGroup, TooBroad
-from mbroker.alerts.engine import TooMuchError
 from mbroker.alerts.reference import Sample
 from mbroker.alerts.selector import Series
 from mbroker.alerts.watch import HEARTBEAT, Settings, Watch
@@ -186,7 +185,7 @@ def test_a_metric_that_nobody_publishes_is_a_warning_that_names_the_nearest(worl
     [
         ("load > 1", TooBroad, "load with these labels is 4 series, and one comparison may follow 3"),
         ('load{group="db"} > 1', NoSuchGroup, "there is no group db; name its members in"),
-        ('mean(load{domain="web1"}[5000]) > 1', TooMuchError, "its window is longer than the engine keeps samples"),
+        ("max(mean(absent_yet[5000])) > 1", TooBroad, "a window of absent_yet has 5000 samples, and a window may have"),
     ],
 )
 def test_what_asks_too_much_changes_nothing(world: World, text: str, error: type[Exception], says: str) -> None:
@@ -340,6 +339,21 @@ def test_subscriptions_that_came_and_went_after_the_snapshot_are_followed_or_not
     world.say("load", 2)
     world.say("cpu.busy", 2)
     assert world.told == [(fresh, WEB1, 2, None)]
+
+
+def test_a_subscription_that_asks_more_than_is_allowed_by_now_is_said_so_and_can_be_withdrawn(world: World) -> None:
+    big = world.subscribe("mean(load[4000]) > 1")
+    small = world.subscribe("load > 1")
+    world.say("load", 2)
+    world.start(attrs.evolve(SETTINGS, longest=64))
+    for source in ("web1", "web2"):
+        world.say("load", 2, source)
+    assert world.watch.problem == (
+        "a rule does not follow all series of load: its window is longer than the engine keeps samples"
+    )
+    assert [(number, key) for number, key, *_ in world.told] == [(small, WEB1), (small, WEB2)]
+    world.watch.withdraw(big, "ann", world.now)
+    assert [each.number for each in world.book.enrolments()] == [small]
 
 
 @settings(max_examples=60, deadline=None)
