@@ -127,7 +127,7 @@ def test_a_syntax_error_shows_its_column() -> None:
         (
             ("subscribe", 'mean(load{domain="web1"}[86400]) > 1'),
             1,
-            "its window is longer than the engine keeps samples",
+            "a window of load has 86400 samples, and a window may have 4096",
         ),
         (("subscribe", 'load{group="x"} > 1'), 1, "there is no group x; name its members in [alerts.groups]"),
         (("subscribe", "load > 1"), 1, "load with these labels is 3 series, and one comparison may follow 2"),
