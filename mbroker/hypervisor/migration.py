@@ -31,7 +31,7 @@ class MigrationOptions:
     """Seconds after which it is aborted."""
     bandwidth: int | None = attrs.field(default=None, validator=attrs.validators.optional(attrs.validators.gt(0)))
     """Most MiB/s that it may take; None leaves that to the hypervisor."""
-    ticket: str = ""
+    ticket: str = attrs.field(default="-", validator=attrs.validators.min_len(1))
     """Tells this migration from earlier and later ones of the domain; see :class:`~mbroker.hypervisor.Arrival`."""
 
 
