@@ -304,7 +304,7 @@ def told_sorted(edges: Told) -> dict[tuple[int, Endpoint], list[tuple[bool, int]
     return found
 
 
-@settings(max_examples=20_000 if WHOLE else 200)
+@settings(max_examples=3_000 if WHOLE else 200)
 @given(st.lists(st.sampled_from(RULES), min_size=1, max_size=3, unique=True), st.lists(step, min_size=3, max_size=12))
 def test_offloaded_or_not_the_edges_are_the_same(texts: list[str], steps: list[tuple[str, object, object]]) -> None:
     rules = [rule(text) for text in texts]

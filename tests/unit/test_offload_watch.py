@@ -172,8 +172,8 @@ def done(side: Side, what: str, how: str | list[float]) -> None:
             for value in how:
                 side.tell(Reading(LOAD, value), Reading(TEMP, 6.0 - value), Reading(OTHER, 1.0))
         case "subscribe", str() if how not in side.numbers:
-            side.publisher.strain(is_strained=True)  # so that the broker has the newest sample of all
-            side.tell(Reading(OTHER, 1.0))
+            side.publisher.strain(is_strained=True)  # so that the broker has the newest samples
+            side.tell(Reading(LOAD, 4.0), Reading(TEMP, 2.0), Reading(OTHER, 1.0))
             side.subscribe(how)
         case "withdraw", str() if how in side.numbers:
             side.withdraw(how)
