@@ -61,7 +61,7 @@ class Feed:
         """Take what was read now."""
         if self.publisher.withheld:
             readings.append(Reading(Named("agent.withheld"), float(self.publisher.withheld)))
-        self._measure(time.monotonic(), time.process_time())
+        self.measure(time.monotonic(), time.process_time())
         self.publisher.take(readings, time.time_ns() // 1_000_000)
         self._news.set()
         self._tell()
@@ -94,8 +94,8 @@ class Feed:
                 _log.warning("the broker asks what cannot be understood: %s", error)
             self._news.set()
 
-    def _measure(self, now: float, spent: float) -> None:
-        """Look whether this process is too busy; it is until it takes half of what is too much."""
+    def measure(self, now: float, spent: float) -> None:
+        """Look whether this process is too busy, by its CPU time; it is until it takes half of what is too much."""
         began, before = self._spent
         if now - began >= _MEASURED:
             self._spent = now, spent

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -213,6 +214,32 @@ async def test_loss_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         "readings are left out",
         "the broker is away for long",
     ]
+
+
+async def test_a_busy_process_compares_nothing_for_the_broker_until_it_takes_half_of_what_is_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    strained: list[bool] = []
+    feed = Feed(most_cpu=0.1)
+
+    def note(_: Publisher, is_strained: bool) -> None:
+        strained.append(is_strained)
+
+    monkeypatch.setattr(Publisher, "strain", note)
+    now, spent = time.monotonic(), time.process_time()
+    for share in (0.05, 0.2, 0.07, 0.04):
+        now, spent = now + 10, spent + 10 * share
+        feed.measure(now, spent)
+    feed.measure(now + 1, spent + 1)  # too short to say
+    assert strained == [False, True, True, False]
+
+
+async def test_what_was_held_back_is_told_as_a_metric_of_the_agent() -> None:
+    feed = Feed()
+    feed.publisher.withheld = 7
+    feed.take([Reading(LOAD, 1.0)])
+    (samples,) = await sent(feed, Narrow(60_000))
+    assert list(samples.values) == [1.0, 7.0]
 
 
 async def test_either_ends_with_the_first_and_leaves_none_running() -> None:
