@@ -162,9 +162,10 @@ class Engine:
 
     def firing(self, number: int) -> frozenset[Endpoint]:
         """Return the keys of the alerts of a rule."""
-        numbers = self._rules[number].numbers
-        firing = filter(self._kernel.fires, numbers)
-        return frozenset(self._key(instance, self._kernel.source(instance)) for instance in firing)
+        followed, source = self._rules[number], self._kernel.source
+        firing = filter(self._kernel.fires, followed.numbers)
+        places = (self._known.of[source(one)] if followed.is_simple else self._at[one] for one in firing)
+        return frozenset(self._known.endpoints[place] for place in places)
 
     # -- what happens
 
@@ -216,12 +217,11 @@ class Engine:
         return edges + self._matched(numbers, values, times)
 
     def _fired(self, edges: Iterable[KernelEdge]) -> list[Fired]:
-        key = self._key
-        return [Fired(owner, key(rule, source), fires, at, value) for at, value, rule, owner, source, fires in edges]
-
-    def _key(self, instance: int, source: int) -> Endpoint:
-        place = self._at.get(instance)
-        return self._known.endpoints[self._known.of[source] if place is None else place]
+        endpoints, of, spots = self._known.endpoints, self._known.of, self._at
+        return [
+            Fired(owner, endpoints[spots[rule] if rule in spots else of[source]], fires, at, value)
+            for at, value, rule, owner, source, fires in edges
+        ]
 
     # -- snapshots
 
