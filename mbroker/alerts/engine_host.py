@@ -1,0 +1,210 @@
+"""Where engines run. A host, here or on another machine, is told in steps what its engines shall do."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import attrs
+
+from .engine import Engine, Fired, TooMuchError
+from .kernel import KernelError
+from .selector import Endpoint, Series
+from .tree import Rule
+
+__all__ = [
+    "EngineHost",
+    "Engines",
+    "Expect",
+    "Firing",
+    "Follow",
+    "InProcess",
+    "Leave",
+    "LostError",
+    "Match",
+    "Report",
+    "Save",
+    "Step",
+    "Tasks",
+    "Tick",
+]
+
+Step: TypeAlias = Callable[[Engine], Any]
+"""Something that an engine does. The same steps after the same snapshot have the same results, anywhere."""
+
+Tasks: TypeAlias = Mapping[int, Sequence[Step]]
+"""For each shard, steps in their order."""
+
+
+class LostError(Exception):
+    """A host is gone, and its engines with it."""
+
+
+@attrs.frozen
+class Expect:
+    """Learn of series; returns their numbers."""
+
+    series: tuple[Series, ...]
+
+    def __call__(self, engine: Engine) -> list[int]:
+        """Do it."""
+        return [engine.number(series) for series in self.series]
+
+
+@attrs.frozen
+class Follow:
+    """Follow a rule; returns its number."""
+
+    rule: Rule
+
+    def __call__(self, engine: Engine) -> int:
+        """Do it."""
+        return engine.add(self.rule)
+
+
+@attrs.frozen
+class Leave:
+    """Forget the rule of a number."""
+
+    number: int
+
+    def __call__(self, engine: Engine) -> None:
+        """Do it."""
+        engine.remove(self.number)
+
+
+@attrs.frozen(eq=False)
+class Match:
+    """Match samples that arrived together; returns the edges."""
+
+    now: int
+    numbers: array[int] = attrs.field(factory=lambda: array("I"))
+    values: array[float] = attrs.field(factory=lambda: array("d"))
+    times: array[int] = attrs.field(factory=lambda: array("q"))
+
+    def __call__(self, engine: Engine) -> list[Fired]:
+        """Do it."""
+        return engine.push(self.now, self.numbers, self.values, self.times)
+
+
+@attrs.frozen
+class Tick:
+    """Let the clock run; returns the edges."""
+
+    now: int
+
+    def __call__(self, engine: Engine) -> list[Fired]:
+        """Do it."""
+        return engine.tick(self.now)
+
+
+@attrs.frozen
+class Firing:
+    """Returns the keys of the alerts of the rule of a number."""
+
+    number: int
+
+    def __call__(self, engine: Engine) -> frozenset[Endpoint]:
+        """Do it."""
+        return engine.firing(self.number)
+
+
+@attrs.frozen
+class Save:
+    """Returns a snapshot."""
+
+    def __call__(self, engine: Engine) -> bytes:
+        """Do it."""
+        return engine.save()
+
+
+@attrs.frozen
+class Report:
+    """What came of tasks."""
+
+    results: Mapping[int, Sequence[Any]]
+    """For each shard, those of its steps; of one that was refused, and changed nothing, the error."""
+    busy: int
+    """Nanoseconds of a processor that it took."""
+
+
+class EngineHost(Protocol):
+    """Runs the engines of some shards. All may raise :exc:`LostError`, and always do after they did."""
+
+    def place(self, shard: int, image: bytes) -> None:
+        """Have the engine of *shard* from now on, as it was when *image* was saved."""
+        ...
+
+    def drop(self, shard: int) -> None:
+        """Have the engine of *shard* no longer."""
+        ...
+
+    def start(self, tasks: Tasks) -> Callable[[], Report]:
+        """Begin *tasks*; what is returned waits for their end. Tasks run in the order in which they began."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it takes; it is lost from now on. Does not raise."""
+        ...
+
+
+class Engines:
+    """The engines of a host, on the host itself."""
+
+    def __init__(self) -> None:
+        self._engines: dict[int, Engine] = {}
+
+    def place(self, shard: int, image: bytes) -> None:
+        """Have the engine of *shard* from now on."""
+        self._engines[shard] = Engine.load(image)
+
+    def drop(self, shard: int) -> None:
+        """Have the engine of *shard* no longer."""
+        del self._engines[shard]
+
+    def perform(self, tasks: Tasks) -> Report:
+        """Do *tasks*."""
+        begin = time.thread_time_ns()
+        results = {shard: [self._result(shard, step) for step in steps] for shard, steps in tasks.items()}
+        return Report(results, time.thread_time_ns() - begin)
+
+    def _result(self, shard: int, step: Step) -> Any:
+        try:
+            return step(self._engines[shard])
+        except (KernelError, TooMuchError) as error:
+            return error
+
+
+class InProcess:
+    """A host in this process. It is lost when an engine runs out of memory, after which only snapshots are of use."""
+
+    def __init__(self) -> None:
+        self._engines: Engines | None = Engines()
+
+    def place(self, shard: int, image: bytes) -> None:
+        """Have the engine of *shard* from now on."""
+        self._try(lambda engines: engines.place(shard, image))
+
+    def drop(self, shard: int) -> None:
+        """Have the engine of *shard* no longer."""
+        self._try(lambda engines: engines.drop(shard))
+
+    def start(self, tasks: Tasks) -> Callable[[], Report]:
+        """Do *tasks* at once."""
+        report = self._try(lambda engines: engines.perform(tasks))
+        return lambda: report
+
+    def close(self) -> None:
+        """Let the engines go."""
+        self._engines = None
+
+    def _try(self, do: Callable[[Engines], Any]) -> Any:
+        if self._engines is None:
+            raise LostError("the engines of this host are gone")
+        try:
+            return do(self._engines)
+        except MemoryError as error:
+            self.close()
+            raise LostError(f"an engine ran out of memory: {error}") from None

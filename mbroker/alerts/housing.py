@@ -1,0 +1,198 @@
+"""Keeps shards on hosts, whichever hosts come and go.
+
+What each shard did since its last snapshot is kept. When a host is lost its shards do it again elsewhere: the same
+steps have the same results, so that those that were returned already are known, and each is returned once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from .engine_host import EngineHost, LostError, Match, Report, Save, Step
+from .placement import winner
+
+__all__ = ["Housing"]
+
+_MOST_DONE = 1 << 16  # samples, and _STEP for each step, that a shard does again at most when its host is lost
+_STEP = 16
+_STAGGER = 16  # shards take their snapshots at so many different times
+_TRIALS = 3
+
+
+@attrs.define
+class _Shard:
+    image: bytes
+    """Its last snapshot."""
+    host: str = ""
+    """Where it is; empty: nowhere."""
+    done: list[Step] = attrs.field(factory=list[Step])
+    """What it was told since the snapshot."""
+    weight: int = 0
+    """How much that is."""
+
+    def note(self, steps: Iterable[Step]) -> None:
+        """Note that it is told *steps*."""
+        for step in steps:
+            self.done.append(step)
+            self.weight += _STEP + (len(step.numbers) if isinstance(step, Match) else 0)
+
+
+class Housing:
+    """Shards, and the hosts that they are on.
+
+    A host that is lost is one less; the last one is replaced. :exc:`.engine_host.LostError` is raised when a shard
+    is lost wherever it is placed: then what is here is of no use any more.
+    """
+
+    def __init__(self, hosts: int, make: Callable[[], EngineHost]) -> None:
+        """Have so many *hosts*, each of which *make* makes."""
+        self._make = make
+        self._names = map("host {}".format, itertools.count(1))
+        self._hosts = {next(self._names): make() for _ in range(hosts)}
+        self._shards: dict[int, _Shard] = {}
+        self._busy: Counter[str] = Counter()
+
+    @property
+    def where(self) -> dict[str, frozenset[int]]:
+        """Which shards each host has."""
+        return {
+            name: frozenset(shard for shard, kept in self._shards.items() if kept.host == name) for name in self._hosts
+        }
+
+    def open(self, shard: int, image: bytes) -> None:
+        """Have one more shard: the engine of a snapshot."""
+        self._shards[shard] = _Shard(image, weight=_MOST_DONE * (shard % _STAGGER) // _STAGGER)
+
+    def do(self, tasks: Mapping[int, Sequence[Step]]) -> dict[int, Sequence[Any]]:
+        """Have shards take steps, all hosts at once, and return their results."""
+        self._house()
+        parts: defaultdict[str, dict[int, Sequence[Step]]] = defaultdict(dict)
+        for shard, steps in tasks.items():
+            self._shards[shard].note(steps)
+            parts[self._shards[shard].host][shard] = steps
+        answers = self._answers(parts)
+        for shard, again in self._house().items():
+            if shard in tasks:  # unless it had answered before its host was lost, the last results are new
+                answers.setdefault(shard, again[-len(tasks[shard]) :])
+        for shard in tasks:
+            if self._shards[shard].weight > _MOST_DONE:
+                self._keep(shard)
+        return {shard: answers[shard] for shard in tasks}
+
+    def images(self) -> dict[int, bytes]:
+        """Return snapshots of all shards."""
+        self._house()
+        for shard in self._shards:
+            self._keep(shard)
+        while any(kept.done for kept in self._shards.values()):  # a host was lost meanwhile
+            self._house()
+            for shard in self._shards:
+                self._keep(shard)
+        return {shard: kept.image for shard, kept in self._shards.items()}
+
+    def shares(self, elapsed: int) -> dict[str, float]:
+        """Return how much of a processor each host took since the last call, *elapsed* nanoseconds ago."""
+        busy, self._busy = self._busy, Counter()
+        return {name: busy[name] / elapsed for name in self._hosts}
+
+    # -- hosts come and go
+
+    def grow(self) -> str:
+        """Have one more host and return its name; the shards that it wins move there."""
+        name = next(self._names)
+        self._hosts[name] = self._make()
+        self._leave([shard for shard in self._shards if winner(shard, self._hosts) == name])
+        self._house()
+        return name
+
+    def shrink(self, name: str) -> None:
+        """Have one host less; raise ValueError if it is the only one, or there is none of that name."""
+        if name not in self._hosts or len(self._hosts) == 1:
+            raise ValueError(f"{name} cannot go and leave another one: the hosts are {', '.join(self._hosts)}")
+        self._leave([shard for shard, kept in self._shards.items() if kept.host == name])
+        self._lose(name)
+        self._house()
+
+    def close(self) -> None:
+        """Give back all hosts."""
+        for name in tuple(self._hosts):
+            self._lose(name)
+
+    def _leave(self, shards: Iterable[int]) -> None:
+        """Take *shards* from their hosts, as they are now."""
+        for shard in shards:
+            self._keep(shard)
+            host, self._shards[shard].host = self._shards[shard].host, ""
+            if host:
+                try:
+                    self._hosts[host].drop(shard)
+                except LostError:
+                    self._lose(host)
+
+    def _lose(self, name: str) -> None:
+        """Do without a host, if that is not done. Its shards are nowhere."""
+        host = self._hosts.pop(name, None)
+        if host is not None:
+            host.close()
+        for kept in self._shards.values():
+            if kept.host == name:
+                kept.host = ""
+
+    # -- shards
+
+    def _answers(self, parts: Mapping[str, Mapping[int, Sequence[Step]]]) -> dict[int, Sequence[Any]]:
+        """Return what hosts answer, without those that are lost."""
+        begun: list[tuple[str, Callable[[], Report]]] = []
+        answers: dict[int, Sequence[Any]] = {}
+        for name, part in parts.items():
+            try:
+                begun.append((name, self._hosts[name].start(part)))
+            except LostError:
+                self._lose(name)
+        for name, wait in begun:
+            try:
+                report = wait()
+            except LostError:
+                self._lose(name)
+            else:
+                self._busy[name] += report.busy
+                answers.update(report.results)
+        return answers
+
+    def _keep(self, shard: int) -> None:
+        """Take a snapshot of *shard*, unless it is nowhere: then what it did must be done again anyway."""
+        kept = self._shards[shard]
+        if kept.host:
+            try:
+                ((image,),) = self._hosts[kept.host].start({shard: [Save()]})().results.values()
+            except LostError:
+                self._lose(kept.host)
+            else:
+                kept.image, kept.done, kept.weight = image, [], 0
+
+    def _house(self) -> dict[int, Sequence[Any]]:
+        """Place each shard that is nowhere and let it do again what it did; return the results of that."""
+        results: dict[int, Sequence[Any]] = {}
+        trials: Counter[int] = Counter()
+        while (shard := next((shard for shard, kept in self._shards.items() if not kept.host), None)) is not None:
+            trials[shard] += 1
+            if trials[shard] > _TRIALS:
+                raise LostError(f"shard {shard} is lost wherever it is placed; go on from a snapshot")
+            if not self._hosts:
+                self._hosts[next(self._names)] = self._make()
+            kept = self._shards[shard]
+            name = winner(shard, self._hosts)
+            try:
+                self._hosts[name].place(shard, kept.image)
+                report = self._hosts[name].start({shard: kept.done})()
+            except LostError:
+                self._lose(name)
+            else:
+                kept.host = name
+                results.setdefault(shard, report.results[shard])
+        return results

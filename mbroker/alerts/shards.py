@@ -1,0 +1,353 @@
+"""One engine made of many: shards of the endpoints and of the groups, on whichever hosts there are.
+
+A shard is an :class:`.engine.Engine` of its own. All that one alert depends on is in one shard: of an endpoint its
+series, of a group the series of all members, which are sent there besides. So each edge is that of one engine, for
+every function, with nothing to combine; a member's sample costs a group some nanoseconds, less
+than partial sums of it would cost to send. Edges of alerts of which a shard sees but a part are dropped.
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import isnan
+from typing import Any
+
+import attrs
+
+from . import arrays, image
+from .engine import Engine, Fired, TooMuchError
+from .engine_host import EngineHost, Expect, Firing, Follow, InProcess, Leave, Match, Step, Tick
+from .housing import Housing
+from .kernel import KernelError
+from .placement import Anchor
+from .places import Places, Readers
+from .selector import Endpoint, Series
+from .tree import Handling, Rule, leaves
+
+__all__ = ["Shards"]
+
+_NEVER = -(1 << 63)
+
+
+@attrs.define
+class _Followed:
+    rule: Rule
+    anchor: Anchor
+    at: dict[int, int] = attrs.field(factory=dict[int, int])
+    """Its numbers in shards, by shard."""
+
+
+class Shards:
+    """Follows rules over series as an :class:`.engine.Engine` does, on several hosts. For one thread at a time.
+
+    :exc:`.engine_host.LostError` is raised when a shard is lost wherever it is placed; then only :meth:`load` helps.
+    """
+
+    def __init__(
+        self,
+        now: int = 0,
+        *,
+        hosts: int = 1,
+        make: Callable[[], EngineHost] = InProcess,
+        count: int = 16,
+        interval: int = 10_000,
+        longest: int = 1 << 20,
+    ) -> None:
+        """Make shards, *count* of endpoints and *count* of groups, on so many *hosts*, each of which *make* makes.
+
+        The rest is as for an engine. *count* is more than there will ever be hosts, since whole shards move.
+        """
+        self._count, self._interval, self._longest = count, interval, longest
+        self._now = now
+        self._housing = Housing(hosts, make)
+        self._names: dict[int, dict[int, int]] = {}  # of each shard: the numbers of rules here, by those there
+        self._known = Places()
+        self._readers = Readers()
+        self._series: list[Series] = []
+        self._routes: list[dict[int, int]] = []  # of each series: its numbers in shards, by shard
+        self._values, self._times = array("d"), array("q")  # of each series: the newest sample
+        self._rules: dict[int, _Followed] = {}
+        self._next = 1
+        self._waiting: list[Fired] = []
+
+    @property
+    def places(self) -> Places:
+        """The series that it knows."""
+        return self._known
+
+    @property
+    def rules(self) -> dict[int, Rule]:
+        """The rules that it follows, by number."""
+        return {number: followed.rule for number, followed in self._rules.items()}
+
+    # -- rules
+
+    def add(self, rule: Rule) -> int:
+        """Follow *rule* and return its number; raise :exc:`.engine.TooMuchError` if it needs more than may be kept.
+
+        As one engine does, except that windows of a group begin empty even where other rules keep the same ones,
+        and that silence of its members counts from now on.
+        """
+        name, self._next = self._next, self._next + 1
+        followed = _Followed(rule, Anchor.of(rule))
+        series = self._accepted(rule)
+        wanted = {number: self._shards_of(followed, number) for number in series}
+        self._route(wanted)
+        self._rules[name] = followed
+        for leaf in leaves(rule.condition):
+            self._readers.file(leaf.selector, name)
+        shards = frozenset[int]().union(*wanted.values())
+        try:
+            self._entered({shard: [name] for shard in shards}, self._do({shard: [Follow(rule)] for shard in shards}))
+        except (KernelError, TooMuchError) as error:
+            self.remove(name)
+            raise TooMuchError(str(error)) from None
+        return name
+
+    def remove(self, number: int) -> None:
+        """Forget the rule of that *number*; its alerts end without an edge."""
+        self._waiting = [fired for fired in self._waiting if fired.rule != number]
+        followed = self._rules.pop(number)
+        for leaf in leaves(followed.rule.condition):
+            self._readers.drop(leaf.selector, number)
+        self._do({shard: [Leave(there)] for shard, there in followed.at.items()})
+        for shard, there in followed.at.items():
+            del self._names[shard][there]
+        for series in self._accepted(followed.rule):
+            for shard in self._routes[series].keys() - self._needed(series):
+                del self._routes[series][shard]
+
+    def firing(self, number: int) -> frozenset[Endpoint]:
+        """Return the keys of the alerts of a rule."""
+        followed = self._rules[number]
+        answers = self._do({shard: [Firing(there)] for shard, there in followed.at.items()})
+        return frozenset(key for shard, (keys,) in answers.items() for key in keys if self._owns(shard, followed, key))
+
+    def _accepted(self, rule: Rule) -> list[int]:
+        """Return the numbers of the series that *rule* looks at."""
+        found = (self._known.accepted(leaf.selector) for leaf in leaves(rule.condition))
+        return list(dict.fromkeys(number for _, number in itertools.chain.from_iterable(found)))
+
+    def _entered(self, names: Mapping[int, Sequence[int]], answers: Mapping[int, Sequence[Any]]) -> None:
+        """Note which numbers the rules *names* have in each shard, now that it follows them."""
+        refused: list[Exception] = []
+        for shard, followed in names.items():
+            for name, there in zip(followed, answers[shard], strict=False):
+                if isinstance(there, Exception):
+                    refused.append(there)
+                else:
+                    self._rules[name].at[shard] = there
+                    self._names[shard][there] = name
+        if refused:
+            raise refused[0]
+
+    # -- series
+
+    def number(self, series: Series) -> int:
+        """Return the number of *series* for :meth:`push`; from now on its samples are expected."""
+        known = self._known.find(series)
+        if known is None:
+            known = len(self._series)
+            self.register(series)
+        return known
+
+    def register(self, *series: Series) -> None:
+        """Expect samples of *series*, from now on; of many at once it is done faster than one after the other."""
+        first = len(self._series)
+        for each in series:
+            if self._known.find(each) is None:
+                self._known.enter(each.metric, self._known.place(each.endpoint), len(self._series))
+                self._series.append(each)
+                self._routes.append({})
+                self._values.append(0.0)
+                self._times.append(_NEVER)
+        self._route({number: self._needed(number) for number in range(first, len(self._series))})
+
+    def _shards_of(self, followed: _Followed, number: int) -> frozenset[int]:
+        return followed.anchor.shards(self._series[number].endpoint, self._count)
+
+    def _needed(self, number: int) -> frozenset[int]:
+        """Return the shards that see a series: that of its endpoint, and those of groups for which there are rules."""
+        series = self._series[number]
+        home = Anchor().shards(series.endpoint, self._count)
+        return home.union(*(self._shards_of(self._rules[name], number) for name in self._readers.of(series)))
+
+    def _route(self, wanted: Mapping[int, frozenset[int]]) -> None:
+        """Show series to shards that do not see them yet, as they are now, and to the rules for which they came."""
+        new: defaultdict[int, list[int]] = defaultdict(list)
+        for number, shards in wanted.items():
+            for shard in shards - self._routes[number].keys():
+                new[shard].append(number)
+        names = {shard: self._missing(shard, numbers) for shard, numbers in new.items()}
+        answers = self._do(
+            {
+                shard: [
+                    *(Follow(self._rules[name].rule) for name in names[shard]),
+                    Expect(tuple(self._series[number] for number in numbers)),
+                ]
+                for shard, numbers in new.items()
+            }
+        )
+        self._entered(names, answers)
+        newest: dict[int, list[Step]] = {}
+        for shard, numbers in new.items():
+            there = answers[shard][-1]
+            if isinstance(there, Exception):
+                raise there
+            for number, known in zip(numbers, there, strict=True):
+                self._routes[number][shard] = known
+            seen = [
+                (number, known) for number, known in zip(numbers, there, strict=True) if self._times[number] != _NEVER
+            ]
+            if seen:
+                newest[shard] = [
+                    Match(
+                        self._now,
+                        array("I", [known for _, known in seen]),
+                        array("d", [self._values[number] for number, _ in seen]),
+                        array("q", [self._times[number] for number, _ in seen]),
+                    )
+                ]
+        for shard, (edges,) in self._do(newest).items():
+            self._waiting += self._told(shard, edges)
+
+    def _missing(self, shard: int, numbers: Iterable[int]) -> list[int]:
+        """Return the rules that series bring to *shard*, where they are not followed yet."""
+        read = ((name, number) for number in numbers for name in self._readers.of(self._series[number]))
+        brought = (name for name, number in read if shard in self._shards_of(self._rules[name], number))
+        return [name for name in dict.fromkeys(brought) if shard not in self._rules[name].at]
+
+    # -- what happens
+
+    def tick(self, now: int) -> list[Fired]:
+        """Return the edges that time itself makes."""
+        self._now = now
+        return self._edges({shard: [Tick(now)] for shard in self._names})
+
+    def push(self, now: int, numbers: array[int], values: array[float], times: array[int]) -> list[Fired]:
+        """Return the edges of samples that arrive together at *now*: arrays ``I``, ``d`` and ``q`` of one length.
+
+        Samples of numbers that :meth:`number` did not return are dropped.
+        """
+        self._now = now
+        matches = {shard: Match(now) for shard in self._names}
+        newest, routes = self._times, self._routes
+        for number, value, at in zip(numbers, values, times, strict=True):
+            if number >= len(routes):
+                continue
+            if at > newest[number] and not isnan(value):
+                newest[number] = at
+                self._values[number] = value
+            for shard, there in routes[number].items():
+                match = matches[shard]
+                match.numbers.append(there)
+                match.values.append(value)
+                match.times.append(at)
+        return self._edges({shard: [match] for shard, match in matches.items()})
+
+    def _edges(self, tasks: Mapping[int, Sequence[Step]]) -> list[Fired]:
+        waiting, self._waiting = self._waiting, []
+        return waiting + [fired for shard, (edges,) in self._do(tasks).items() for fired in self._told(shard, edges)]
+
+    def _told(self, shard: int, edges: Iterable[Fired]) -> Iterator[Fired]:
+        """Yield *edges* of a shard by the numbers that rules have here, without those that are not its own."""
+        for fired in edges:
+            name = self._names[shard][fired.rule]
+            if self._owns(shard, self._rules[name], fired.key):
+                yield Fired(name, fired.key, fired.firing, fired.at, fired.value)
+
+    def _owns(self, shard: int, followed: _Followed, key: Endpoint) -> bool:
+        """Whether all that the alert *key* depends on is in *shard*."""
+        return followed.anchor.by is None or shard in followed.anchor.shards(key, self._count)
+
+    # -- hosts
+
+    @property
+    def where(self) -> dict[str, frozenset[int]]:
+        """Which shards each host has."""
+        return self._housing.where
+
+    def grow(self) -> str:
+        """Have one more host, and return its name: shards move there, between two samples and with all they know."""
+        return self._housing.grow()
+
+    def shrink(self, name: str) -> None:
+        """Have one host less; raise ValueError if it is the only one, or there is none of that name."""
+        self._housing.shrink(name)
+
+    def shares(self, elapsed: int) -> dict[str, float]:
+        """Return how much of a processor each host took since the last call, *elapsed* nanoseconds ago."""
+        return self._housing.shares(elapsed)
+
+    def close(self) -> None:
+        """Give back all hosts. What was not saved is lost."""
+        self._housing.close()
+
+    def _do(self, tasks: Mapping[int, Sequence[Step]]) -> dict[int, Sequence[Any]]:
+        """Have shards take steps, those that are missing too, and return the results."""
+        for shard in tasks.keys() - self._names.keys():
+            fresh = Engine(self._now, interval=self._interval, longest=self._longest).save()
+            self._names[shard] = {}
+            self._housing.open(shard, fresh)
+        return self._housing.do(tasks)
+
+    # -- snapshots
+
+    def save(self) -> bytes:
+        """Return all that it knows; it ends the batch. Edges that were not taken yet are part of it."""
+        table = [
+            [self._count, self._interval, self._longest, self._now, self._next],
+            [[*endpoint] for endpoint in self._known.endpoints],
+            [[series.metric, self._known.place(series.endpoint)] for series in self._series],
+            [self._values.tobytes(), self._times.tobytes()],
+            [[name, arrays.arrays(followed.rule, Handling())] for name, followed in self._rules.items()],
+            [self._packed(shard, kept) for shard, kept in self._housing.images().items()],
+            [[each.rule, [*each.key], each.firing, each.at, each.value] for each in self._waiting],
+        ]
+        return image.packed(table, b"")
+
+    def _packed(self, shard: int, kept: bytes) -> list[object]:
+        seen = [(number, routes[shard]) for number, routes in enumerate(self._routes) if shard in routes]
+        numbers, there = array("I", [number for number, _ in seen]), array("I", [known for _, known in seen])
+        return [shard, kept, [*self._names[shard].items()], numbers.tobytes(), there.tobytes()]
+
+    @classmethod
+    def load(cls, snapshot: bytes, *, hosts: int = 1, make: Callable[[], EngineHost] = InProcess) -> Shards:
+        """Return what :meth:`save` wrote, on any number of hosts; raise :exc:`.image.SnapshotError` when it is none."""
+        table, _ = image.unpacked(snapshot)
+        try:
+            return cls._restored(table, hosts, make)
+        except (LookupError, TypeError, ValueError) as error:
+            raise image.SnapshotError(f"the snapshot makes no sense to this version: {error}") from None
+
+    @classmethod
+    def _restored(cls, table: Any, hosts: int, make: Callable[[], EngineHost]) -> Shards:
+        (count, interval, longest, now, following), endpoints, series, newest, rules, shards, waiting = table
+        made = cls(now, hosts=hosts, make=make, count=count, interval=interval, longest=longest)
+        made._next = following
+        for endpoint in endpoints:
+            made._known.place(Endpoint(endpoint))
+        for number, (metric, place) in enumerate(series):
+            made._known.enter(metric, place, number)
+            made._series.append(Series(metric, made._known.endpoints[place]))
+            made._routes.append({})
+        values, times = newest
+        made._values.frombytes(values)
+        made._times.frombytes(times)
+        for name, tree in rules:
+            rule = arrays.tree(tree)[0]
+            made._rules[name] = _Followed(rule, Anchor.of(rule))
+            for leaf in leaves(rule.condition):
+                made._readers.file(leaf.selector, name)
+        for shard, kept, names, numbers, there in shards:
+            made._names[shard] = dict(names)
+            made._housing.open(shard, kept)
+            for known, name in names:
+                made._rules[name].at[shard] = known
+            for number, known in zip(array("I", numbers), array("I", there), strict=True):
+                made._routes[number][shard] = known
+        made._waiting = [Fired(rule, Endpoint(key), fires, at, value) for rule, key, fires, at, value in waiting]
+        return made
