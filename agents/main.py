@@ -49,7 +49,7 @@ _HOST_EXAMPLES = f"""\
 examples:
   magent host --once
   magent host --once --output json --libvirt qemu:///system
-  magent host --address ipc:///run/mbroker/host.sock --interval 1
+  magent host --address shm:///node1 --interval 1
   magent host --config /etc/magent.toml
 
 It reads CPUs, load, memory, disks, interfaces, filesystems and sensors of this machine, the domains of its
