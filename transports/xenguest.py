@@ -127,6 +127,7 @@ class GuestWire:
             self._store.remove(f"{self._folder}/offer")  # last: now the domain may be suspended
 
     def _go_on(self) -> None:
+        self._domain = self._store.read("domid")
         try:
             self._make_offer(anew=True)
         except (OSError, AddressError) as error:
@@ -144,9 +145,11 @@ class GuestWire:
                 self._on_control(self._store.read(f"{self._folder}/control"))
 
     def _on_domain(self, domain: bytes | None) -> None:
-        if domain is not None and domain != self._domain:
+        if domain is None:
+            return
+        unknown = self._offered is not None and self._store.read(f"{self._folder}/offer") is None
+        if domain != self._domain or unknown:  # on another host it may have the same number
             _log.info("%s: resumed as domain %s", self.peer.address, domain.decode("ascii", "replace")[:8])
-            self._domain = domain
             self._withdraw(stale=True)
             self._go_on()
 
@@ -155,7 +158,7 @@ class GuestWire:
             case [b"quiesce", seconds] if len(seconds) <= 3 and seconds.isdigit() and 0 < int(seconds) <= HOLD:
                 self._withdraw()
                 self._timer.set(int(seconds))
-            case [b"resume"] if self._offered is None:
+            case [b"resume"] | [b""] if self._offered is None:  # nothing: the order was another host's
                 self._go_on()
             case _:
                 pass

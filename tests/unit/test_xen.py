@@ -260,12 +260,13 @@ def test_a_quiesced_agent_holds_no_event_channel(bed: Bed) -> None:
     assert xen.quiesce(7, timeout=0, machine=bed.host.machine)
 
 
-def test_messages_live_through_a_move_that_was_announced(bed: Bed) -> None:
+@pytest.mark.parametrize("number", [9, 7])
+def test_messages_live_through_a_move_that_was_announced(bed: Bed, number: int) -> None:
     bed.talk()
     bed.agent.write(b"before")
     assert quiesced(bed)
     bed.agent.write(b"between")
-    bed.world.move(bed.guest, 9)
+    bed.world.move(bed.guest, number)
     bed.agent.write(b"after")
     assert bed.run() == [b"before", b"between", b"after"]
     bed.talk()
@@ -273,10 +274,11 @@ def test_messages_live_through_a_move_that_was_announced(bed: Bed) -> None:
     assert bed.world.kernel_bugs == 0
 
 
-def test_messages_live_through_a_move_that_nobody_announced(bed: Bed) -> None:
+@pytest.mark.parametrize("number", [9, 7])
+def test_messages_live_through_a_move_that_nobody_announced(bed: Bed, number: int) -> None:
     bed.talk()
     bed.agent.write(b"before")
-    bed.world.move(bed.guest, 9)
+    bed.world.move(bed.guest, number)
     bed.agent.write(b"after")
     assert bed.run() == [b"before", b"after"]
     bed.talk()

@@ -57,8 +57,12 @@ class World:
         self.grants = {at: fd for at, fd in self.grants.items() if at[0] != before}
         for events in guest.events:
             events.stale = events.stale or bool(events.ports)
-        self.introduce(guest, self.nodes[f"/local/domain/{before}/vm"].decode().removeprefix("/vm/"))
-        self.destroy(before)
+        uuid = self.nodes[f"/local/domain/{before}/vm"].decode().removeprefix("/vm/")
+        if number == before:  # it went to another host, of which this is now the xenstore
+            self.destroy(before)
+        self.introduce(guest, uuid)
+        if number != before:
+            self.destroy(before)
         for store in self.stores:  # the kernel registers them again, and each fires
             if store.guest is guest:
                 for _, token in store.watches:
