@@ -111,7 +111,7 @@ class Liar(Residents):
     async def hear(self, host: str, message: Message) -> Message | None:
         if type(message).__name__ != os.environ.get("LIE"):
             return await super().hear(host, message)
-        return Whereabouts("elsewhere", here=False, running=False)
+        return Whereabouts("6d636861-6e6e-4c00-9000-0000000000ff", here=False, running=False)  # another domain
 
 
 async def events(hypervisor: Hypervisor) -> None:
