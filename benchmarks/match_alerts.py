@@ -32,6 +32,7 @@ _CONFIG = """
 [broker]
 name = "bench"
 state = "{folder}/state"
+control = "shm://{folder}/control"
 [[listen]]
 address = "shm://{folder}/bench"
 [alerts]
