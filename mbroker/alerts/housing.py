@@ -18,7 +18,7 @@ from .placement import winner
 
 __all__ = ["Housing"]
 
-_MOST_DONE = 1 << 16  # samples, and _STEP for each step, that a shard does again at most when its host is lost
+_MOST_DONE = 1 << 14  # samples, and _STEP for each step, that a shard does again at most when its host is lost
 _STEP = 16
 _STAGGER = 16  # shards take their snapshots at so many different times
 _TRIALS = 3

@@ -329,10 +329,10 @@ class Shards:
         made = cls(now, hosts=hosts, make=make, count=count, interval=interval, longest=longest)
         made._next = following
         for endpoint in endpoints:
-            made._known.place(Endpoint(endpoint))
+            made._known.place(frozenset(endpoint))
         for number, (metric, place) in enumerate(series):
             made._known.enter(metric, place, number)
-            made._series.append(Series(metric, made._known.endpoints[place]))
+            made._series.append(Series(metric, made._known.endpoints[int(place)]))
             made._routes.append({})
         values, times = newest
         made._values.frombytes(values)
