@@ -20,6 +20,7 @@ import mchannel
 from mchannel import Channel, Event
 from mchannel.agents.main import main
 from mchannel.errors import ChannelTimeout, EndOfChannel
+from mchannel.samples import SAMPLES, SERIES, Again, Declared, Named, Samples
 
 FORMAT = "$msec $status $request_time"
 CONFIG = '[[sla]]\nlog = "{log}"\nformat = "{format}"\nservice = "shop"\n[metrics]\ninterval = 0.2\n'
@@ -154,6 +155,23 @@ def test_the_interval_of_the_metrics_is_changed_by_command(tmp_path: Path, confi
         channels["commands"].write(Event("command.interval", value=0.1))
         assert channels["commands"].read(timeout=60).value == 0.1
         assert until(channels["metrics"], "metrics.cpu").at > first.at
+
+
+def test_metrics_are_told_as_samples_too_and_declared_again_when_asked_for(tmp_path: Path, address: str) -> None:
+    config = tmp_path / "magent.toml"
+    config.write_text("[metrics]\ninterval = 0.2\n[commands]\nenabled = false\n")
+    with mchannel.listen(address) as listener, running("--config", config, "--address", address, folder=tmp_path):
+        channel = listener.accept(timeout=60)
+        declared = Declared.from_event(until(channel, SERIES))
+        assert declared.first == 0
+        assert Named("memory") in declared.series
+        samples = Samples.from_event(until(channel, SAMPLES))
+        assert samples.run == declared.run
+        assert len(samples) >= len(declared.series)
+        channel.write(Again(declared.run).to_event())
+        while (again := Declared.from_event(until(channel, SERIES))).first:
+            pass  # what the second look found
+        assert set(again.series) >= set(declared.series)
 
 
 def test_a_log_that_comes_later_is_read_from_its_start(tmp_path: Path, config: Path, log: Path, address: str) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from mbroker.broker import RESERVED_TOPICS
-from mchannel.agents.metrics import Metrics
+from mchannel.agents.metrics import Metrics, readings
 from mchannel.codec import EventCodec
 from mchannel.event import Event
+from mchannel.samples import Labels
 
 STAT = "cpu  {0} 0 0 {1} {2} 0 0 {3} 0 0\ncpu0 {0} 0 0 {1} {2} 0 0 {3} 0 0\ncpu3 5 0 0 5 0 0 0 0 0 0\nintr 5 0\n"
 MEMINFO = (
@@ -151,3 +152,41 @@ def test_this_machine_can_be_measured() -> None:
     metrics = Metrics("web1")
     topics = {event.topic for event in metrics.sample()}
     assert topics >= {"metrics.cpu", "metrics.load", "metrics.memory", "metrics.network"}
+
+
+def series(event: Event) -> dict[tuple[str, Labels], float]:
+    return {(reading.series.metric, reading.series.labels): reading.value for reading in readings(event)}
+
+
+def test_each_number_of_a_group_is_a_series_named_after_it(guest: Guest) -> None:
+    guest.sample()
+    told = guest.sample()
+    assert series(told["load"]) == {
+        ("load", ()): 0.5,
+        ("load.five", ()): 1.25,
+        ("load.fifteen", ()): 2.0,
+        ("load.running", ()): 3,
+        ("load.tasks", ()): 150,
+    }
+    assert series(told["disk"])["disk.read_bytes", (("device", "vda"),)] == 100 * 512
+    assert series(told["network"])["network.sent_bytes", (("interface", "eth0"),)] == 500
+
+
+def test_a_series_has_the_time_of_its_group(guest: Guest) -> None:
+    event = guest.sample()["load"]
+    assert {reading.at for reading in readings(event)} == {round(event.at * 1000)}
+
+
+def test_what_is_not_known_yet_is_no_series(guest: Guest) -> None:
+    assert ("cpu", ()) not in series(guest.sample()["cpu"])
+    guest.put("proc/stat", STAT.format(150, 150, 0, 0))
+    told = series(guest.sample()["cpu"])
+    assert told["cpu", ()] == 0.5
+    assert told["cpu.busy", (("cpu", "0"),)] == 0.5
+
+
+def test_every_series_of_a_guest_has_a_valid_name(guest: Guest) -> None:
+    guest.sample()
+    for event in guest.sample().values():
+        for reading in readings(event):
+            reading.series.check()
