@@ -1,14 +1,13 @@
-"""What may block for a long time, in threads that keep no process from ending."""
+"""What may block for a long time, one call at a time."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
 import attrs
+
+from mchannel.apart import apart
 
 __all__ = ["Apart"]
 
@@ -30,26 +29,10 @@ class Apart(Generic[T]):
         if self._is_running:
             raise BlockingIOError("the look before has not ended")
         self._is_running = True
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
+        return await apart(self._run, "apart")
 
-        def settle(result: T | None, error: BaseException | None) -> None:
+    def _run(self) -> T:
+        try:
+            return self.function()
+        finally:
             self._is_running = False
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(cast("T", result))
-
-        def run() -> None:
-            result, failure = None, None
-            try:
-                result = self.function()
-            except BaseException as error:  # for whoever waits
-                failure = error
-            with suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(settle, result, failure)
-
-        threading.Thread(target=run, name="apart", daemon=True).start()
-        return await future

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Self, TypeVar, cast
+from typing import Self, TypeVar
 
 import attrs
 import libvirt
+
+from mchannel.apart import apart
 
 from .domain import DomainInfo, State, Statistics
 from .errors import (
@@ -105,7 +106,7 @@ class LibvirtHypervisor:
     async def _connect(self) -> None:
         attempt = self._attempt = object()
         self._held = []
-        link = await _apart(lambda: self._open(attempt))
+        link = await apart(lambda: self._open(attempt), "libvirt")
         try:
             present = await self._loop.run_in_executor(self._calls, _described_all, link.connection, self.uri)
             self._check(attempt)
@@ -301,7 +302,7 @@ class LibvirtHypervisor:
             return Passage(connection, handle, self.uri, destination, options)
 
         passage = await self._call(prepare)
-        work = _apart(passage.make)
+        work = apart(passage.make, "libvirt")
         watch = self._loop.create_task(self._accompany(passage, progress))
         try:
             await asyncio.wait((work,), timeout=options.timeout)
@@ -350,32 +351,6 @@ class LibvirtHypervisor:
             async with asyncio.timeout(_ABORT_PATIENCE):
                 where = await self._loop.run_in_executor(self._calls, passage.where)
         raise MigrationFailed(why, where)
-
-
-def _apart(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Run *function* in a thread of its own that may block for minutes and keeps no process from ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(cast("T", result))
-
-    def run() -> None:
-        result, failure = None, None
-        try:
-            result = function()
-        except BaseException as error:  # for whoever waits
-            failure = error
-        with suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=run, name="libvirt", daemon=True).start()
-    return future
 
 
 def _retrieve(work: asyncio.Future[None]) -> None:
