@@ -126,8 +126,8 @@ class Report:
 
     results: Mapping[int, Sequence[Any]]
     """For each shard, those of its steps; of one that was refused, and changed nothing, the error."""
-    busy: int
-    """Nanoseconds of a processor that it took."""
+    busy: Mapping[int, int]
+    """Nanoseconds of a processor that they took, by shard."""
 
 
 class EngineHost(Protocol):
@@ -166,9 +166,13 @@ class Engines:
 
     def perform(self, tasks: Tasks) -> Report:
         """Do *tasks*."""
-        begin = time.thread_time_ns()
-        results = {shard: [self._result(shard, step) for step in steps] for shard, steps in tasks.items()}
-        return Report(results, time.thread_time_ns() - begin)
+        results: dict[int, Sequence[Any]] = {}
+        busy: dict[int, int] = {}
+        for shard, steps in tasks.items():
+            begin = time.thread_time_ns()
+            results[shard] = [self._result(shard, step) for step in steps]
+            busy[shard] = time.thread_time_ns() - begin
+        return Report(results, busy)
 
     def _result(self, shard: int, step: Step) -> Any:
         try:

@@ -13,13 +13,13 @@ from typing import Any
 
 import attrs
 
-from .engine_host import EngineHost, LostError, Match, Report, Save, Step
+from .engine_host import EngineHost, LostError, Report, Save, Step
 from .placement import winner
 
 __all__ = ["Housing"]
 
-_MOST_DONE = 1 << 14  # samples, and _STEP for each step, that a shard does again at most when its host is lost
-_STEP = 16
+_MOST_AGAIN = 10_000_000  # nanoseconds of a processor that what a shard does again may take,
+_MOST_SNAPSHOTS = 3  # unless a snapshot takes so many times less
 _STAGGER = 16  # shards take their snapshots at so many different times
 _TRIALS = 3
 
@@ -32,14 +32,10 @@ class _Shard:
     """Where it is; empty: nowhere."""
     done: list[Step] = attrs.field(factory=list[Step])
     """What it was told since the snapshot."""
-    weight: int = 0
-    """How much that is."""
-
-    def note(self, steps: Iterable[Step]) -> None:
-        """Note that it is told *steps*."""
-        for step in steps:
-            self.done.append(step)
-            self.weight += _STEP + (len(step.numbers) if isinstance(step, Match) else 0)
+    busy: int = 0
+    """How many nanoseconds of a processor that took."""
+    most: int = _MOST_AGAIN
+    """How many it may take."""
 
 
 class Housing:
@@ -66,21 +62,21 @@ class Housing:
 
     def open(self, shard: int, image: bytes) -> None:
         """Have one more shard: the engine of a snapshot."""
-        self._shards[shard] = _Shard(image, weight=_MOST_DONE * (shard % _STAGGER) // _STAGGER)
+        self._shards[shard] = _Shard(image, busy=_MOST_AGAIN * (shard % _STAGGER) // _STAGGER)
 
     def do(self, tasks: Mapping[int, Sequence[Step]]) -> dict[int, Sequence[Any]]:
         """Have shards take steps, all hosts at once, and return their results."""
         self._house()
         parts: defaultdict[str, dict[int, Sequence[Step]]] = defaultdict(dict)
         for shard, steps in tasks.items():
-            self._shards[shard].note(steps)
+            self._shards[shard].done += steps
             parts[self._shards[shard].host][shard] = steps
         answers = self._answers(parts)
         for shard, again in self._house().items():
             if shard in tasks:  # unless it had answered before its host was lost, the last results are new
                 answers.setdefault(shard, again[-len(tasks[shard]) :])
         for shard in tasks:
-            if self._shards[shard].weight > _MOST_DONE:
+            if self._shards[shard].busy > self._shards[shard].most:
                 self._keep(shard)
         return {shard: answers[shard] for shard in tasks}
 
@@ -160,7 +156,9 @@ class Housing:
             except LostError:
                 self._lose(name)
             else:
-                self._busy[name] += report.busy
+                self._busy[name] += sum(report.busy.values())
+                for shard, took in report.busy.items():
+                    self._shards[shard].busy += took
                 answers.update(report.results)
         return answers
 
@@ -169,11 +167,13 @@ class Housing:
         kept = self._shards[shard]
         if kept.host:
             try:
-                ((image,),) = self._hosts[kept.host].start({shard: [Save()]})().results.values()
+                report = self._hosts[kept.host].start({shard: [Save()]})()
             except LostError:
                 self._lose(kept.host)
             else:
-                kept.image, kept.done, kept.weight = image, [], 0
+                (kept.image,) = report.results[shard]
+                kept.done, kept.busy = [], 0
+                kept.most = max(_MOST_AGAIN, _MOST_SNAPSHOTS * report.busy[shard])
 
     def _house(self) -> dict[int, Sequence[Any]]:
         """Place each shard that is nowhere and let it do again what it did; return the results of that."""

