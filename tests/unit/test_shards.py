@@ -48,7 +48,7 @@ RULES = [
     "mean(load) > 4",
     "sum(load) by (rack) >= 9 nodata clear",
     "variance(load) by (group) > 2",
-    "stddev(load) > 2",
+    "stddev(load) > 1",
     "count(load) by (group) < 3",
     "quantile(0.9, load) by (rack) > 5",
     "median(mean(load[3])) >= 4",
