@@ -116,22 +116,33 @@ class GuestWire:
             self._give_back = None
 
     def _make_offer(self, *, anew: bool) -> None:
-        self._offered = _Offered(self._machine, self.peer, self.port, self._options, anew=anew)
-        self._offered.wire.on_news = self._news
-        self._store.write(f"{self._folder}/offer", self._offered.offer.encode())
+        offered = _Offered(self._machine, self.peer, self.port, self._options, anew=anew)
+        offered.wire.on_news = self._news
+        try:
+            self._store.write(f"{self._folder}/offer", offered.offer.encode())
+        except BaseException:
+            offered.close()
+            raise
+        self._offered = offered
 
-    def _withdraw(self, *, stale: bool = False) -> None:
+    def _withdraw(self) -> None:
         offered, self._offered = self._offered, None
         if offered is not None:
-            offered.close(stale=stale)
+            offered.close(stale=self._is_elsewhere(self._store.read("domid")))
             self._store.remove(f"{self._folder}/offer")  # last: now the domain may be suspended
+
+    def _is_elsewhere(self, domain: bytes | None) -> bool:
+        """Whether the domain, *domain* now, was suspended and resumed since it offered.
+
+        On another host it may have the same number, but nobody knows of the offer there.
+        """
+        return domain != self._domain or self._store.read(f"{self._folder}/offer") is None
 
     def _go_on(self) -> None:
         self._domain = self._store.read("domid")
         try:
             self._make_offer(anew=True)
         except (OSError, AddressError) as error:
-            self._withdraw()
             self._timer.set(_RETRY)
             _log.warning("%s: cannot offer a ring again: %s", self.peer.address, error)
 
@@ -147,10 +158,9 @@ class GuestWire:
     def _on_domain(self, domain: bytes | None) -> None:
         if domain is None:
             return
-        unknown = self._offered is not None and self._store.read(f"{self._folder}/offer") is None
-        if domain != self._domain or unknown:  # on another host it may have the same number
+        if domain != self._domain or (self._offered is not None and self._is_elsewhere(domain)):
             _log.info("%s: resumed as domain %s", self.peer.address, domain.decode("ascii", "replace")[:8])
-            self._withdraw(stale=True)
+            self._withdraw()
             self._go_on()
 
     def _on_control(self, value: bytes | None) -> None:

@@ -287,6 +287,15 @@ def test_messages_live_through_a_move_that_nobody_announced(bed: Bed, number: in
     assert bed.world.kernel_bugs == 0
 
 
+@pytest.mark.parametrize("number", [9, 7])
+def test_an_agent_that_closes_before_it_notices_a_move_closes_no_dead_event_channel(bed: Bed, number: int) -> None:
+    bed.talk()
+    bed.world.move(bed.guest, number)
+    with contextlib.suppress(ChannelTimeout):
+        bed.agent.close(timeout=0)
+    assert bed.world.kernel_bugs == 0
+
+
 def test_a_checkpoint_changes_nothing(bed: Bed) -> None:
     bed.talk()
     offer = bed.world.nodes[offer_at(7)]
