@@ -35,10 +35,13 @@ _UNITS: dict[str, tuple[str, float]] = {
 } | {f"{letter}{infix}B": ("B", 1024.0**power) for power, letter in enumerate("KMGTPE", 1) for infix in ("", "i")}
 """Units that plug-ins write, and what they are in the one that is told. KB has meant 1024 bytes there all along."""
 
-_LABEL = r"(?<!\S)(?:'(?P<quoted>(?:[^']|'')*)'|(?P<plain>[^\s'=][^\s=]*))"
-_DATUM = re.compile(_LABEL + r"=(?P<value>[-+0-9.,eE]+|U)(?P<unit>[^\s;0-9]*)(?P<rest>(?:;[^\s;]*){0,4})(?=\s|$)")
-_NUMBER = re.compile(r"[-+]?(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][-+]?\d+)?")
-_LONGEST_LABEL = 200
+_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,64}(?:[.,][0-9]{0,64})?|[.,][0-9]{1,64})(?:[eE][-+]?[0-9]{1,8})?")
+_DATUM = re.compile(
+    r"(?<!\S)(?:'(?P<quoted>(?:[^']|''){1,200})'|(?P<plain>[^\s'=][^\s=]{0,199}))"
+    rf"=(?P<value>{_NUMBER.pattern}|U)(?P<unit>(?![-+.,])[^\s;0-9]{{0,32}})(?P<rest>(?:;[^\s;]{{0,80}}){{0,4}})(?=\s|$)"
+)
+"""Each part is bounded, and what is longer passed over: the time is in proportion to the text, whatever is in it."""
+
 _MOST = 1000  # of one plug-in
 
 
@@ -98,7 +101,7 @@ def perfdata(text: str) -> Iterator[Datum]:
         quoted = match["quoted"]
         label = match["plain"] if quoted is None else quoted.replace("''", "'")
         value = _number(match["value"])
-        if (value is None and match["value"] != "U") or not label or len(label) > _LONGEST_LABEL:
+        if value is None and match["value"] != "U":
             continue
         unit, scale = _UNITS.get(match["unit"], (match["unit"], 1.0))
         warning, critical, low, high = (match["rest"].split(";")[1:] + [""] * 4)[:4]

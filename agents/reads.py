@@ -20,6 +20,7 @@ from mchannel.agents.apart import Apart
 from mchannel.agents.nagios import from_output
 from mchannel.agents.publisher import Reading
 from mchannel.agents.settings import ReadSettings
+from mchannel.apart import apart
 from mchannel.samples import Labels
 
 __all__ = ["reader"]
@@ -68,7 +69,8 @@ async def _plugin(settings: ReadSettings) -> list[Reading]:
     except BaseException:
         await _end(process)
         raise
-    return list(from_output(settings.name, status, output.decode("utf-8", "replace")))
+    said = partial(from_output, settings.name, status, output.decode("utf-8", "replace"))
+    return await apart(lambda: list(said()), "apart")
 
 
 async def _keep(process: Process, output: bytearray) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -41,12 +43,33 @@ def test_a_value_is_told_in_its_base_unit(text: str, label: str, value: float, u
     assert datum.value == pytest.approx(value)
 
 
+@pytest.mark.parametrize(
+    "text", ["x=" + "e" * 40, "x=1" + "e" * 40, "l" * 201 + "=1", "x=" + "1" * 65, "x=1;" + "2" * 81]
+)
+def test_a_datum_with_a_part_that_is_too_long_is_passed_over(text: str) -> None:
+    assert [datum.label for datum in perfdata(f"a=1 {text} b=2")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("text", ["x=1-", "x=1,,", "x=1.2.", "x=+-1"])
+def test_a_unit_does_not_begin_as_a_number_goes_on(text: str) -> None:
+    assert list(perfdata(text)) == []
+
+
+HARD = ["a=" + "e" * 60_000 + ";;;;;", "a=" + "1" * 60_000 + "x", "' " * 30_000, "'" * 60_001, "a" * 60_000]
+
+
+@pytest.mark.parametrize("text", HARD, ids=["unit", "digits", "quotes", "a-quote", "label"])
+def test_the_time_to_read_an_output_does_not_grow_with_its_square(text: str) -> None:
+    code = "import sys; from mchannel.agents.nagios import perfdata; list(perfdata(sys.stdin.read()))"
+    subprocess.run([sys.executable, "-c", code], input=text.encode(), check=True, timeout=60)  # it would be minutes
+
+
 def test_a_value_that_is_unknown_has_none() -> None:
     assert one("x=U;1;2").value is None
 
 
 def test_limits_and_ranges_are_scaled_as_the_value_is() -> None:
-    assert one("t=5ms;10;20:30;0;100") == Datum("t", "s", 0.005, Range(0, 0.01), Range(0.02, 0.03), 0, 0.1)
+    assert one("t=5ms;10;20:30;1;100") == Datum("t", "s", 0.005, Range(0, 0.01), Range(0.02, 0.03), 0.001, 0.1)
 
 
 def test_what_is_left_out_is_none() -> None:
@@ -87,7 +110,7 @@ def test_what_is_no_range_is_none(text: str) -> None:
 
 
 def test_the_output_of_many_lines_has_data_on_the_first_and_after_a_second_bar() -> None:
-    output = "DISK OK | /=1MB\nlong text\nmore | /boot=2MB\n/home=3MB\n"
+    output = "DISK OK x=1 | /=1MB\nlong text y=2\nmore z=3 | /boot=2MB\n/home=3MB\n"
     labels = [dict(reading.series.labels).get("label") for reading in from_output("disk", 0, output)]
     assert labels == [None, "/", "/boot", "/home"]
 

@@ -96,6 +96,28 @@ def test_a_plugin_has_nothing_to_read_and_no_shell_sees_its_arguments() -> None:
     assert values(shell("read line && exit 2; exit 1")) == {"nagios.state": 1}
 
 
+def test_what_a_plugin_says_is_read_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def told(*_: object) -> list[Reading]:
+        threads.append(threading.current_thread())
+        return []
+
+    monkeypatch.setattr("mchannel.agents.reads.from_output", told)
+    shell("true")
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
+
+
+def test_a_plugin_that_takes_too_long_is_unknown_before_nobody_waits_for_it() -> None:
+    settings = ReadSettings(name="x", kind="nagios", command=["/bin/sleep", "99"], timeout=2.0)
+
+    async def waited() -> list[Reading]:
+        return await asyncio.wait_for(reader(settings)(), settings.timeout)
+
+    assert values(asyncio.run(waited())) == {"nagios.state": 3}
+
+
 def test_a_plugin_that_is_not_there_raises() -> None:
     with pytest.raises(FileNotFoundError):
         look(kind="nagios", command=["/nowhere/check"])
@@ -193,6 +215,21 @@ def test_an_exporter_that_drips_is_cut_off() -> None:
 
     with web(drip) as url, pytest.raises(OSError, match="takes too long"):
         look(kind="prometheus", url=url, timeout=0.5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"kind": "prometheus", "url": "http://{}/"}, {"kind": "ganglia", "address": "{}"}]
+)
+def test_who_says_nothing_is_waited_for_no_longer_than_the_timeout(settings: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"127.0.0.1:{silent.getsockname()[1]}"
+        asked: dict[str, Any] = {name: value.format(where) for name, value in settings.items()}
+
+        async def waited() -> list[Reading]:
+            return await asyncio.wait_for(reader(ReadSettings(name="x", timeout=0.2, **asked))(), 30)
+
+        with pytest.raises(OSError, match=f"{where}/?: .*timed out"):
+            asyncio.run(waited())
 
 
 @pytest.mark.parametrize(
