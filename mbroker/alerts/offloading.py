@@ -126,11 +126,15 @@ class _Publisher:
 class Offloading:
     """Decides what each publisher compares itself, by what it was seen to send. No I/O; times in milliseconds."""
 
-    def __init__(self, refresh: int, *, most: int = MOST_CUTS, period: int = 60_000) -> None:
-        """Decide once a *period*; at most *most* thresholds a publisher, and a sample of each series per *refresh*."""
+    def __init__(self, refresh: int, *, most: int = MOST_CUTS, period: int = 60_000, ahead: int = 60_000) -> None:
+        """Decide once a *period*; at most *most* thresholds a publisher, and a sample of each series per *refresh*.
+
+        No sample is believed to be further *ahead* of the broker's clock: such a one is refused.
+        """
         self._refresh = refresh
         self._most = min(most, MOST_CUTS)
         self._period = period
+        self._ahead = ahead
         self._sources: dict[str, OrderedDict[int, _Publisher]] = {}
         self._readers = Readers()
         self._cuts: dict[int, Cuts | None] = {}
@@ -178,7 +182,7 @@ class Offloading:
             runs.popitem(last=False)
         if len(publisher.counts) < _MOST_SERIES:
             publisher.counts.update(samples.numbers)
-        publisher.newest = max(publisher.newest, max(samples.times, default=0))
+        publisher.newest = max(publisher.newest, min(max(samples.times, default=0), now + self._ahead))
         return publisher.is_due or now - publisher.began >= self._period
 
     def given_back(self, source: str, run: int) -> None:

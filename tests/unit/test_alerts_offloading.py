@@ -138,6 +138,14 @@ def test_what_was_measured_for_a_period_is_offloaded_and_told_once() -> None:
     assert minute(offloading, 60_000) is None
 
 
+def test_a_time_that_cannot_be_is_not_believed_to_be_that_of_the_newest_sample() -> None:
+    offloading = following("m0 > 5")
+    offloading.count("h", took(0, at=1 << 60), 1000)
+    asked = minute(offloading, 1000, 0)
+    assert asked is not None
+    assert asked.since == 1000 + 60_000
+
+
 def test_a_series_that_keeps_changing_is_taken_back_and_not_tried_again_soon() -> None:
     offloading = following("m0 > 5")
     assert pairs(minute(offloading, 0, 0)) == [(0, 5.0)]
