@@ -1,10 +1,13 @@
 """What a Prometheus exporter says: the text format that node_exporter and its kin answer with.
 
 Names and labels stay as they are, so that rules that were written for them find them. Labels that belong to the broker
-(``host``, ``domain``), or are words of the subscription language, become ``exported_host`` and so on.
+(``host``, ``domain``), or are words of the subscription language, become ``exported_host`` and so on, or
+``exported_exported_host`` where the exporter has such a label itself.
 """
 
 from __future__ import annotations
+
+from collections.abc import Container
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -43,7 +46,15 @@ def from_text(text: str) -> list[Reading]:
 
 
 def _labels(labels: dict[str, str]) -> Labels:
-    """Return *labels* sorted; one that is empty is the same as none."""
-    return tuple(
-        sorted((f"exported_{name}" if name in _TAKEN else name, value) for name, value in labels.items() if value)
-    )
+    """Return *labels* sorted, and each name once; one that is empty is the same as none."""
+    found = {name: value for name, value in labels.items() if value and name not in _TAKEN}
+    for name in sorted(_TAKEN & labels.keys()):
+        if labels[name]:
+            found[_exported(name, found)] = labels[name]
+    return tuple(sorted(found.items()))
+
+
+def _exported(name: str, others: Container[str]) -> str:
+    while name in _TAKEN or name in others:
+        name = f"exported_{name}"
+    return name

@@ -41,6 +41,18 @@ def test_labels_that_belong_to_the_broker_are_exported_ones() -> None:
     assert [name for name, _ in reading.series.labels] == ["exported_domain", "exported_for", "exported_host", "job"]
 
 
+@pytest.mark.parametrize("text", ['host="a",exported_host="b"', 'exported_host="b",host="a"'])
+def test_an_exported_label_leaves_one_of_that_name_as_it_is(text: str) -> None:
+    (reading,) = from_text(f"x{{{text}}} 1\n")
+    assert reading.series.labels == (("exported_exported_host", "a"), ("exported_host", "b"))
+    reading.series.check()
+
+
+def test_an_exported_label_takes_the_place_of_an_empty_one() -> None:
+    (reading,) = from_text('x{host="a",exported_host=""} 1\n')
+    assert reading.series.labels == (("exported_host", "a"),)
+
+
 def test_an_empty_label_is_none() -> None:
     assert from_text('x{a=""} 1\n') == [Reading(Named("x"), 1)]
 
