@@ -43,7 +43,7 @@ _STREAMS = 64
 _GARBAGE = 1 << 16
 """Bytes of garbage after which a guest is not heard for a while; a tear makes some thousand at most."""
 _CONTROLS, _CONTROLS_AT_ONCE = 200.0, 1024
-"""Frames that are no messages, a second and at once: each costs this broker an answer, a stream or a session."""
+"""Frames that are no messages of a stream, a second and at once: most cost an answer, a stream or a session."""
 _PENALTY = 1.0
 _PATIENCE = 0.5
 """Seconds that a guest which runs again has to hear BEGIN: what it goes on with until then is for the host before."""
@@ -267,7 +267,8 @@ class DomainSocket:
             self._punish("sends what are no frames")
 
     def _deliver(self, key: Key, frame: bytes) -> None:
-        if not frame.startswith(_GOES_ON) and not self._controls.take() and self._listens:
+        message = key != EVERYBODY and frame.startswith(_GOES_ON)
+        if not message and not self._controls.take() and self._listens:
             self._punish("begins, calls and ends more often than any agent")
         if key == EVERYBODY:
             if frame == BEGIN:

@@ -610,11 +610,12 @@ def test_a_guest_that_hangs_up_while_it_is_held_back_wakes_nobody_in_vain(raw: R
     ("key", "frames"),
     [
         (EVERYBODY, [BEGIN]),
+        (EVERYBODY, [Frame(Kind.DATA, 1, 1).encode()]),
         (KEY, [b""]),
         (KEY, [Frame(Kind.CALL, 1).encode()]),
         (KEY, [Frame(Kind.HELLO, epoch).encode() for epoch in range(1, 500)]),
     ],
-    ids=["BEGIN", "end", "CALL", "HELLO of ever new epochs"],
+    ids=["BEGIN", "messages to everybody", "end", "CALL", "HELLO of ever new epochs"],
 )
 def test_a_flood_of_control_frames_is_held_back_with_one_line(
     key: Key, frames: list[bytes], raw: Raw, caplog: pytest.LogCaptureFixture
