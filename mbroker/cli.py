@@ -24,14 +24,14 @@ except ModuleNotFoundError as missing:
 from mbroker import alert_commands, control, deadman_command, doctor, fleet_commands, rule_commands
 from mbroker.action import Action
 from mbroker.broker import PolicyReport
-from mbroker.config import Config, ConfigError, Isolation, load
+from mbroker.config import Config, ConfigError, Isolation, Loaded, load
 from mbroker.exits import Exit, Failure, Misuse, exit_of
 from mbroker.host import Host
 from mbroker.plugins import PluginError, find, installed, load_class, make_policy
 from mbroker.replay import read_trace, replay
 from mbroker.setup import faults
 from mchannel import keys
-from mchannel.errors import MChannelError
+from mchannel.errors import KeyFileError, MChannelError
 from mchannel.event import Event
 
 __all__ = ["main"]
@@ -233,7 +233,8 @@ def policy_show(name: str, output: str) -> None:
 def check_config(file: Path, output: str) -> None:
     """Check a configuration, and what it merges, down to the last key; nothing is started."""
     try:
-        lines, code = faults(load(file)), Exit.USAGE
+        loaded = load(file)
+        lines, code = (*faults(loaded), *_key_faults(loaded)), Exit.USAGE
     except ConfigError as error:
         lines, code = error.lines, exit_of(error)
     if output == "json":
@@ -349,6 +350,17 @@ def _setting(text: str) -> tuple[str, Any]:
         return option, tomllib.loads(f"value = {value}")["value"]
     except ValueError:
         raise Misuse(f'--set {text}: write OPTION=VALUE, VALUE as in TOML: 3, 0.5, true, "text"') from None
+
+
+def _key_faults(loaded: Loaded) -> tuple[str, ...]:
+    """Return why mbrokerd, run by this user, could not use the key that its fleet knows it by."""
+    if (fleet := loaded.config.fleet) is None:
+        return ()
+    try:
+        keys.own(fleet.keys or keys.default_folder())
+    except KeyFileError as error:
+        return loaded.error("fleet", "keys", reason=error).lines
+    return ()
 
 
 def _configured(config: Config) -> Hosted:

@@ -171,6 +171,25 @@ def test_a_bad_configuration_is_exit_code_2_with_one_line_for_each_fault(tmp_pat
     assert (said["ok"], len(said["faults"])) == (False, 1)
 
 
+def test_a_folder_of_keys_that_the_fleet_could_not_use_is_a_fault(tmp_path: Path) -> None:
+    folder, file = tmp_path / "keys", tmp_path / "mbroker.toml"
+    file.write_text(
+        f"[broker]\nname = 'node1'\n[hypervisor]\nuri = 'test:///default'\n"
+        f"[fleet]\nlisten = 'tcp://127.0.0.1:7700'\nkeys = '{folder}'"
+    )
+    assert run("check-config", file).stderr == (
+        f"{file}: fleet.keys: {folder} has no key; make one with: mbroker keys new NAME\n"
+    )
+    assert run("keys", "new", "node1", "--folder", folder).exit_code == 0
+    assert run("check-config", file).exit_code == 0
+    folder.chmod(0o755)
+    result = run("check-config", file)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"{file}: fleet.keys: {folder} is open to other users; close it with: chmod go= {folder}\n"
+    )
+
+
 def test_a_fault_is_found_in_the_file_that_set_the_key(tmp_path: Path) -> None:
     (tmp_path / "mbroker.toml").write_text("[policies.none]")
     (tmp_path / "mbroker.d").mkdir()
