@@ -1,12 +1,12 @@
 """What a gmond says: the XML that it answers anyone with who connects, as readings of every host that it knows of.
 
-A metric keeps its name, and has the labels ``cluster`` and ``node``. What is text
-has no value and is left out. The document declares its elements, which is fine; one that declares entities is refused.
+A metric keeps its name, and has the labels ``cluster`` and ``node``. What is text has no value and is left out, and so
+is a value of which it is not told when it was taken. The document declares its elements, which is fine; one that
+declares entities is refused.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from typing import NoReturn
 from xml.parsers import expat
@@ -16,11 +16,13 @@ import attrs
 from mchannel.agents.publisher import Reading
 from mchannel.samples import Named, is_name
 
-__all__ = ["from_xml"]
+__all__ = ["Gmond", "from_xml"]
 
 _DEEPEST = 16
 _LONGEST_ATTRIBUTE = 1024
 _MOST = 100_000  # metrics of a document
+_OLDEST = 1e6  # seconds; who is silent for longer is gone
+_JITTER = 3000  # milliseconds; a gmond tells ages in whole seconds, and documents take their time
 _ODD = re.compile(r"[^A-Za-z0-9_.:]")
 
 
@@ -58,11 +60,12 @@ class _Document:
             value, age = float(said.get("VAL", "")), float(said.get("TN", "0"))
         except ValueError:
             return
+        if not 0 <= age < _OLDEST:
+            return  # it is not known when that was so
         if len(self.found) == _MOST:
             raise ValueError(f"it has more than {_MOST} metrics")
-        at = self.now - round(age * 1000) if math.isfinite(age) and 0 <= age < 1e6 else self.now
         labels = tuple((label, text) for label, text in (("cluster", self.cluster), ("node", self.node)) if text)
-        self.found.append(Reading(Named(name, labels), value, at))
+        self.found.append(Reading(Named(name, labels), value, self.now - round(age * 1000)))
 
 
 def _refuse(*_: object) -> NoReturn:
@@ -83,3 +86,26 @@ def from_xml(document: bytes, now: int) -> list[Reading]:
     except expat.ExpatError as error:
         raise ValueError(f"it is no XML: {error}") from None
     return made.found
+
+
+@attrs.define(eq=False)
+class Gmond:
+    """Tells each measurement of one gmond once, however often it is asked and the age seems to differ by a second."""
+
+    _last: dict[Named, tuple[float, int]] = attrs.field(factory=dict[Named, tuple[float, int]], init=False)
+    """Value and time of what every metric of the document before was told with."""
+
+    def read(self, document: bytes, now: int) -> list[Reading]:
+        """Return what is new in a *document* read at *now*, in milliseconds; raise ValueError if it is malformed."""
+        found, before, self._last = from_xml(document, now), self._last, {}
+        told: list[Reading] = []
+        for series, value, said in found:
+            at = now if said is None else said
+            value_before, at_before = self._last[series] = before.get(series, (value, at - _JITTER))
+            if abs(at - at_before) < _JITTER:
+                if value == value_before:
+                    continue
+                at = max(at, at_before + 1)
+            self._last[series] = value, at
+            told.append(Reading(series, value, at))
+        return told

@@ -33,7 +33,11 @@ _UNKNOWN = 3
 
 def reader(settings: ReadSettings) -> Callable[[], Coroutine[Any, Any, list[Reading]]]:
     """Return what reads once when it is called, in one look at a time; it raises when that fails."""
-    look = partial(_plugin, settings) if settings.kind == "nagios" else Apart(partial(_document, settings)).__call__
+    look: Callable[[], Coroutine[Any, Any, list[Reading]]]
+    if settings.kind == "nagios":
+        look = partial(_plugin, settings)
+    else:
+        look = Apart(partial(_document, settings, _understanding(settings)))
 
     async def read() -> list[Reading]:
         return [_labelled(reading, settings.labels) for reading in await look()]
@@ -89,7 +93,25 @@ async def _end(process: Process) -> None:
 # -- documents
 
 
-def _document(settings: ReadSettings) -> list[Reading]:
+def _understanding(settings: ReadSettings) -> Callable[[bytes], list[Reading]]:
+    """Return what makes readings of a document."""
+    if settings.kind != "ganglia":
+        return _exposition
+    from mchannel.agents.ganglia import Gmond  # noqa: PLC0415 - read what is asked for
+
+    gmond = Gmond()
+    return lambda raw: gmond.read(raw, time.time_ns() // 1_000_000)
+
+
+def _exposition(raw: bytes) -> list[Reading]:
+    try:
+        from mchannel.agents.exposition import from_text  # noqa: PLC0415 - its parser is an extra
+    except ImportError as error:
+        raise RuntimeError(f"{error}; an exposition needs it: pip install 'mchannel[host]'") from None
+    return from_text(raw.decode("utf-8", "replace"))
+
+
+def _document(settings: ReadSettings, understand: Callable[[bytes], list[Reading]]) -> list[Reading]:
     where = settings.file or settings.url or settings.address
     try:
         raw = _fetched(settings, time.monotonic() + settings.timeout)
@@ -98,15 +120,7 @@ def _document(settings: ReadSettings) -> list[Reading]:
             error.close()
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise OSError(f"{where}: {reason}") from None
-    if settings.kind == "ganglia":
-        from mchannel.agents.ganglia import from_xml  # noqa: PLC0415 - read what is asked for
-
-        return from_xml(raw, time.time_ns() // 1_000_000)
-    try:
-        from mchannel.agents.exposition import from_text  # noqa: PLC0415 - its parser is an extra
-    except ImportError as error:
-        raise RuntimeError(f"{error}; an exposition needs it: pip install 'mchannel[host]'") from None
-    return from_text(raw.decode("utf-8", "replace"))
+    return understand(raw)
 
 
 def _fetched(settings: ReadSettings, late: float) -> bytes:

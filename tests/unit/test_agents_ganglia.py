@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mchannel.agents.ganglia import from_xml
+from mchannel.agents.ganglia import Gmond, from_xml
 from mchannel.agents.publisher import Reading
 from mchannel.samples import Named
 
@@ -42,9 +42,47 @@ def test_odd_letters_of_a_name_become_underscores() -> None:
     assert reading.series.metric == "disk_free__home"
 
 
-@pytest.mark.parametrize("age", ["-1", "nan", "inf", "1e300"])
-def test_an_age_that_cannot_be_is_none(age: str) -> None:
-    assert [reading.at for reading in from_xml(gmond(metric(age=age)), NOW)] == [NOW]
+@pytest.mark.parametrize("age", ["-1", "nan", "inf", "1e300", "1000000", "x"])
+def test_a_metric_of_which_it_is_not_known_when_it_was_taken_is_left_out(age: str) -> None:
+    assert from_xml(gmond(metric(age=age) + metric(name="cpu_num")), NOW) == [
+        Reading(Named("cpu_num", (("cluster", "lab"), ("node", "n1"))), 0.25, NOW - 7000)
+    ]
+
+
+def told(*looks: tuple[int, str, str]) -> list[list[tuple[float, int | None]]]:
+    """Return value and time, after NOW, of what each look tells: at a time, of a value and its age."""
+    read = Gmond().read
+    return [
+        [
+            (reading.value, reading.at and reading.at - NOW)
+            for reading in read(gmond(metric(value=value, age=age)), NOW + at)
+        ]
+        for at, value, age in looks
+    ]
+
+
+def test_a_measurement_is_told_once_although_its_age_is_in_whole_seconds() -> None:
+    looks = [(0, "5", "7"), (1900, "5", "8"), (3000, "5", "11"), (20_000, "5", "27"), (500_000, "5", "505")]
+    assert told(*looks) == [[(5, -7000)], [], [], [], []]
+
+
+def test_the_next_measurement_is_told_although_its_value_is_the_same() -> None:
+    assert told((0, "5", "7"), (10_000, "5", "2")) == [[(5, -7000)], [(5, 8000)]]
+
+
+def test_another_value_is_another_measurement_and_later_than_the_one_before() -> None:
+    assert told((0, "5", "0"), (900, "6", "1"), (1000, "6", "1")) == [[(5, 0)], [(6, 1)], []]
+
+
+def test_a_clock_that_was_set_back_keeps_nothing_from_being_told() -> None:
+    assert told((0, "5", "0"), (-3_600_000, "5", "0")) == [[(5, 0)], [(5, -3_600_000)]]
+
+
+def test_a_metric_that_is_gone_from_the_document_is_forgotten() -> None:
+    known = Gmond()
+    assert known.read(gmond(metric()), NOW)
+    assert known.read(gmond(""), NOW) == []
+    assert known.read(gmond(metric()), NOW)
 
 
 @pytest.mark.parametrize(

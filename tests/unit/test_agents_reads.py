@@ -260,6 +260,17 @@ def test_a_file_holds_what_an_exporter_would_say(tmp_path: Path) -> None:
     assert values(look(kind="prometheus", file=str(tmp_path / "x.prom"))) == {"up": 1}
 
 
+def test_a_gmond_that_is_asked_twice_tells_a_measurement_once(tmp_path: Path) -> None:
+    (tmp_path / "x.xml").write_text('<GANGLIA_XML><METRIC NAME="load_one" VAL="1" TN="0"/></GANGLIA_XML>')
+
+    async def twice() -> list[list[Reading]]:
+        read = reader(ReadSettings(name="x", kind="ganglia", file=str(tmp_path / "x.xml")))
+        return [await read(), await read()]
+
+    first, second = asyncio.run(twice())
+    assert (values(first), second) == ({"load_one": 1}, [])
+
+
 @pytest.mark.skipif(
     not shutil.which("prometheus-node-exporter"), reason="needs the Debian package prometheus-node-exporter"
 )
