@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
+
+import attrs
 
 from mbroker.alert_answers import Answers
 from mbroker.alert_receivers import notifiers
@@ -26,6 +29,7 @@ from mbroker.alerts.delivery import Manner, Notifier
 from mbroker.alerts.history import History
 from mbroker.alerts.keeper import Keeper
 from mbroker.alerts.notify import Pipeline, Teller
+from mbroker.alerts.selector import Series
 from mbroker.alerts.watch import Settings, Watch
 from mbroker.alerts.wording import Wording
 from mbroker.config import AlertsSection, Loaded
@@ -39,7 +43,7 @@ __all__ = ["Desk"]
 _TICK = 1.0  # seconds
 _MINUTE, _DAY = 60_000, 86_400_000
 _SLACK = 60_000  # before a snapshot: what was on its way when it was taken, the engine tells apart
-_REPLAYED = 600_000  # before a start without a snapshot
+_REPLAYED = 600_000  # of all metrics, before a start without a snapshot
 _ALERTS = 10_000  # of late, that a restart looks at
 
 _log = logging.getLogger("mbroker.alerts")
@@ -62,6 +66,17 @@ class _Everything:
     def accepts(self, _: object) -> bool:
         """Accept it."""
         return True
+
+
+@attrs.frozen
+class _Metrics:
+    """Accepts the series of some metrics."""
+
+    names: Collection[str]
+
+    def accepts(self, series: Series) -> bool:
+        """Tell whether it is one of theirs."""
+        return series.metric in self.names
 
 
 class Desk:
@@ -87,7 +102,7 @@ class Desk:
             self._files.callback(self._history.close)
             image = self._image.read_bytes() if self._image.exists() else b""
             self._watch = Watch(_settings(loaded, section), self._book, self._history, now, image)
-            self._replay(now, has_image=bool(image) and not self._watch.problem)
+            self._replay(now)
             told = notifiers(loaded, self._wording(loaded))
         except (OSError, MChannelError, Invalid) as error:
             self._files.close()
@@ -223,9 +238,13 @@ class Desk:
 
     # -- parts
 
-    def _replay(self, now: int, *, has_image: bool) -> None:
-        begin = self._watch.since - (_SLACK if has_image else _REPLAYED)
-        self._watch.replay(self._history.read(_Everything(), begin, now + _SLACK), now)
+    def _replay(self, now: int) -> None:
+        """Let the engine see what it has not seen, and of what its rules read as much as their windows hold."""
+        spans = self._watch.spans
+        recent = self._watch.since - (_REPLAYED if spans else _SLACK)
+        older = self._history.read(_Metrics(spans.keys()), self._watch.since - max(spans.values(), default=0), recent)
+        newer = self._history.read(_Everything(), recent, now + _SLACK)
+        self._watch.replay(itertools.chain(older if spans else (), newer), now)
 
     def _changed(self, alerts: Iterable[Alert]) -> None:
         alerts = list(alerts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterator
 from enum import Enum
 from itertools import groupby
@@ -15,9 +14,10 @@ from .engine import Engine, Fired
 from .history import Accepts
 from .language import Subscription
 from .offloading import cuts
+from .past import span
 from .reference import Sample
 from .selector import Endpoint, Selector, Series
-from .terms import Function, Span
+from .terms import Function
 from .tree import Absent, Comparison, Instant, Rule, Spatial, Temporal, leaves
 
 __all__ = ["Cost", "Explanation", "Past", "Place", "cost", "explain"]
@@ -90,7 +90,7 @@ def explain(
     the broker was down, its series were silent. Raises :exc:`.engine.TooMuchError`.
     """
     rule = subscription.rule
-    start = begin - _warmth(rule, interval)
+    start = begin - span(rule, interval)
     trial = _Trial(subscription, begin, most)
     engine: Engine | None = None
     clock = start
@@ -173,21 +173,3 @@ def _cost(leaf: Comparison | Absent) -> Cost:
     if any(function.is_order or function.is_quantifier for function in functions):
         return Cost.ORDERED
     return Cost.RUNNING if functions else Cost.NEWEST
-
-
-def _warmth(rule: Rule, interval: int) -> int:
-    """Return how long before its begin the past of *rule* matters."""
-    longest = 0
-    for leaf in leaves(rule.condition):
-        if isinstance(leaf, Absent):
-            longest = max(longest, leaf.span.milliseconds)
-            continue
-        expression = leaf.expression.member if isinstance(leaf.expression, Spatial) else leaf.expression
-        if isinstance(expression, Temporal):
-            window = expression.window
-            span = window.milliseconds if isinstance(window, Span) else window.count * interval
-            longest = max(longest, span * (_TAIL if expression.function is Function.EWMA else 1))
-    return longest + (rule.hold.milliseconds if rule.hold else 0) + 3 * interval
-
-
-_TAIL = math.ceil(math.log(1e6))  # spans of an EWMA after which what came before is a millionth

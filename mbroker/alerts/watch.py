@@ -8,9 +8,11 @@ knows what it was told before.
 from __future__ import annotations
 
 import itertools
+import math
 from array import array
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import attrs
@@ -18,7 +20,7 @@ import attrs
 from mchannel.packing import Limits, pack, unpack
 from mchannel.samples import Declared, Offload, Offloaded, Samples
 
-from . import catalogue
+from . import catalogue, past
 from .alert import Alert, Enrolment, State
 from .book import BookError, Edge
 from .engine import Engine, Fired, TooMuchError
@@ -29,7 +31,7 @@ from .offloading import Offloading
 from .places import Places
 from .reference import Sample
 from .selector import Endpoint, Series
-from .tree import Rule
+from .tree import NoData, Rule, leaves
 
 __all__ = ["HEARTBEAT", "Book", "Counts", "History", "Settings", "Watch"]
 
@@ -122,7 +124,12 @@ class _Followed:
     """A rule that the engine follows, and for whom: those who subscribed to the same."""
 
     number: int
+    rule: Rule
     takers: dict[int, Enrolment] = attrs.field(factory=dict[int, Enrolment])
+    opposite: int | None = None
+    """The engine's number of the rule that tells where this one is false, while that is in doubt."""
+    doubted: set[Endpoint] = attrs.field(factory=set[Endpoint])
+    """What fires by the book, and does not by the engine, which may not know enough yet."""
 
 
 class Watch:
@@ -131,9 +138,10 @@ class Watch:
     def __init__(self, settings: Settings, book: Book, history: History, now: int, image: bytes = b"") -> None:
         """Go on from *image*, a snapshot; when it is missing or of no use, windows begin empty.
 
-        What came after :attr:`since`, the time of the snapshot, is for :meth:`replay`.
+        What came after :attr:`since`, the time of the snapshot, is for :meth:`replay`; :attr:`spans` tells what before.
         """
         self._anew = ""
+        self._is_restored = False
         self.settings = settings
         self._book = book
         self._history = history
@@ -141,11 +149,17 @@ class Watch:
         hosts = settings.hosts | {settings.host}
         self._intake = Intake(hosts, self._number, groups=settings.groups, bounds=settings.bounds)
         self._offloading = Offloading(_REFRESH * settings.interval) if settings.offload else None
-        self._followed = {rule: _Followed(number) for number, rule in self._engine.rules.items()}
+        self._followed = dict[Rule, _Followed]()
+        for number, rule in self._engine.rules.items():
+            if rule in self._followed:  # once it is the opposite of another
+                self._engine.remove(number)
+            else:
+                self._followed[rule] = _Followed(number, rule)
         if self._offloading is not None:
             for rule, followed in self._followed.items():
                 self._offloading.follow(followed.number, rule)
         self._rules = {followed.number: followed for followed in self._followed.values()}
+        self._opposites: dict[int, _Followed] = {}
         self._enrolments: dict[int, Rule] = {}
         for enrolment in book.enrolments():
             try:
@@ -158,6 +172,9 @@ class Watch:
         self._unwritten = ""
         self._began: dict[tuple[int, Endpoint], int] = {}
         self._unsettled: int | None = now + _SILENT * settings.interval
+        for alert in book.alerts(State.FIRING, limit=_ALL):
+            if alert.enrolment in self._enrolments:
+                self._doubt(self._followed[self._enrolments[alert.enrolment]])
         self._samples = 0
         self._heart = self._number(Series(HEARTBEAT, Endpoint({("host", settings.host)})))
 
@@ -167,6 +184,17 @@ class Watch:
         if self._waiting:
             return f"{len(self._waiting)} begins and ends of alerts are not stored yet: {self._unwritten}"
         return self._anew or self._engine.problem
+
+    @property
+    def spans(self) -> dict[str, int]:
+        """For each metric that rules read how many milliseconds of its past matter to them, if windows began anew."""
+        found: defaultdict[str, int] = defaultdict(int)
+        if not self._is_restored:
+            for rule in self._followed:
+                span = past.span(rule, self.settings.interval)
+                for leaf in leaves(rule.condition):
+                    found[leaf.selector.metric] = max(found[leaf.selector.metric], span)
+        return dict(found)
 
     @property
     def places(self) -> Places:
@@ -300,9 +328,12 @@ class Watch:
     def _restored(self, image: bytes, now: int) -> tuple[int, Engine]:
         if image:
             try:
-                return self._unpacked(image)
+                found = self._unpacked(image)
             except (SnapshotError, ValueError, TypeError) as error:
                 self._anew = f"the engine's snapshot cannot be used, so that windows begin anew: {error}"
+            else:
+                self._is_restored = True
+                return found
         return now, Engine(now, interval=self.settings.interval, longest=self.settings.longest)
 
     def _unpacked(self, image: bytes) -> tuple[int, Engine]:
@@ -315,8 +346,8 @@ class Watch:
     def _differences(self, now: int) -> list[Edge]:
         """Return the edges between what the book says, which a restart kept, and what the engine found since.
 
-        What fires by the book fires on while the engine cannot tell; what began and ended while nobody looked is
-        not known.
+        What fires by the book fires on until the engine finds that it does not: until windows are full, and ``for``
+        is over, it cannot tell. What began and ended while nobody looked is not known.
         """
         told: defaultdict[int, set[Endpoint]] = defaultdict(set)
         for alert in self._book.alerts(State.FIRING, limit=_ALL):
@@ -327,9 +358,51 @@ class Watch:
             for number in followed.takers:
                 begun = [(key, self._began.get((followed.number, key), now)) for key in firing - told[number]]
                 edges += [Edge(number, key, True, at) for key, at in begun]
-                edges += [Edge(number, key, False, now) for key in told[number] - firing]
+            followed.doubted = set[Endpoint]().union(*(told[number] for number in followed.takers)) - firing
+            if followed.doubted:
+                self._doubt(followed)
+            else:
+                self._trust(followed)
         self._began.clear()
-        return edges
+        edges += self._edges(self._engine.batch(now, ()))
+        doubted = [followed for followed in self._rules.values() if followed.doubted]
+        return edges + [edge for followed in doubted for edge in self._found_false(followed, now)]
+
+    def _found_false(self, followed: _Followed, now: int) -> list[Edge]:
+        """Return the ends of what is in doubt and false, whether by samples or by silence."""
+        if followed.opposite is None:  # nothing will ever tell
+            false = set(followed.doubted)
+        else:
+            false = followed.doubted & self._engine.firing(followed.opposite)
+        if followed.rule.nodata is NoData.CLEAR:
+            false |= followed.doubted - past.heard(followed.rule, self._engine.places)
+        return [edge for key in false for edge in self._ends(followed, key, now)]
+
+    def _ends(self, followed: _Followed, key: Endpoint, at: int, value: float = math.nan) -> list[Edge]:
+        """Return the ends of an alert that was in doubt."""
+        self._settle(followed, key)
+        return [Edge(number, key, False, at, value) for number in followed.takers]
+
+    def _doubt(self, followed: _Followed) -> None:
+        """Look for where a rule is false: that it does not fire may mean that too little is known of it."""
+        if followed.opposite is None:
+            with suppress(TooMuchError, ValueError):
+                followed.opposite = self._engine.add(past.opposite(followed.rule))
+                self._opposites[followed.opposite] = followed
+
+    def _settle(self, followed: _Followed, key: Endpoint) -> None:
+        """Doubt what fires at *key* no longer."""
+        followed.doubted.discard(key)
+        if not followed.doubted:
+            self._trust(followed)
+
+    def _trust(self, followed: _Followed) -> None:
+        """Look no more for where a rule is false."""
+        followed.doubted.clear()
+        if followed.opposite is not None:
+            del self._opposites[followed.opposite]
+            self._engine.remove(followed.opposite)
+            followed.opposite = None
 
     # -- the way of a sample
 
@@ -351,11 +424,17 @@ class Watch:
         return []
 
     def _edges(self, fired: Iterable[Fired]) -> list[Edge]:
-        return [
-            Edge(number, each.key, each.firing, each.at, each.value)
-            for each in fired
-            for number in self._rules[each.rule].takers
-        ]
+        edges: list[Edge] = []
+        for each in fired:
+            if (followed := self._rules.get(each.rule)) is not None:
+                edges += [Edge(number, each.key, each.firing, each.at, each.value) for number in followed.takers]
+                if each.key in followed.doubted:
+                    self._settle(followed, each.key)
+                continue
+            followed = self._opposites.get(each.rule)
+            if followed is not None and each.firing and each.key in followed.doubted:
+                edges += self._ends(followed, each.key, each.at, each.value)
+        return edges
 
     def _record(self, edges: list[Edge], now: int) -> list[Alert]:
         """Note *edges* in the book, or keep them until it can be written."""
@@ -385,7 +464,7 @@ class Watch:
         self._enrolments[enrolment.number] = rule
 
     def _add(self, rule: Rule) -> _Followed:
-        followed = self._followed[rule] = _Followed(self._engine.add(rule))
+        followed = self._followed[rule] = _Followed(self._engine.add(rule), rule)
         self._rules[followed.number] = followed
         if self._offloading is not None:
             self._offloading.follow(followed.number, rule)
@@ -393,6 +472,7 @@ class Watch:
 
     def _leave(self, rule: Rule) -> None:
         followed = self._followed.pop(rule)
+        self._trust(followed)
         del self._rules[followed.number]
         if self._offloading is not None:
             self._offloading.leave(followed.number, rule)

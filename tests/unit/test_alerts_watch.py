@@ -52,6 +52,8 @@ class World:
     now: int = NOW
     image: bytes = b""
     lives: int = 0
+    reach: int | None = None
+    """Milliseconds before the snapshot that the history has; None for all that is asked for."""
     watch: Watch = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -60,7 +62,8 @@ class World:
     def start(self, changed: Settings = SETTINGS) -> None:
         self.lives += 1
         self.watch = Watch(changed, self.book, self.history, self.now, self.image)
-        self.watch.replay(self.history.since(self.watch.since - 10_000), self.now)
+        reach = max(10_000, *self.watch.spans.values(), 0) if self.reach is None else self.reach
+        self.watch.replay(self.history.since(self.watch.since - reach), self.now)
 
     def subscribe(self, text: str) -> int:
         return self.watch.enrol("ann", Subscription.parse(text), ["oncall"], self.now)[0].number
@@ -269,6 +272,77 @@ def test_an_alert_whose_end_was_missed_ends_when_series_had_time_to_speak(world:
     assert world.told == [(1, WEB1, 1, None)]
     world.wait(SETTLED)
     assert world.told == [(1, WEB1, 1, 5)]
+
+
+@pytest.mark.parametrize("reach", [None, 600_000, 0], ids=["all", "ten minutes", "nothing"])
+def test_what_fires_goes_on_after_a_refused_snapshot_until_it_is_found_false(world: World, reach: int | None) -> None:
+    world.start(attrs.evolve(SETTINGS, interval=60_000))
+    number = world.subscribe("load > 8 for 15m")
+    for _ in range(20):
+        world.say("load", 9, after=60_000)
+    world.image = world.watch.snapshot(world.now)
+    world.reach = reach
+    world.start(attrs.evolve(SETTINGS, interval=61_000))
+    for _ in range(10):
+        world.say("load", 9, after=60_000)
+        world.wait(1000)
+    assert world.told == [(number, WEB1, 960, None)]
+    world.say("load", 7, after=60_000)
+    world.wait(60_000)
+    world.wait(60_000)
+    ((_, _, _, end),) = world.told
+    assert end
+
+
+def test_windows_that_begin_anew_ask_for_as_much_of_the_past_as_they_hold_and_others_for_none(world: World) -> None:
+    world.subscribe("load > 8 for 15m")
+    world.subscribe("mean(load[1h]) > 1")
+    world.subscribe("cpu.busy > 1")
+    world.image = world.watch.snapshot(world.now)
+    world.start()
+    assert world.watch.spans == {}
+    world.image = b""
+    world.start()
+    assert world.watch.spans == {"load": 3_603_000, "cpu.busy": 3_000}
+
+
+@pytest.mark.parametrize(
+    ("text", "ends"),
+    [
+        ("load > 1 clear < 0.5", False),
+        ("load > 1 clear < 0.95", True),
+        ("all(load) > 1 clear < 0.95", True),
+        ("max(mean(load[8])) > 1", False),
+        ("load > 1 or cpu.busy > 1", False),
+    ],
+)
+def test_only_what_is_found_false_ends_after_a_restart(world: World, text: str, ends: bool) -> None:
+    world.subscribe(text)
+    for _ in range(8):
+        world.say("load", 2)
+    world.history.samples.clear()
+    world.start()
+    world.say("load", 0.9)
+    world.wait(SETTLED)
+    ((*_, end),) = world.told
+    assert (end is not None) is ends
+    for _ in range(8):
+        world.say("load", 0)
+        world.say("cpu.busy", 0, after=1)
+    world.wait(1000)
+    ((*_, end),) = world.told
+    assert end is not None
+
+
+@pytest.mark.parametrize(("nodata", "ends"), [("clear", True), ("keep", False)])
+def test_what_does_not_speak_after_a_restart_ends_if_silence_clears(world: World, nodata: str, ends: bool) -> None:
+    world.subscribe(f"load > 1 nodata {nodata}")
+    world.say("load", 2)
+    world.history.samples.clear()
+    world.start()
+    world.wait(SETTLED)
+    ((*_, end),) = world.told
+    assert (end is not None) is ends
 
 
 def test_what_began_before_a_kill_and_is_in_no_book_is_told_when_it_began(world: World) -> None:
