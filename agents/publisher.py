@@ -19,6 +19,7 @@ __all__ = ["Publisher", "Reading"]
 
 _LEAST_ROOM = 1024  # bytes; no channel is so narrow
 _NEVER = -(1 << 62)
+_IDLE = 600_000  # milliseconds without a reading after which a series may be gone
 
 
 class Reading(NamedTuple):
@@ -46,7 +47,7 @@ class Publisher:
     """Thresholds that it compares samples with for the broker; none over a channel that may lose samples."""
     run: int = attrs.field(factory=lambda: secrets.randbits(62), init=False)
     dropped: int = attrs.field(default=0, init=False)
-    """Samples of this run that were thrown away; the broker is told."""
+    """Samples that were thrown away; the broker is told of those of this run."""
     withheld: int = attrs.field(default=0, init=False)
     """Samples that were not sent, as the broker has no use for them."""
     refused: int = attrs.field(default=0, init=False)
@@ -54,6 +55,10 @@ class Publisher:
     _numbers: dict[Named, int] = attrs.field(factory=dict[Named, int], init=False)
     _told: int = attrs.field(default=0, init=False)
     """Series that were declared: those with lower numbers."""
+    _dropped_before: int = attrs.field(default=0, init=False)
+    """How many had been dropped when this run began."""
+    _read: array[int] = attrs.field(factory=lambda: array("q"), init=False)
+    """When each series was read last."""
     _is_full: bool = attrs.field(default=False, init=False)
     _columns: tuple[array[int], array[float], array[int]] = attrs.field(
         factory=lambda: (array("I"), array("d"), array("q")), init=False
@@ -77,14 +82,15 @@ class Publisher:
 
     def take(self, readings: Iterable[Reading], now: int) -> None:
         """Take what was read at *now*, in milliseconds; the oldest samples give way to it."""
-        if self._is_full:
+        if self._is_full and now - min(self._read) >= _IDLE:
             self._begin()
-        known, sieve = self._numbers.get, self._sieve
+        known, sieve, last = self._numbers.get, self._sieve, self._read
         for series, value, said in readings:
             number = known(series)
             if number is None and (number := self._number(series)) is None:
                 self.refused += 1
                 continue
+            last[number] = now
             at = now if said is None else said
             self._newest = max(self._newest, at)
             if sieve is None or number not in sieve:
@@ -122,16 +128,19 @@ class Publisher:
         if len(self._numbers) >= self.most_series:
             self._is_full = True
             return None
+        self._read.append(_NEVER)
         return self._numbers.setdefault(series, len(self._numbers))
 
     def _begin(self) -> None:
-        """Begin a new run, as too many series have come; many of them may be gone."""
+        """Begin a new run without the series that are gone, once nothing waits that speaks of them by number."""
+        self._give_back()
+        if len(self):
+            return
         self.run = secrets.randbits(62)
         self._numbers.clear()
-        for column in self._columns:
-            del column[:]
-        self._told, self.dropped, self._is_full, self._leaving = 0, 0, False, None
-        self._sieve = self._answer = None
+        del self._read[:]
+        self._told, self._dropped_before, self._is_full, self._leaving = 0, self.dropped, False, None
+        self._answer = None
 
     def again(self) -> None:
         """Declare all series again: somebody listens who does not know them, nor what others asked for."""
@@ -157,7 +166,12 @@ class Publisher:
     def strain(self, is_strained: bool) -> None:
         """Say whether this process is too busy to compare samples with thresholds for the broker."""
         self._is_strained = is_strained
-        if is_strained and self._sieve is not None:
+        if is_strained:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Compare nothing for the broker from now on, and tell it so."""
+        if self._sieve is not None:
             self._sift(None)
             self._tell_sifting()
 
@@ -206,5 +220,5 @@ class Publisher:
             return None
         rows = slice(Samples.most_in(self.room))
         numbers, values, times = self._columns
-        sent = Samples(self.run, numbers[rows], values[rows], times[rows], self.dropped)
+        sent = Samples(self.run, numbers[rows], values[rows], times[rows], self.dropped - self._dropped_before)
         return sent.to_event(sent.times[-1] / 1000), 0, len(sent)

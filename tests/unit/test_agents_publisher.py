@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from mchannel.agents.publisher import Publisher, Reading
 from mchannel.errors import CodecError
 from mchannel.event import Event
-from mchannel.samples import AGAIN, SERIES, Again, Declared, Named, Samples
+from mchannel.samples import AGAIN, OFFLOADED, SERIES, Again, Declared, Named, Offload, Samples
 
 LOAD, CPU = Named("load"), Named("cpu", (("core", "0"),))
 
@@ -31,6 +32,8 @@ class Broker:
             if declared.run != self.run:
                 self.run, self.names = declared.run, {}
             self.names.update(enumerate(declared.series, declared.first))
+            return None
+        if event.topic == OFFLOADED:
             return None
         samples = Samples.from_event(event)
         if samples.run != self.run or any(number not in self.names for number in samples.numbers):
@@ -131,14 +134,85 @@ def test_a_series_without_a_valid_name_is_left_out_and_counted() -> None:
     assert (publisher.refused, publisher.series, publisher.first()) == (2, 0, None)
 
 
-def test_too_many_series_are_left_out_and_then_a_new_run_forgets_those_that_are_gone() -> None:
-    publisher = Publisher(most_series=2)
-    publisher.take([Reading(Named(f"m{n}"), 1.0) for n in range(3)], 1)
-    first = publisher.run
-    assert (publisher.series, publisher.refused) == (2, 1)
-    publisher.take([Reading(Named("m2"), 1.0)], 2)
-    assert publisher.run != first
-    assert sent(publisher, Broker()).heard == [(Named("m2"), 1.0, 2)]
+def metrics(*numbers: int) -> list[Reading]:
+    return [Reading(Named(f"m{n}"), 1.0) for n in numbers]
+
+
+def test_too_many_series_are_left_out_and_those_that_are_known_go_on() -> None:
+    publisher, broker = Publisher(most_series=2), Broker()
+    run = publisher.run
+    for now in range(0, 3_600_000, 60_000):
+        publisher.take(metrics(0, 1, 2), now)
+        if now % 180_000 == 0:
+            sent(publisher, broker)
+    assert (publisher.run, publisher.series, publisher.refused, publisher.dropped) == (run, 2, 60, 0)
+    assert len(broker.heard) + len(publisher) == 120
+
+
+def test_series_that_are_gone_make_room_in_a_new_run_for_others() -> None:
+    publisher, broker = Publisher(most_series=2), Broker()
+    publisher.take(metrics(0, 1, 2), 0)
+    sent(publisher, broker)
+    run = publisher.run
+    publisher.take(metrics(1, 2), 599_999)
+    sent(publisher, broker)
+    assert publisher.run == run
+    publisher.take(metrics(1, 2), 600_000)
+    assert publisher.run != run
+    assert [named.metric for named, _, _ in sent(publisher, broker).heard] == ["m0", "m1", "m1", "m1", "m2"]
+
+
+def test_a_new_run_waits_until_all_of_the_one_before_is_sent() -> None:
+    publisher, broker = Publisher(most_series=2), Broker()
+    publisher.take(metrics(0, 1, 2), 0)
+    run = publisher.run
+    publisher.take(metrics(2), 600_000)
+    assert (publisher.run, len(publisher)) == (run, 2)
+    sent(publisher, broker)
+    publisher.take(metrics(2), 600_001)
+    assert [named.metric for named, _, _ in sent(publisher, broker).heard] == ["m0", "m1", "m2"]
+
+
+def test_what_was_held_back_is_sent_before_a_new_run() -> None:
+    publisher, broker = Publisher(most_series=1), Broker()
+    publisher.take(metrics(0), 0)
+    sent(publisher, broker)
+    publisher.heard(Offload(publisher.run, 0, 1 << 40, array("I", [0]), array("d", [5.0])).to_event())
+    for at in (1, 2):
+        publisher.take(metrics(0, 1), at)
+    for at in (700_000, 700_001):
+        sent(publisher, broker)
+        publisher.take(metrics(1), at)
+    heard = [(named.metric, at) for named, _, at in sent(publisher, broker).heard]
+    assert heard == [("m0", 0), ("m0", 1), ("m0", 2), ("m1", 700_001)]
+
+
+def test_what_was_dropped_is_counted_for_good_and_the_broker_is_told_of_its_run() -> None:
+    publisher, broker = Publisher(most=2, most_series=1), Broker()
+    for at in range(5):
+        publisher.take(metrics(0, 1), at)
+    assert sent(publisher, broker).dropped == 3
+    publisher.take(metrics(1), 700_000)
+    assert (sent(publisher, broker).dropped, publisher.dropped) == (0, 3)
+
+
+def test_samples_being_sent_stay_when_the_oldest_give_way_as_the_channel_may_break() -> None:
+    publisher = Publisher(room=1, most=3)  # one sample an event
+    publisher.take(metrics(0), 0)
+    publisher.first()
+    publisher.pop()
+    publisher.first()
+    for at in range(1, 5):
+        publisher.take(metrics(0), at)
+    publisher.again()
+    assert [at for _, _, at in sent(publisher, Broker()).heard] == [0, 3, 4]
+
+
+def test_an_answer_to_a_broker_that_is_gone_is_not_sent_to_the_next() -> None:
+    publisher = Publisher()
+    publisher.heard(Offload(publisher.run, 0, 1000, array("I", [0]), array("d", [5.0])).to_event())
+    publisher.again()
+    assert publisher.first() is None
 
 
 def test_a_channel_that_takes_no_long_events_gets_short_ones() -> None:
