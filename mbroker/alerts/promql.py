@@ -8,6 +8,7 @@ documentation; those of one expression are its :attr:`Translation.notes`.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import attrs
@@ -30,7 +31,11 @@ from .tree import Absent, And, Comparison, Condition, Not, Or, Spatial, leaves
 
 __all__ = ["Translation", "translate"]
 
-_LONGEST = 4096  # characters; the parser recurses without a bound of its own
+_LONGEST = 4096  # characters
+_MOST = 256  # brackets and operators; what the parser needs grows with the square of how deep they nest
+_PART = re.compile(
+    r"""(?x) "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*' | `[^`]*` | ([-+*/%^(<>] | [=!]= | \b(?:and|or|unless)\b)"""
+)
 _LOOKBACK = Span(300_000)  # how long Prometheus takes a sample for the present value
 
 
@@ -53,6 +58,8 @@ def translate(text: str, renaming: Renaming) -> Translation:
     """Return what the PromQL expression *text* says; raise :exc:`Unsupported`."""
     if len(text) > _LONGEST:
         raise Unsupported(f"it has more than {_LONGEST} characters")
+    if sum(part[1] is not None for part in _PART.finditer(text)) > _MOST:
+        raise Unsupported(f"it has more than {_MOST} brackets and operators")
     try:
         tree = promql.parse(text)
     except ValueError as error:

@@ -102,6 +102,7 @@ def test_a_quota_reaches_the_guests_control_group(guest: Guest, hosts: Hosts) ->
     assert "5000" in quotas.split()
 
 
+@pytest.mark.usefixtures("hosts")  # which says why where none can be made
 def test_a_test_run_that_is_killed_leaves_nothing() -> None:
     code = (
         "import time\n"

@@ -128,9 +128,10 @@ def test_what_has_a_counterpart_becomes_it(expression: str, expected: str | None
         ("a > 1 and", "it is no PromQL"),
         ("", "it is no PromQL"),
         ("a > 1 and (" * 70 + "a > 1" + ")" * 70, "it is nested more than"),
-        ("(" * 2000 + "a" + ")" * 2000 + "> 1", "it is nested more than 64 deep"),
-        ("-" * 4000 + "a > 1", "it is nested more than 64 deep"),
-        ("a > " + "1+" * 2000 + "1", "it is nested more than 64 deep"),
+        ("(" * 2000 + "a" + ")" * 2000 + "> 1", "it has more than 256 brackets and operators"),
+        ("-" * 4000 + "a > 1", "it has more than 256 brackets and operators"),
+        ("a > " + "1+" * 2000 + "1", "it has more than 256 brackets and operators"),
+        ("(" * 100 + "a" + ")" * 100 + "> 1", "it is nested more than 64 deep"),
         ("a" * 5000, "it has more than 4096 characters"),
     ],
 )

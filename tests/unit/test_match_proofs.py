@@ -84,8 +84,8 @@ def build(folder: Path, fault: Fault | None = None) -> Path:
 
 
 def fuzz(made: Path, seconds: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [made, *LIMITS, f"-max_total_time={seconds}"],
+    return subprocess.run(  # by way of a small process: a child counts the memory of its parent as its own peak
+        ["timeout", str(seconds + 110), made, *LIMITS, f"-max_total_time={seconds}"],
         cwd=made.parent,
         capture_output=True,
         text=True,
