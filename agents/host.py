@@ -9,6 +9,9 @@
 ``uptime``                             seconds since boot
 ``agent.cpu``, ``agent.memory``        share of one CPU, and bytes, that this process takes itself
 =====================================  ===================================================================
+
+Filesystems, temperatures, fans and the frequency are looked at every five seconds, and told as they were last seen in
+between: a rule that waits for three intervals without a sample must not take them for gone.
 """
 
 from __future__ import annotations
@@ -47,6 +50,8 @@ class HostMetrics:
     metrics: Metrics = attrs.field(factory=lambda: Metrics(""))
     monotonic: Callable[[], float] = attrs.field(default=time.monotonic, kw_only=True)
     _slow_at: float | None = attrs.field(default=None, init=False)
+    _seen: list[Reading] = attrs.field(factory=list[Reading], init=False)
+    """What was so at the last look at what changes slowly."""
     _process: psutil.Process = attrs.field(factory=psutil.Process, init=False)
     _spent: tuple[float, float] | None = attrs.field(default=None, init=False)
 
@@ -56,19 +61,23 @@ class HostMetrics:
         now = self.monotonic()
         found += self._self(now)
         if self._slow_at is None or now - self._slow_at >= _SLOW:
-            self._slow_at = now
-            for group in (_filesystems, _temperatures, _fans, _machine):
-                try:
-                    found += group()
-                except (OSError, RuntimeError, ValueError):
-                    continue  # not on this machine, or not as psutil knows it
-        return found
+            self._slow_at, self._seen = now, list(_slow())
+        return found + self._seen
 
     def _self(self, now: float) -> Iterator[Reading]:
         before, self._spent = self._spent, (now, time.process_time())
         if before is not None and now > before[0]:
             yield Reading(Named("agent.cpu"), (self._spent[1] - before[1]) / (now - before[0]))
         yield Reading(Named("agent.memory"), float(self._process.memory_info().rss))
+        yield Reading(Named("uptime"), time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def _slow() -> Iterator[Reading]:
+    for group in (_filesystems, _temperatures, _fans, _frequency):
+        try:
+            yield from group()
+        except (OSError, RuntimeError, ValueError):
+            continue  # not on this machine, or not as psutil knows it
 
 
 def _filesystems() -> Iterator[Reading]:
@@ -102,11 +111,10 @@ def _fans() -> Iterator[Reading]:
         yield Reading(Named("fan", labels), float(sensor.current))
 
 
-def _machine() -> Iterator[Reading]:
+def _frequency() -> Iterator[Reading]:
     frequency = psutil.cpu_freq()
     if frequency is not None:  # pyright: ignore[reportUnnecessaryComparison] - in many virtual machines
         yield Reading(Named("cpu.frequency"), float(frequency.current))
-    yield Reading(Named("uptime"), max(0.0, time.time() - psutil.boot_time()))
 
 
 def _sensors(chips: Mapping[str, Sequence[S]]) -> Iterator[tuple[Labels, S]]:

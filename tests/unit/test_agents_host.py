@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from types import SimpleNamespace
 
 import psutil
@@ -32,10 +33,30 @@ def test_shares_are_told_from_the_second_look_on() -> None:
     assert "agent.cpu" in names(host.read())
 
 
-def test_what_changes_slowly_is_looked_at_every_five_seconds() -> None:
-    now = iter([0.0, 1.0, 4.9, 5.0])
+def test_what_changes_slowly_is_looked_at_every_five_seconds_and_told_every_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    speeds, now = iter([900, 800]), iter([0.0, 1.0, 4.9, 5.0])
+    fans = lambda: {"nct": [SimpleNamespace(label="", current=next(speeds))]}  # noqa: E731
+    monkeypatch.setattr(psutil, "sensors_fans", fans, raising=False)
     host = HostMetrics(monotonic=lambda: next(now))
-    assert ["filesystem" in names(host.read()) for _ in range(4)] == [True, False, False, True]
+    told = [[reading.value for reading in host.read() if reading.series.metric == "fan"] for _ in range(4)]
+    assert told == [[900], [900], [900], [800]]
+
+
+def test_what_is_gone_at_a_look_is_not_told_as_it_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    fans = [{"nct": [SimpleNamespace(label="", current=900)]}, {}]
+    now = iter([0.0, 5.0, 6.0])
+    monkeypatch.setattr(psutil, "sensors_fans", lambda: fans.pop(0), raising=False)
+    host = HostMetrics(monotonic=lambda: next(now))
+    assert ["fan" in names(host.read()) for _ in range(3)] == [True, False, False]
+
+
+def test_the_uptime_is_that_of_the_machine_now() -> None:
+    host = HostMetrics(monotonic=lambda: 0.0)
+    first, second = ([r.value for r in host.read() if r.series.metric == "uptime"] for _ in range(2))
+    assert abs(first[0] - (time.time() - psutil.boot_time())) < 30
+    assert second > first
 
 
 def test_every_series_of_this_host_has_a_valid_name_and_a_value() -> None:
