@@ -128,8 +128,17 @@ class Desk:
 
     # -- what the daemon asks of it
 
-    def take(self, event: Event) -> Event | None:
-        """Match what a publisher sent; return what is to be answered. Raises CodecError."""
+    async def take(self, event: Event) -> Event | None:
+        """Match what a publisher sent; return what is to be answered. Raises CodecError.
+
+        While the book cannot be written it waits, so that nothing more is read of whoever sent it.
+        """
+        answer = self._take(event)
+        while self._watch.is_behind:  # noqa: ASYNC110 - what it waits for is a disk, which is tried every tick
+            await asyncio.sleep(_TICK)
+        return answer
+
+    def _take(self, event: Event) -> Event | None:
         now = _clock()
         if event.topic == SERIES:
             self._changed(self._watch.declare(event.source, Declared.from_event(event), now))

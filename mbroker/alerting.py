@@ -98,7 +98,7 @@ class Alerting:
     async def take(self, event: Event) -> Event | None:
         """Match what a publisher sent; return what is to be answered. Raises CodecError."""
         life = self._present()
-        return await life.call(_in_turn(life.desk.take, event))
+        return await life.call(life.desk.take(event))
 
     def check(self, loaded: Loaded) -> None:
         """Raise :exc:`~mbroker.config.ConfigError` when :meth:`reload` cannot take *loaded* over."""

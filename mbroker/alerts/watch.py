@@ -1,8 +1,9 @@
 """Everything between a publisher's samples and the notices of it, without I/O but that of the book and the history.
 
-The caller passes the time and what arrives, and stores the snapshots. An edge is in the book before anything else
-happens, so that a kill loses none: whoever sent the samples sends again what was not acknowledged, and the book
-knows what it was told before.
+The caller passes the time and what arrives, and stores the snapshots. An edge is in the book before its samples are in
+the history and before their publisher is answered. While the book cannot be written, edges wait in memory, no snapshot
+is made, and :attr:`Watch.is_behind` asks the caller to take no more. A kill loses no alert that goes on: what the
+history has is matched again, and the book knows what it was told before.
 """
 
 from __future__ import annotations
@@ -170,8 +171,11 @@ class Watch:
             self._leave(rule)
         self._waiting: list[Edge] = []
         self._unwritten = ""
+        self._dropped = 0
+        self._news: list[str] = []
         self._began: dict[tuple[int, Endpoint], int] = {}
         self._unsettled: int | None = now + _SILENT * settings.interval
+        self._knows = False  # of all series what they did since the start
         for alert in book.alerts(State.FIRING, limit=_ALL):
             if alert.enrolment in self._enrolments:
                 self._doubt(self._followed[self._enrolments[alert.enrolment]])
@@ -182,8 +186,14 @@ class Watch:
     def problem(self) -> str:
         """What the operator should look into, in one line; empty when there is nothing."""
         if self._waiting:
-            return f"{len(self._waiting)} begins and ends of alerts are not stored yet: {self._unwritten}"
+            dropped = f", {self._dropped} more were dropped" if self._dropped else ""
+            return f"{len(self._waiting)} begins and ends of alerts are not stored yet{dropped}: {self._unwritten}"
         return self._anew or self._engine.problem
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the book lacks what happened, so that samples should wait; :meth:`tick` tries again to write it."""
+        return bool(self._waiting)
 
     @property
     def spans(self) -> dict[str, int]:
@@ -237,11 +247,13 @@ class Watch:
         if self._unsettled is not None and now >= self._unsettled:
             self._unsettled = None
             changed += self._record(self._differences(now), now)
+            self._knows = True
         return changed
 
     def complaints(self, now: int) -> Iterator[str]:
-        """Yield, once a minute, what was refused of whom."""
-        return self._intake.complaints(now)
+        """Yield, once a minute, what was refused of whom; and what a book that could not be written lacks."""
+        news, self._news = self._news, []
+        return itertools.chain(news, self._intake.complaints(now))
 
     # -- who is told
 
@@ -344,7 +356,7 @@ class Watch:
         return int(since), Engine.load(engine)
 
     def _differences(self, now: int) -> list[Edge]:
-        """Return the edges between what the book says, which a restart kept, and what the engine found since.
+        """Return the edges between what the book says and what the engine found, where one lacks some.
 
         What fires by the book fires on until the engine finds that it does not: until windows are full, and ``for``
         is over, it cannot tell. What began and ended while nobody looked is not known.
@@ -358,7 +370,12 @@ class Watch:
             for number in followed.takers:
                 begun = [(key, self._began.get((followed.number, key), now)) for key in firing - told[number]]
                 edges += [Edge(number, key, True, at) for key, at in begun]
-            followed.doubted = set[Endpoint]().union(*(told[number] for number in followed.takers)) - firing
+            missed = set[Endpoint]().union(*(told[number] for number in followed.takers)) - firing
+            if self._knows:
+                ended = missed - followed.doubted
+                edges += [Edge(number, key, False, now) for key in ended for number in followed.takers]
+                missed -= ended
+            followed.doubted = missed
             if followed.doubted:
                 self._doubt(followed)
             else:
@@ -444,10 +461,19 @@ class Watch:
         try:
             changed = self._book.record(self._waiting, now)
         except BookError as error:
+            self._dropped += len(self._waiting[_MOST_WAITING:])
             del self._waiting[_MOST_WAITING:]
             self._unwritten = str(error)
             return []
         self._waiting.clear()
+        if self._dropped:
+            self._anew = (
+                f"{self._dropped} begins and ends of alerts were dropped while the book could not be written; what "
+                "fires, and what does not any more, is told late"
+            )
+            self._news.append(self._anew)
+            self._dropped = 0
+            self._unsettled = now if self._unsettled is None else self._unsettled
         return changed
 
     def _number(self, series: Series) -> int:

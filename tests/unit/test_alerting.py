@@ -27,6 +27,7 @@ from click.testing import CliRunner, Result
 import mchannel
 from mbroker import control
 from mbroker.alerting import Alerting
+from mbroker.alerts.book import BookError
 from mbroker.cli import main
 from mbroker.config import ConfigError, load
 from mchannel import Event
@@ -343,6 +344,26 @@ async def test_samples_that_are_none_are_the_sender_s_fault(alerting: tuple[Aler
     made, _ = alerting
     with pytest.raises(CodecError):
         await made.take(Event("metrics.samples", source="web1", detail={"run": 1}))
+
+
+async def test_a_publisher_waits_while_the_book_cannot_be_written(
+    alerting: tuple[Alerting, list[Event]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, said = alerting
+    await ask(made, "control.subscribe", owner="ann", text="load > 1")
+    await made.take(attrs.evolve(Declared(1, 0, (Named("load"),)).to_event(), source="web1"))
+
+    def full(*_: object) -> None:
+        raise BookError("the disk is full; make room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mbroker.alerts.book.Book.record", full)
+        taken = asyncio.create_task(made.take(event(2.0)))
+        assert await asyncio.wait([taken], timeout=1.5) == (set(), {taken})
+        assert (await ask_subscriptions(made))[0]["text"] == "load > 1"
+    async with asyncio.timeout(20):
+        assert await taken is None
+    assert [each.topic for each in said] == ["alert.firing"]
 
 
 async def test_alerts_that_fail_begin_again_from_their_files(

@@ -244,6 +244,38 @@ def test_what_cannot_be_written_is_written_later_and_no_snapshot_forgets_it(worl
     assert world.told == [(1, WEB1, 1, None)]
 
 
+def test_edges_above_the_limit_are_counted_and_made_up_for_once_the_book_can_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = Failing(world.book)
+    world.book = failing  # type: ignore[assignment]
+    world.start()
+    world.subscribe("load > 1")
+    world.wait(SETTLED)
+    world.say("load", 2, "web1")
+    monkeypatch.setattr("mbroker.alerts.watch._MOST_WAITING", 1)
+    failing.full = True
+    for source, value in (("web2", 2.0), ("web3", 2.0), ("web1", 0.0)):
+        world.say("load", value, source)
+    assert world.watch.problem == (
+        "1 begins and ends of alerts are not stored yet, 2 more were dropped: the disk is full; make room"
+    )
+    assert world.watch.is_behind
+    failing.full = False
+    world.wait(5000)
+    assert not world.watch.is_behind
+    world.wait(1000)
+    lost = "2 begins and ends of alerts were dropped while the book could not be written"
+    assert world.watch.problem.startswith(lost)
+    assert [line.startswith(lost) for line in world.watch.complaints(world.now)] == [True]
+    assert list(world.watch.complaints(world.now)) == []
+    assert [(key["domain"], end is None) for _, key, _, end in world.told] == [
+        ("web1", False),
+        ("web2", True),
+        ("web3", True),
+    ]
+
+
 # -- restarts
 
 
