@@ -172,6 +172,20 @@ def test_a_flood_is_taken_in_portions(pair: Pair) -> None:
     assert len(pair.broker.heard) == 600
 
 
+def test_a_peer_that_writes_as_fast_as_it_is_read_does_not_hold_the_loop(pair: Pair) -> None:
+    def take() -> None:
+        while len(pair.broker.heard) < 2000 and (frame := pair.broker.wire.recv()) is not None:
+            pair.broker.heard.append(frame)
+            assert pair.agent.wire.send(b"more")
+
+    pair.broker.wire.on_news = take
+    for _ in range(100):
+        pair.agent.wire.send(b"more")
+    pair.broker.port.pump()
+    assert 100 < len(pair.broker.heard) < 600
+    assert pair.broker.awake()
+
+
 def test_a_reader_that_stops_early_is_called_again(pair: Pair) -> None:
     found: list[bytes | None] = []
     pair.broker.wire.on_news = lambda: found.append(pair.broker.wire.recv())
@@ -189,6 +203,16 @@ def test_what_was_sent_before_the_peer_went_can_still_be_read(pair: Pair) -> Non
     assert len(pair.broker.heard) == 600
     assert isinstance(pair.broker.error, ChannelBroken)
     with pytest.raises(ChannelBroken, match="gone"):
+        pair.broker.wire.send(b"x")
+
+
+def test_a_peer_that_went_and_broke_the_rules_is_one_that_broke_the_rules(pair: Pair) -> None:
+    pair.broker.wire.fail(ChannelBroken("gone"))
+    pair.poke(TAIL, 1 << 40)
+    pair.run()
+    assert isinstance(pair.broker.error, ProtocolError)
+    pair.broker.wire.fail(ChannelBroken("gone again"))
+    with pytest.raises(ProtocolError):
         pair.broker.wire.send(b"x")
 
 

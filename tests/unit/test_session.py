@@ -7,7 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mchannel.errors import MessageTooBig, ProtocolError
-from mchannel.frame import MAX_AUTHORS, MOST_TOGETHER, OVERHEAD, Flag, Frame, Hello, Kind, Terms, messages
+from mchannel.frame import (
+    MAX_AUTHORS,
+    MOST_TOGETHER,
+    OVERHEAD,
+    Flag,
+    Frame,
+    Hello,
+    Kind,
+    Terms,
+    Welcome,
+    messages,
+)
 from mchannel.packing import pack
 from mchannel.session import Role, Session, Timing
 from mchannel.transport import Delivery
@@ -18,8 +29,10 @@ ROOM = TERMS.window + TERMS.max_message + OVERHEAD
 NOW = 100.0
 
 
-def hello(epoch: int, base: int = 1, received: int = 0) -> bytes:
-    body = Hello(NAME, "", TERMS, base, base - 1, received).encode()
+def hello(
+    epoch: int, base: int = 1, received: int = 0, name: bytes = NAME, authors: tuple[tuple[bytes, int], ...] = ()
+) -> bytes:
+    body = Hello(name, "", TERMS, base, base - 1, received, authors).encode()
     return Frame(Kind.HELLO, epoch, body=body).encode()
 
 
@@ -57,6 +70,32 @@ def test_an_older_base_repeats_nothing(broker: Session) -> None:
     broker.receive(hello(2, base=2), NOW)
     assert broker.newest == 3
     assert [payload for _, payload, _ in broker.take(9)] == [b"one", b"two", b"three"]
+
+
+def test_a_hello_that_is_replayed_begins_nothing(broker: Session) -> None:
+    broker.send(b"one")
+    broker.receive(hello(1), NOW)
+    assert [frame.kind for frame in sent(broker)] == [Kind.DATA]
+    assert broker.failure is None
+
+
+def test_another_session_on_the_same_connection_is_refused(broker: Session) -> None:
+    broker.receive(hello(2, name=b"t" * 16), NOW)
+    assert isinstance(broker.failure, ProtocolError)
+    assert broker.epoch == 1
+
+
+@pytest.mark.parametrize("received", [0, 1, 2])
+def test_an_agent_that_has_received_more_than_was_sent_is_refused(received: int, broker: Session) -> None:
+    broker.send(b"one")
+    broker.receive(hello(2, received=received, authors=((broker.author, received),)), NOW)
+    assert isinstance(broker.failure, ProtocolError) == (received > 1)
+
+
+def test_what_waited_for_an_earlier_connection_is_not_sent_over_the_next(broker: Session) -> None:
+    broker.send(b"one")
+    broker.receive(hello(2), NOW)
+    assert [(frame.kind, frame.epoch) for frame in sent(broker)] == [(Kind.WELCOME, 2), (Kind.DATA, 2)]
 
 
 def fill(session: Session, size: int, *, together: bool) -> None:
@@ -261,6 +300,19 @@ def test_a_broker_has_what_was_not_acknowledged_before_it_answers_a_reconnection
     agent.send(b"three")
     pass_on(agent, broker)
     assert [payload for _, payload, _ in broker.take(9)] == [b"three"]
+
+
+def test_what_waited_for_a_broker_is_not_sent_before_the_next_hello(agent: Session) -> None:
+    agent.send(b"one")
+    agent.hello(NOW)
+    assert [(frame.kind, frame.epoch) for frame in sent(agent)] == [(Kind.HELLO, 3), (Kind.DATA, 3)]
+
+
+@pytest.mark.parametrize(("name", "received"), [(NAME, 1), (b"t" * 16, 0)], ids=["never sent", "another session"])
+def test_a_broker_whose_answer_is_about_something_else_is_refused(name: bytes, received: int, agent: Session) -> None:
+    agent.hello(NOW)
+    agent.receive(Frame(Kind.WELCOME, 3, body=Welcome(name, TERMS, received, 1, agent.author).encode()).encode(), NOW)
+    assert isinstance(agent.failure, ProtocolError)
 
 
 def test_what_was_never_sent_is_not_redelivered_because_it_comes_with_a_hello(agent: Session) -> None:

@@ -149,6 +149,13 @@ def test_segments_without_an_end_hold_no_memory() -> None:
     assert len(demux._rest) <= LONGEST  # pyright: ignore[reportPrivateUsage]
 
 
+def test_ever_new_keys_hold_no_memory() -> None:
+    demux = Demultiplexer(LIMIT, 2)
+    frames = [(Key(number.to_bytes(4, "big")), b"whole") for number in range(50)]
+    assert received(demux, wired(frames)) == frames
+    assert len(demux._keys) <= 2  # pyright: ignore[reportPrivateUsage]
+
+
 def test_a_piece_of_nothing_is_garbage() -> None:
     mux = Multiplexer()
     mux.put(SLA, b"x" * 9000)
@@ -169,6 +176,15 @@ def test_bytes_of_another_connection_are_not_joined_to_those_before() -> None:
     assert received(demux, wire[: len(wire) // 2]) == []
     demux.begin()
     assert received(demux, wire[len(wire) // 2 :] + wired([(SLA, b"new")])) == [(SLA, b"new")]
+
+
+def test_the_pieces_that_follow_on_another_connection_make_no_frame_of_one_begun_before() -> None:
+    mux = Multiplexer()
+    mux.put(SLA, b"x" * 9000)
+    demux = Demultiplexer(LIMIT, 8)
+    assert received(demux, mux.take(1)) == []
+    demux.begin()
+    assert received(demux, mux.take(LIMIT)) == []
 
 
 # --- sharing ----------------------------------------------------------------------------------
@@ -206,6 +222,20 @@ def test_streams_that_always_have_something_to_send_share_the_wire_evenly(sizes:
                 if key.number in segment[:16].replace(b"\xf6\1", b"\xc1").replace(b"\xf6\0", b"\xf6"):
                     sent[key] += len(segment) + 2
     assert max(sent.values()) - min(sent.values()) <= 2 * (QUANTUM + LONGEST)
+
+
+def test_a_stream_that_is_empty_after_each_long_segment_gets_no_more_than_its_share() -> None:
+    mux, demux = Multiplexer(), Demultiplexer(LIMIT, 8)
+    frames = {SLA: b"x" * 3000, METRICS: b"\xc1" * 4000}  # the latter twice as long on the wire: more than a turn
+    sent = dict.fromkeys(frames, 0)
+    for key in (SLA, SLA, METRICS):
+        mux.put(key, frames[key])
+    for _ in range(200):
+        data = mux.take(1)
+        ((key, frame),) = received(demux, data)
+        sent[key] += len(data)
+        mux.put(key, frame)
+    assert sent[METRICS] <= sent[SLA] + QUANTUM + LONGEST
 
 
 def test_a_stream_with_too_much_waiting_takes_no_more_and_others_do() -> None:

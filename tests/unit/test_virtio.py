@@ -537,6 +537,36 @@ def test_a_guest_that_spoke_keeps_its_connection(tmp_path: Path, monkeypatch: py
     speaking.close()
 
 
+def test_a_guest_that_spoke_is_not_waited_for_as_long_as_one_that_was_silent_for_long(
+    raw: Raw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw.acceptor._silence = SLOW  # pyright: ignore[reportPrivateUsage] - after many silences
+    monkeypatch.setattr(domain, "_SILENCE", 0.05)
+    raw.say(KEY, b"here")
+    raw.wire.close()
+    raw.listener.setblocking(False)
+    late = time.monotonic() + SOON
+    with ExitStack() as connections:
+        for _ in range(2):  # the first stays silent
+            while not select.select([raw.listener], [], [], 0)[0]:
+                assert time.monotonic() < late
+                raw.pump(0.01)
+            connections.enter_context(raw.listener.accept()[0])
+
+
+def test_what_waited_for_a_domain_that_left_is_not_sent_to_it_when_it_is_back(raw: Raw) -> None:
+    raw.say(KEY, b"hello")
+    stream = raw.accepted()
+    while stream.send(bytes(9000)):
+        pass
+    raw.wire.close()
+    raw.pump(0.2)
+    raw.wire, _ = raw.listener.accept()
+    raw.demux.begin()
+    assert raw.heard() == [(EVERYBODY, BEGIN)]
+    assert raw.demux.garbage == 0
+
+
 def test_a_domain_that_is_not_there_is_tried_ever_more_rarely(tmp_path: Path) -> None:
     acceptor = domain.listen(Address.parse(f"virtio://{tmp_path}/none?domain={UUID}"), LIMITS)
     assert 2 <= wakeups(acceptor, 1.0) <= 8
