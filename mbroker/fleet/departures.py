@@ -3,7 +3,8 @@
 A domain arrives paused and is admitted when this host has let go of it. When a broker dies in between, or a host or
 its libvirtd cannot be reached, halves stay behind that must not both run. The host that the domain left is the one that
 knows whether it came back, and therefore the one that decides, by :func:`verdict`, as soon as both can be asked.
-Until then the domain runs at one host or at none.
+That a domain is not here does not tell: it may have gone on here, by an operator's hand, and ended. So what was seen of
+it is noted on disk, and where nothing was seen an operator decides. Until then the domain runs at one host or at none.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Departure:
     ticket: str
     stayed: bool = False
     """Whether it ran on here since: what the destination has of it must never run."""
+    left: bool = False
+    """Whether it was seen to leave: this host let go of it, and it did not run on here."""
 
 
 class Verdict(Enum):
@@ -55,6 +58,8 @@ class Verdict(Enum):
     SETTLED = "settled"
     WAIT = "wait"
     """The hypervisors are not done with it."""
+    ASK = "ask"
+    """Nobody saw whether it left or ended here: only an operator can tell whether the other half is up to date."""
     ADMIT_HERE = "admit here"
     DISCARD_HERE = "discard here"
     ADMIT_THERE = "admit there"
@@ -70,7 +75,9 @@ def verdict(departure: Departure, here: State | None, there: Whereabouts) -> Ver
         if arrived or there.running:
             return Verdict.DISCARD_HERE
         return Verdict.WAIT if there.here else Verdict.ADMIT_HERE
-    return Verdict.ADMIT_THERE if arrived else Verdict.SETTLED
+    if not arrived:
+        return Verdict.SETTLED
+    return Verdict.ADMIT_THERE if departure.left or there.running else Verdict.ASK  # of one that runs, only the mark
 
 
 def _whole(state: State | None) -> bool:
@@ -84,6 +91,8 @@ class Departures:
         """Go on with what *file* says."""
         self._file = file
         self._departures = {each.ticket: each for each in file.found}
+        self._written = file.found
+        self._writing = asyncio.Lock()
         self._hypervisor = hypervisor
         self._fleet = fleet
         self._moving: dict[str, str] = {}
@@ -102,13 +111,13 @@ class Departures:
         """
         ticket = secrets.token_hex(8)
         self._departures[ticket] = Departure(domain, name, host, ticket)
-        try:
-            await self._write()
-        except MChannelError:
-            del self._departures[ticket]
-            raise
         self._moving[domain] = ticket
         try:
+            try:
+                await self._write()
+            except MChannelError:
+                del self._departures[ticket]
+                raise
             yield ticket
         finally:
             del self._moving[domain]
@@ -137,8 +146,7 @@ class Departures:
         """Take one step towards the end of a departure."""
         domain, host, ticket = departure.domain, departure.host, departure.ticket
         here = await self._hypervisor.state(domain)
-        if _whole(here) and not departure.stayed:
-            departure = await self._put(attrs.evolve(departure, stayed=True))
+        departure = await self._seen(departure, here)
         try:
             there = await self._fleet.ask(host, Wherever(domain), Whereabouts, _ANSWER)
         except MChannelError as error:
@@ -146,6 +154,8 @@ class Departures:
             return
         if domain in self._moving or there.domain != domain:
             return
+        departure = self._departures[ticket]  # as events were heard meanwhile
+        await self._write()
         found = verdict(departure, here, there)
         _log.log(logging.DEBUG if found in _QUIET else logging.WARNING, "%s: %s", departure.name, found.value)
         match found:
@@ -153,6 +163,9 @@ class Departures:
                 await self._hypervisor.admit(domain, "")
             case Verdict.DISCARD_HERE:
                 await self._hypervisor.discard(domain, "")
+                await self._put(
+                    attrs.evolve(self._departures[ticket], left=True)
+                )  # not before: it may be resumed until then
                 self._wake.set()  # and admit it there
             case Verdict.ADMIT_THERE:
                 await self._fleet.ask(host, Admit(domain, ticket), Whereabouts, _ANSWER)
@@ -162,38 +175,60 @@ class Departures:
                 del self._departures[ticket]
                 self._said.discard(ticket)
                 await self._write()
+            case Verdict.ASK:
+                self._say(departure, _ASK, host, departure.name, departure.name)
             case Verdict.WAIT:
                 pass
 
+    async def _seen(self, departure: Departure, here: State | None) -> Departure:
+        """Note what the hypervisor knows of the domain's end here; raises JournalError while that is not on disk."""
+        if not departure.stayed:
+            left = False if _whole(here) else None
+            if here is not None and not here.active and not departure.left:
+                left = await self._hypervisor.left(departure.domain)
+            departure = self._departures[departure.ticket]  # as events were heard meanwhile
+            if left is not None:
+                self._departures[departure.ticket] = departure = attrs.evolve(departure, left=left, stayed=not left)
+        await self._write()
+        return departure
+
     def _tell(self, departure: Departure, here: State | None, why: str) -> None:
         """Say once what an operator can do when the destination is silent."""
-        if departure.ticket in self._said or departure.stayed:
+        if departure.stayed:
             return
-        self._said.add(departure.ticket)
         name, host = departure.name, departure.host
         if here is State.MOVING:
-            advice = f"is paused here until {host} can say whether it has it; if {host} is lost: virsh resume {name}"
+            self._say(departure, _SILENT, host, host, name, why)
         else:
-            advice = f"has left, and may be paused on {host} until that answers"
-        _log.warning("%s %s (%s)", name, advice, why)
+            self._say(departure, "is not here any more, and may be paused on %s until that answers (%s)", host, why)
+
+    def _say(self, departure: Departure, words: str, *what: str) -> None:
+        """Say once of a departure what an operator can do."""
+        if departure.ticket not in self._said:
+            self._said.add(departure.ticket)
+            _log.warning(f"%s {words}", departure.name, *what)
 
     async def _listen(self, tasks: asyncio.TaskGroup) -> None:
         """Note what comes back here, and what waits here."""
         async with self._hypervisor.events() as events:
             async for event in events:
                 waits = event.kind is Kind.PAUSED or (event.kind is Kind.PRESENT and event.state is State.MOVING)
-                if event.kind in {Kind.LEAVING, Kind.ARRIVED, Kind.RESUMED}:
+                if event.kind in {Kind.LEAVING, Kind.LEFT, Kind.ARRIVED, Kind.RESUMED}:
                     await self._note(event)
                 elif waits and event.domain not in self._waiting:
                     self._waiting.add(event.domain)
                     tasks.create_task(self._warn(event.domain))
 
     async def _note(self, event: DomainEvent) -> None:
+        moving = self._moving.get(event.domain)
         for departure in tuple(self._departures.values()):
             if departure.domain == event.domain:
-                stayed = event.kind is not Kind.LEAVING or departure.ticket != self._moving.get(event.domain)
-                if stayed != departure.stayed:
-                    await self._put(attrs.evolve(departure, stayed=stayed))
+                ours = moving == departure.ticket
+                if event.kind is not Kind.LEFT:
+                    stayed = event.kind is not Kind.LEAVING or not ours
+                    await self._put(attrs.evolve(departure, stayed=stayed, left=False))
+                elif (ours or moving is None) and not departure.stayed:
+                    await self._put(attrs.evolve(departure, left=True))
 
     async def _warn(self, domain: str) -> None:
         """Tell the operator of a domain that arrived and is not let run: where it came from, nobody says so."""
@@ -205,22 +240,33 @@ class Departures:
             return
         if info.state is State.MOVING and info.arrival is not None:
             _log.warning(
-                "%s is here, whole and paused, until the broker of %s says that it does not run there; if you are sure"
-                " that it does not: virsh resume %s; if it does: virsh destroy %s",
+                "%s is here, whole and paused, until the broker of %s says that it left there; if you are sure that"
+                " it has not run there since, and never will: virsh resume %s; if it has: virsh destroy %s",
                 *(info.name, info.arrival.source, info.name, info.name),
             )
 
-    async def _put(self, departure: Departure) -> Departure:
+    async def _put(self, departure: Departure) -> None:
         if departure.ticket in self._departures:
             self._departures[departure.ticket] = departure
             try:
                 await self._write()
             except MChannelError as error:
-                _log.warning("what becomes of %s will not survive a restart of this broker: %s", departure.name, error)
-        return departure
+                _log.warning("what becomes of %s waits until it can be noted: %s", departure.name, error)
 
     async def _write(self) -> None:
-        await asyncio.to_thread(self._file.keep, tuple(self._departures.values()))
+        """Have the departures on disk as they are; raises JournalError, and then the next call tries again."""
+        async with self._writing:
+            if self._written != (departures := tuple(self._departures.values())):
+                await asyncio.to_thread(self._file.keep, departures)
+                self._written = departures
 
 
-_QUIET = {Verdict.SETTLED, Verdict.WAIT}
+_QUIET = {Verdict.SETTLED, Verdict.WAIT, Verdict.ASK}
+_SILENT = (
+    "is paused here until %s can say whether it has it; if %s is lost: virsh resume %s, while this broker runs,"
+    " which notes it and drops what the other may have (%s)"
+)
+_ASK = (
+    "is not here any more, and whether it left or ran on here and ended was not seen; %s has it as it was then,"
+    " whole and paused. There, if it ran on here: virsh destroy %s; only if it did not: virsh resume %s"
+)

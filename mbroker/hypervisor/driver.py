@@ -45,6 +45,13 @@ class Hypervisor(Protocol):
         """Return what the domain does on this host; None when the host does not know it."""
         ...
 
+    async def left(self, domain: str) -> bool | None:
+        """Tell how a domain ended that is off here: True when it left for another host, False when it ran to its end.
+
+        None when the hypervisor does not know (any more), or the end says nothing: it was destroyed, or the power cut.
+        """
+        ...
+
     async def statistics(self) -> Mapping[str, Statistics]:
         """Return the counters of every active domain, by UUID."""
         ...

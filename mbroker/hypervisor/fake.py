@@ -105,7 +105,7 @@ class World:
             self.violations.append(f"{half.info.name} runs at {host.uri} from memory that a later run has overtaken")
         self._latest[domain] += 1
         half.memory = self._latest[domain]
-        half.state = State.RUNNING
+        half.state, half.left = State.RUNNING, None
 
     def running(self, domain: str) -> list[FakeHypervisor]:
         """Return the hosts on which *domain* runs, which no caller of a hypervisor could know for sure."""
@@ -284,6 +284,12 @@ class FakeHypervisor:
         except NoSuchDomain:
             return None
 
+    async def left(self, domain: str) -> bool | None:
+        """Tell how a domain ended."""
+        await self._reach("left")
+        half = self.halves.get(domain)
+        return half.left if half is not None and half.state is State.OFF else None
+
     async def statistics(self) -> dict[str, Statistics]:
         """Return counters: a domain uses all of its CPU, so far as its quota lets it."""
         await self._reach("statistics")
@@ -353,7 +359,7 @@ class FakeHypervisor:
         half.state = State.PAUSED
         self.tell(Kind.PAUSED, half)
         self.world.put_file(path, attrs.evolve(half))
-        half.state = State.OFF
+        half.state, half.left = State.OFF, False
         if not half.info.persistent:
             self.forget(half.info.uuid)
         self.tell(Kind.SAVED, half)

@@ -75,6 +75,8 @@ class Half:
     memory: int = 0
     """The world's count of runs when this memory was written."""
     quota: float | None = None
+    left: bool | None = None
+    """How it ended, when it is off; see :meth:`mbroker.hypervisor.Hypervisor.left`."""
     incoming: bool = False
     """Whether a migration fills it: the host has no definition of it yet."""
 

@@ -29,7 +29,7 @@ from .events import EventStream, Fanout, Kind
 from .libvirt_link import Ear, Link, plainly
 from .libvirt_words import counted, described, look_up, quota_parameters, state_of
 from .migration import DEFAULTS, MigrationOptions, Progress
-from .passage import Abandoned, Passage, admit, discard
+from .passage import Abandoned, Passage, admit, discard, left
 
 __all__ = ["LibvirtHypervisor"]
 
@@ -203,6 +203,13 @@ class LibvirtHypervisor:
         """Return what the domain does here; None when this host does not know it."""
         try:
             return await self._on(domain, state_of)
+        except NoSuchDomain:
+            return None
+
+    async def left(self, domain: str) -> bool | None:
+        """Tell how a domain ended that is off here."""
+        try:
+            return await self._on(domain, left)
         except NoSuchDomain:
             return None
 

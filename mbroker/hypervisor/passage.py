@@ -21,7 +21,15 @@ from .libvirt_link import open_connection, plainly
 from .libvirt_words import described, look_up, migration_flags, migration_parameters, progressed, state_of
 from .migration import MigrationOptions, Progress, whereabouts
 
-__all__ = ["Abandoned", "Passage", "admit", "discard"]
+__all__ = ["Abandoned", "Passage", "admit", "discard", "left"]
+
+_ENDS = {
+    libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED: True,
+    libvirt.VIR_DOMAIN_SHUTOFF_SHUTDOWN: False,
+    libvirt.VIR_DOMAIN_SHUTOFF_CRASHED: False,
+    libvirt.VIR_DOMAIN_SHUTOFF_SAVED: False,
+}
+"""Whether it left, by the reason for which a domain is off. One that was destroyed may not have run before."""
 
 
 class Abandoned(Exception):
@@ -160,6 +168,14 @@ def discard(domain: libvirt.virDomain, ticket: str) -> None:
     if domain.isPersistent():
         domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)  # its other half may share that
     domain.destroy()
+
+
+def left(domain: libvirt.virDomain) -> bool | None:
+    """Tell how *domain* ended; see :meth:`mbroker.hypervisor.Hypervisor.left`."""
+    state, reason = domain.state()
+    if state == libvirt.VIR_DOMAIN_CRASHED:
+        return False
+    return _ENDS.get(reason) if state == libvirt.VIR_DOMAIN_SHUTOFF else None
 
 
 def _check(domain: libvirt.virDomain, ticket: str) -> None:

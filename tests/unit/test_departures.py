@@ -11,12 +11,15 @@ import pytest
 
 from mbroker.fleet.departures import Departure, Verdict, verdict
 from mbroker.fleet.message import Admit, Discard, Message, Whereabouts, Wherever
+from mbroker.fleet.records import RecordFile
 from mbroker.hypervisor import EventStream, Kind, State
 from mbroker.hypervisor.fake import Fault, Step, Trouble, World
+from mchannel.errors import JournalError
 from tests.unit.fleet_world import Network, fleet, run
 from tests.unit.test_migration import migrated
 
 LEFT = Departure("aaaaaaaa-0000-4000-8000-000000000001", "web1", "b", "7")
+GONE = attrs.evolve(LEFT, left=True)
 STAYED = attrs.evolve(LEFT, stayed=True)
 NOTHING = Whereabouts(LEFT.domain, here=False, running=False)
 FILLED = attrs.evolve(NOTHING, here=True)
@@ -36,8 +39,13 @@ RUNS = attrs.evolve(FILLED, running=True)
         (LEFT, State.MOVING, FILLED, Verdict.WAIT),
         (LEFT, State.MOVING, WAITS_FOR_ANOTHER, Verdict.WAIT),
         (LEFT, State.MOVING, NOTHING, Verdict.ADMIT_HERE),
-        (LEFT, None, WAITS, Verdict.ADMIT_THERE),
-        (LEFT, State.OFF, WAITS, Verdict.ADMIT_THERE),
+        (LEFT, None, WAITS, Verdict.ASK),
+        (LEFT, State.OFF, WAITS, Verdict.ASK),
+        (LEFT, None, attrs.evolve(WAITS, running=True), Verdict.ADMIT_THERE),
+        (GONE, None, WAITS, Verdict.ADMIT_THERE),
+        (GONE, State.OFF, WAITS, Verdict.ADMIT_THERE),
+        (GONE, State.PAUSED, WAITS, Verdict.DISCARD_THERE),
+        (attrs.evolve(GONE, stayed=True), None, WAITS, Verdict.DISCARD_THERE),
         (LEFT, None, WAITS_FOR_ANOTHER, Verdict.SETTLED),
         (LEFT, None, RUNS, Verdict.SETTLED),
         (LEFT, None, NOTHING, Verdict.SETTLED),
@@ -122,6 +130,85 @@ def test_a_twin_of_a_domain_that_went_on_at_its_source_is_never_admitted(tmp_pat
     assert not world.host("b").halves
 
 
+End = Callable[[World, str], None]
+
+
+def _undefined(world: World, domain: str) -> None:
+    world.host("a").forget(domain)
+
+
+def _off(left: bool | None) -> End:
+    def end(world: World, domain: str) -> None:
+        half = world.host("a").halves[domain]
+        half.state, half.left = State.OFF, left
+
+    return end
+
+
+def _ended_unseen(end: End, *, resumed: bool = True) -> Play:
+    """Kill the broker as the halves hang, let the domain run on by hand and *end*, and start the broker again."""
+
+    def play(world: World, network: Network, domain: str) -> None:
+        _later(1, network.brokers["a"].kill)
+        if resumed:
+            _later(2, lambda: world.host("a").let_run(domain, ""))
+        _later(7, lambda: end(world, domain))
+        _later(8, network.brokers["a"].start)
+
+    return play
+
+
+@pytest.mark.parametrize("end", [_undefined, _off(None)])
+def test_a_domain_whose_end_nobody_saw_waits_for_an_operator(
+    tmp_path: Path, end: End, caplog: pytest.LogCaptureFixture
+) -> None:
+    running, world = _interrupted(tmp_path, Fault(Step.CONFIRM, Trouble.HANG), _ended_unseen(end))
+    assert running == []
+    assert [half.state for half in world.host("b").halves.values()] == [State.MOVING]
+    (said,) = [record.getMessage() for record in caplog.records if "was not seen" in record.getMessage()]
+    assert said.endswith("There, if it ran on here: virsh destroy web1; only if it did not: virsh resume web1")
+
+
+def test_a_domain_that_ran_to_its_end_unseen_is_not_let_run_elsewhere(tmp_path: Path) -> None:
+    running, world = _interrupted(tmp_path, Fault(Step.CONFIRM, Trouble.HANG), _ended_unseen(_off(False)))
+    assert running == []
+    assert not world.host("b").halves
+
+
+def test_a_domain_that_left_unseen_is_let_run_where_it_went(tmp_path: Path) -> None:
+    play = _ended_unseen(_off(True), resumed=False)
+    running, _ = _interrupted(tmp_path, Fault(Step.CONFIRM, Trouble.HANG), play)
+    assert running == ["fake://b"]
+
+
+def test_nothing_is_let_run_before_it_can_be_noted_that_it_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = False
+    keep = RecordFile[Departure].keep
+
+    def keep_if_there_is_room(file: RecordFile[Departure], records: tuple[Departure, ...]) -> None:
+        if full:
+            raise JournalError("no space left")
+        keep(file, records)
+
+    def play(world: World, _: Network, domain: str) -> None:
+        nonlocal full
+        full = True
+        _later(20, lambda: rows.append(len(world.running(domain))))
+        _later(20, make_room)
+
+    def make_room() -> None:
+        nonlocal full
+        full = False
+
+    rows: list[int] = []
+    monkeypatch.setattr(RecordFile, "keep", keep_if_there_is_room)
+    running, _ = _interrupted(tmp_path, Fault(Step.ADMIT, Trouble.ERROR), play)
+    assert (rows, running) == ([0], ["fake://b"])
+    assert "waits until it can be noted" in caplog.text
+
+
 def test_a_domain_that_came_back_for_a_moment_only_is_not_admitted_elsewhere(tmp_path: Path) -> None:
     tasks: list[asyncio.Task[None]] = []
 
@@ -167,6 +254,7 @@ def test_a_domain_that_cannot_be_decided_about_runs_nowhere_and_both_brokers_say
     here, there = sorted(said)
     assert here.startswith("web1 is here, whole and paused, until the broker of fake://a says")
     assert there.startswith("web1 is paused here until b can say whether it has it; if b is lost: virsh resume web1")
+    assert "while this broker runs" in there
 
 
 def test_a_move_that_cannot_be_noted_is_not_begun(tmp_path: Path) -> None:

@@ -31,10 +31,13 @@ async def migrated(network: Network, domain: str, to: str = "b", timeout: float 
     return migration.result
 
 
-async def settled(world: World, network: Network, domain: str, *, lost: bool = False) -> None:
+async def settled(
+    world: World, network: Network, domain: str, *, lost: bool = False, unseen: tuple[str, str] | None = None
+) -> None:
     """Mend everything, let time pass, and see that one host runs the domain and attends to it.
 
-    Nothing is left of it elsewhere. It may be *lost* where a host lost its power.
+    Nothing is left of it elsewhere. It may be *lost* where a host lost its power. Where the domain may have left one
+    host for the other *unseen*, an operator lets it run if it waits there.
     """
     network.cut = False
     network.deaf.clear()
@@ -45,6 +48,13 @@ async def settled(world: World, network: Network, domain: str, *, lost: bool = F
         broker.start()
         broker.network_changed()
     await asyncio.sleep(30)
+    if unseen is not None and not world.running(domain):
+        source, destination = (world.host(name) for name in unseen)
+        assert domain not in source.halves
+        arrival = destination.halves[domain].info.arrival
+        assert arrival is not None
+        destination.let_run(domain, arrival.ticket)
+        await asyncio.sleep(30)
     world.check()
     running = {host.uri.removeprefix("fake://") for host in world.running(domain)}
     assert len(running) == 1 or lost
@@ -246,7 +256,8 @@ async def _played(folder: Path, case: Case) -> None:
         alive = [each.uri.removeprefix("fake://") for each in world.running(domain)]
         assert alive in ([host], []), (case, migration.result)
     killed = case.trouble is not None and case.trouble[1] in {Trouble.KILL_SOURCE, Trouble.KILL_DESTINATION}
-    await settled(world, network, domain, lost=killed)
+    unseen = ("a", "b") if case.act == "kill the source's broker" and case.at is Step.ADMIT else None
+    await settled(world, network, domain, lost=killed, unseen=unseen)
     if world.running(domain):
         await ended(agent, network)
         if case.act == "nothing" and not killed:
