@@ -195,7 +195,12 @@ async def migrate(means: Means, order: Order, on_progress: Callable[[Progress], 
         else:
             continue
         notes = await _take_back(means, order, done)
-        host = await _settle(means, order) if number >= len(STEPS) else order.source
+        host: str | None = order.source
+        if number >= len(STEPS):
+            try:
+                host = await _settle(means, order)
+            except MigrationError as error:
+                host, notes = None, [*notes, str(error)]
         moved = host == order.destination
         reason = "; ".join((reason, *notes))
         return Result(order.domain, moved, host, clock() - began, step.name, reason)
@@ -219,17 +224,31 @@ async def _take_back(means: Means, order: Order, done: list[Step]) -> list[str]:
 
 
 async def _settle(means: Means, order: Order) -> str | None:
-    """Return the host that has the domain once exactly one of both has it, or None when that stays unclear."""
+    """Ask both hosts until one says that it runs the domain and the other does not, or does not answer.
+
+    Return that host; else the only one that has it, paused; None when that stays unclear. Raises MigrationError when
+    both run it.
+    """
     clock = asyncio.get_running_loop().time
     until = clock() + _SETTLE
+    twice = False
     while True:
-        here = await _look(means.here(order.domain))
-        if here is not None and here.running:
-            return order.source
-        there = await _look(_there(means, order))
-        if there is not None and there.running:
-            return order.destination
-        if clock() >= until:
+        here, there = await asyncio.gather(_look(means.here(order.domain)), _look(_there(means, order)))
+        match here is not None and here.running, there is not None and there.running:
+            case True, True if twice:
+                raise MigrationError(
+                    f"{order.name} RUNS TWICE, ON {order.source} AND ON {order.destination}: at once,"
+                    f" stop the one whose work is to be lost, by: virsh destroy {order.name}"
+                )
+            case True, True:
+                twice = True  # or it moved between both answers
+            case True, False:
+                return order.source
+            case False, True:
+                return order.destination
+            case _:
+                twice = False
+        if clock() >= until and not twice:
             break
         await asyncio.sleep(_SETTLE_INTERVAL)
     if here is not None and there is not None and here.here != there.here:  # paused, but at one host

@@ -63,11 +63,11 @@ def test_a_cancelled_migration_takes_back_what_it_did() -> None:
     assert run(main()) == [f"unplug {ORDER.domain}", f"plug {ORDER.domain}"]
 
 
-def _moved(here: Whereabouts, there: Whereabouts) -> Result:
+def _moved(here: Whereabouts, there: Whereabouts, kind: type[Hosts] = Hosts) -> Result:
     """Return how a migration ended after which the destination says *there*."""
 
     async def main() -> Result:
-        hosts = Hosts()
+        hosts = kind()
         task = asyncio.create_task(migrate(hosts, ORDER))
         await hosts.moving.wait()
         hosts.at_a, hosts.at_b = here, there
@@ -77,6 +77,14 @@ def _moved(here: Whereabouts, there: Whereabouts) -> Result:
     return run(main())
 
 
+class Severed(Hosts):
+    """Hosts whose move fails at its very end."""
+
+    async def move(self, order: Order, on_copied: Callable[[float], None]) -> None:
+        await super().move(order, on_copied)
+        raise MigrationError("the connection broke")
+
+
 GONE = Whereabouts(ORDER.domain, here=False, running=False)
 RUNS = Whereabouts(ORDER.domain, here=True, running=True, attended=True)
 
@@ -84,6 +92,22 @@ RUNS = Whereabouts(ORDER.domain, here=True, running=True, attended=True)
 def test_the_destination_is_believed_when_it_runs_the_domain() -> None:
     result = _moved(GONE, RUNS)
     assert (result.moved, result.host, result.reason) == (True, "b", "")
+
+
+@pytest.mark.parametrize(
+    ("there", "host", "says"),
+    [
+        (RUNS, None, "web1 RUNS TWICE, ON a AND ON b: at once, stop the one whose work is to be lost"),
+        (GONE, "a", "the connection broke"),
+        (attrs.evolve(RUNS, domain=OTHER), "a", "the connection broke"),
+    ],
+)
+def test_the_source_counts_only_when_the_destination_does_not_run_the_domain_too(
+    there: Whereabouts, host: str | None, says: str
+) -> None:
+    result = _moved(RUNS, there, Severed)
+    assert (result.moved, result.host, result.step) == (False, host, "move")
+    assert says in result.reason
 
 
 def test_an_answer_about_another_domain_confirms_nothing() -> None:
