@@ -36,11 +36,15 @@ typedef struct stream { /* one line of the cache: all that a sample touches */
   uint32_t count, room, at; /* bounds, room for them, how many are <= value */
   uint32_t below_low, below_high; /* order statistics: values of the bag that are. Sums: below_low values are in it */
   uint32_t rank;
-  uint8_t function, known : 1, fresh : 1, quorum : 1; /* fresh: the leaves wait for a known value */
+  uint8_t function, known : 1, fresh : 1, asks : 2; /* fresh: the leaves wait for a known value */
   uint8_t lacks;        /* if not known: why */
   uint16_t fed;         /* feeds */
   uint16_t slow;        /* how often lately an order statistic was searched for */
 } stream;
+
+enum { ASKS_ALL = 1, ASKS_EARLY = 2 };
+/* Streams of groups: unknown unless all members are present; for eager rules. Those may have to know of the group
+ * before other rules see the instant, so they share no stream with them. */
 
 typedef struct bag { /* values, and what running sums know of them; one line of the cache */
   stream *streams;
@@ -105,6 +109,8 @@ typedef struct group {
   uint8_t joined;       /* by a member that had no sample yet */
 } group;
 
+enum { DIRTY = 1, DIRTY_EARLY = 2 }; /* for the streams that ask early, too */
+
 typedef struct leaf { uint32_t source, rule; } leaf; /* of a leaf that is all of its rule: the owner */
 
 enum { LEAF_TRUTH = 3, LEAF_BETWEEN = 4, LEAF_FREE = 8, LEAF_WHOLE = 16 };
@@ -119,7 +125,7 @@ typedef struct rule {
   uint32_t timer;       /* waits by the clock: one of its leaves is ABSENT; NONE: without */
   uint8_t grouped, timed; /* one of its leaves is of a group; one of its leaves is ABSENT: its time is the clock's */
   uint8_t eager, fires, dirty, listed, waits, watched, clears; /* clears: the leaf after the last says when it ends */
-  uint8_t open;
+  uint8_t open, born;   /* born: because of a sample that is yet to come; there is no instant before it */
 } rule;
 
 typedef struct timer { /* one thing that the clock alone brings about */
@@ -225,7 +231,7 @@ void stream_guard(stream *s);                        /* its bounds, or where it 
 uint32_t stream_rank(const stream *s, double value); /* bounds <= value */
 void stream_meet(match_engine *e, stream *s, double bound, uint32_t name, double value, int64_t at);
 bool stream_drop(match_engine *e, stream *s, uint32_t leaf);
-stream *bag_stream(match_engine *e, bag *b, uint32_t function, uint32_t rank, uint8_t quorum, bool make);
+stream *bag_stream(match_engine *e, bag *b, uint32_t function, uint32_t rank, uint8_t asks, bool make);
 void bag_prune(match_engine *e, bag *b);          /* streams that nobody needs */
 void leaf_set(match_engine *e, uint32_t which, uint8_t truth, int64_t at, double value);
 
@@ -250,6 +256,7 @@ int view_check(const match_engine *e, const match_view *view);
 /* match_group.c */
 void group_feed(match_engine *e, uint32_t which, uint32_t slot, uint8_t truth, double value, int64_t at);
 void group_settle(match_engine *e, group *g);
+void group_peek(match_engine *e, group *g);       /* what eager rules ask of it; the others see it when it is settled */
 values group_values(const group *g);
 bool group_value(match_engine *e, group *g, stream *s, double *value);
 void groups_settle(match_engine *e);
@@ -261,7 +268,7 @@ int program_check(const uint8_t *program, uint32_t length, uint32_t count);
 void rules_settle(match_engine *e);
 void rules_look(match_engine *e, const list *eager, int64_t at); /* a sample that concerns them is coming */
 void watch_due(match_engine *e, const list *w, int64_t at);
-stream *view_stream(match_engine *e, uint32_t source, bool of_group, const match_view *view, uint8_t quorum);
+stream *view_stream(match_engine *e, uint32_t source, bool of_group, const match_view *view, uint8_t asks);
 
 /* match_timer.c */
 int timer_open(match_engine *e, uint8_t kind, uint32_t which, int64_t span, uint32_t subject);

@@ -15,7 +15,7 @@ static uint8_t group_truth(match_engine *e, group *g, stream *s, double *value) 
     *value = known;
     return g->registered && known + g->silent == g->registered ? MATCH_TRUE : MATCH_UNKNOWN;
   }
-  if (known && (!s->quorum || known == g->registered))
+  if (known && (!(s->asks & ASKS_ALL) || known == g->registered))
     return bag_value(e, &g->bag, s, group_values(g), value) ? MATCH_TRUE : MATCH_UNKNOWN;
   return g->registered && g->silent == g->registered ? MATCH_SILENT : MATCH_UNKNOWN;
 }
@@ -23,16 +23,16 @@ static uint8_t group_truth(match_engine *e, group *g, stream *s, double *value) 
 HOT void group_feed(match_engine *e, uint32_t which, uint32_t slot, uint8_t truth, double value, int64_t at) {
   group *g = e->groups + which;
   if (g->dirty && g->at < at && !g->joined) group_settle(e, g); /* of an earlier instant */
-  g->joined = 0;
   uint8_t silent = truth == MATCH_SILENT;
   if (UNLIKELY(g->eager.count)) rules_look(e, &g->eager, silent ? INT64_MIN : at);
+  g->joined = 0;
   double old = g->values[slot];
   if (truth != MATCH_TRUE) value = NAN;
   g->silent += (uint32_t)silent - g->silences[slot];
   g->silences[slot] = silent;
   g->values[slot] = value;
   if (!silent && at > g->at) g->at = at;
-  g->dirty = 1;
+  g->dirty = DIRTY | DIRTY_EARLY;
   g->changes++;
   if (!g->listed) {
     g->listed = 1;
@@ -47,21 +47,28 @@ HOT void group_feed(match_engine *e, uint32_t which, uint32_t slot, uint8_t trut
   }
 }
 
+static inline void settle(match_engine *e, group *g, stream *s) {
+  bool whole = g->bag.count == g->registered;
+  if ((s->function == MATCH_COUNT || s->asks & ASKS_ALL ? whole : true) && bag_stays(&g->bag, s, bag_is_plain(&g->bag))) return;
+  double value = NAN;
+  uint32_t from = s->at;
+  bool fresh = s->fresh;
+  if (g->changes > 8) s->slow = 0; /* to search once for so many is cheaper than to keep them sorted */
+  uint8_t truth = group_truth(e, g, s, &value);
+  stream_see(e, s, truth, value, g->at);
+  stream_moved(&g->bag, s, group_values(g), truth == MATCH_TRUE, fresh || from != s->at);
+}
+
+void group_peek(match_engine *e, group *g) {
+  g->dirty &= (uint8_t)~DIRTY_EARLY;
+  for (uint32_t k = 0; g->open && k < g->bag.width; k++)
+    if (g->bag.streams[k].asks & ASKS_EARLY) settle(e, g, g->bag.streams + k);
+}
+
 void group_settle(match_engine *e, group *g) { /* it stays in the list */
   g->dirty = g->joined = 0;
   if (!g->open) return;
-  for (uint32_t k = 0; k < g->bag.width; k++) {
-    stream *s = g->bag.streams + k;
-    bool whole = g->bag.count == g->registered;
-    if ((s->function == MATCH_COUNT || s->quorum ? whole : true) && bag_stays(&g->bag, s, bag_is_plain(&g->bag))) continue;
-    double value = NAN;
-    uint32_t from = s->at;
-    bool fresh = s->fresh;
-    if (g->changes > 8) s->slow = 0; /* to search once for so many is cheaper than to keep them sorted */
-    uint8_t truth = group_truth(e, g, s, &value);
-    stream_see(e, s, truth, value, g->at);
-    stream_moved(&g->bag, s, group_values(g), truth == MATCH_TRUE, fresh || from != s->at);
-  }
+  for (uint32_t k = 0; k < g->bag.width; k++) settle(e, g, g->bag.streams + k);
   g->changes = 0;
   if (g->at >= g->due) watch_due(e, &g->watch, g->at);
 }

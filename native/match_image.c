@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define MAGIC 0x315245484354414dull /* also says the byte order */
-#define VERSION 2u
+#define VERSION 3u
 
 typedef struct head {
   uint64_t magic;

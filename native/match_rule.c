@@ -111,7 +111,7 @@ static int64_t newest_of(const match_engine *e, const rule *r) { /* sample of it
 
 static void rule_settle(match_engine *e, uint32_t which) {
   rule *r = e->rules + which;
-  r->dirty = 0;
+  r->dirty = r->born = 0;
   if (!r->open) return;
   uint8_t truth = truth_of(e, r), cleared = truth == MATCH_FALSE;
   bool by_clock = r->timed || truth == MATCH_SILENT;
@@ -159,12 +159,14 @@ void rules_look(match_engine *e, const list *eager, int64_t at) {
   for (size_t k = 0; k < eager->count; k++) {
     uint32_t which = eager->items[k];
     rule *r = e->rules + which;
-    for (uint32_t i = 0; i < r->count; i++) {
+    bool over = r->dirty && !r->born && r->at < at; /* an earlier instant */
+    for (uint32_t i = 0; over && i < r->count; i++) {
       uint32_t source = LEAVES(e)[r->first + i].source;
       group *g = source != NONE && source & GROUP ? e->groups + (source & ~GROUP) : NULL;
-      if (g && g->dirty && g->at < at && !g->joined) group_settle(e, g); /* of an earlier instant */
+      if (g && g->dirty & DIRTY_EARLY && !g->joined) group_peek(e, g);
     }
-    if (r->dirty && r->at < at) rule_settle(e, which);
+    if (over) rule_settle(e, which);
+    if (at > INT64_MIN) r->born = 0;
     if (at > r->at) r->at = at;
     rule_mark(e, r, which);
   }
@@ -205,17 +207,21 @@ static uint32_t limits_of(uint8_t compare, double threshold, uint32_t leaf, uint
   }
 }
 
-stream *view_stream(match_engine *e, uint32_t source, bool of_group, const match_view *view, uint8_t quorum) {
+stream *view_stream(match_engine *e, uint32_t source, bool of_group, const match_view *view, uint8_t asks) {
   bag *b = &e->groups[of_group ? source : 0].bag;
   if (!of_group) {
     window *w = window_find(e, source, view);
     if (!w) return NULL;
     b = &w->bag;
   }
-  return bag_stream(e, b, view->function, view->rank, quorum, false);
+  return bag_stream(e, b, view->function, view->rank, asks, false);
 }
 
-static int need(match_engine *e, const match_term *t, uint32_t which, uint32_t room, bool whole) {
+static uint8_t asks_of(const match_term *t, bool eager) { /* if it is of a group */
+  return t->of_group ? (uint8_t)((t->quorum ? ASKS_ALL : 0) | (eager ? ASKS_EARLY : 0)) : 0;
+}
+
+static int need(match_engine *e, const match_term *t, uint32_t which, uint32_t room, bool whole, bool eager) {
   stream *s;
   LEAVES(e)[which].source = t->source | (t->of_group ? GROUP : 0);
   if (t->source == MATCH_NOTHING) return 0;
@@ -232,7 +238,7 @@ static int need(match_engine *e, const match_term *t, uint32_t which, uint32_t r
   }
   if (t->of_group) {
     group *g = e->groups + t->source;
-    s = bag_stream(e, &g->bag, t->view.function, t->view.rank, t->quorum != 0, true);
+    s = bag_stream(e, &g->bag, t->view.function, t->view.rank, asks_of(t, eager), true);
     if (!s) return MATCH_NO_MEMORY;
     uint8_t needs = bag_needs(s->function);
     if (needs & (uint8_t)~g->bag.needs) g->bag.needs |= needs, bag_count(&g->bag, group_values(g));
@@ -248,8 +254,8 @@ static int need(match_engine *e, const match_term *t, uint32_t which, uint32_t r
 }
 
 /* Insert, then find out what holds now. There is room. */
-static void enter(match_engine *e, const match_term *t, const limit *limits, uint32_t count, uint32_t leaf) {
-  stream *s = view_stream(e, t->source, t->of_group, &t->view, t->of_group ? t->quorum != 0 : 0);
+static void enter(match_engine *e, const match_term *t, const limit *limits, uint32_t count, uint32_t leaf, bool eager) {
+  stream *s = view_stream(e, t->source, t->of_group, &t->view, asks_of(t, eager));
   for (uint32_t i = 0; i < count; i++) stream_insert(e, s, limits[i].bound, limits[i].name);
   double value = NAN;
   bool known;
@@ -267,9 +273,12 @@ static void enter(match_engine *e, const match_term *t, const limit *limits, uin
     known = window_value(e, from, w, s, &value), at = from->time, v = window_values(from, w);
     if (w->silent) why = MATCH_SILENT;
   }
-  if (known)
+  if (known) {
     for (uint32_t i = 0; i < count; i++) stream_meet(e, s, limits[i].bound, limits[i].name, value, at);
-  else leaf_set(e, leaf, why, INT64_MIN, NAN);
+  } else {
+    if (t->of_group && s->known) s->fresh = 1, stream_guard(s); /* what made it unknown is yet to be settled */
+    leaf_set(e, leaf, why, INT64_MIN, NAN);
+  }
   if (is_order(s->function)) stream_count(s, v);
 }
 
@@ -412,7 +421,7 @@ int64_t match_add(match_engine *e, const match_rule *r) {
   }
   uint32_t room = count > 1 || clears ? 4 * count : 1u + is_between(r->terms[0].compare);
   for (uint32_t i = 0; i < count && !wrong; i++)
-    wrong = need(e, r->terms + (i < r->count ? i : 0), (uint32_t)first + i, room, whole);
+    wrong = need(e, r->terms + (i < r->count ? i : 0), (uint32_t)first + i, room, whole, r->count > 1);
   if (!wrong && whole && r->count > 1 && e->rules[which].grouped)
     wrong = eager_begin(e, e->rules + which, (uint32_t)which);
   if (wrong) {
@@ -436,11 +445,12 @@ int64_t match_add(match_engine *e, const match_rule *r) {
         limits[made - 1].name ^= NAME_NOT;
       }
     }
-    enter(e, t, limits, made, leaf);
+    enter(e, t, limits, made, leaf, r->count > 1);
   }
   if (whole) {
     e->rules[which].at = newest_of(e, e->rules + which);
     rule_touch(e, (uint32_t)which, INT64_MIN, NAN);
+    e->rules[which].born = 1;
   }
   e->counters.rules++;
   return first;
@@ -476,7 +486,7 @@ int match_bind(match_engine *e, uint32_t which, uint32_t index, const match_term
   rule *r = e->rules + owner;
   int wrong = t->source == MATCH_NOTHING || t->of_group ? MATCH_BAD : term_check(e, t);
   if (wrong) return wrong;
-  wrong = need(e, t, at, 4u * r->count, true);
+  wrong = need(e, t, at, 4u * r->count, true, false);
   if (wrong) {
     withdraw(e, at);
     LEAVES(e)[at].source = NONE;
@@ -487,7 +497,7 @@ int match_bind(match_engine *e, uint32_t which, uint32_t index, const match_term
   if (r->watched && deadline(r) < SERIES(e)[t->source].due) SERIES(e)[t->source].due = deadline(r);
   if (t->view.function != MATCH_ABSENT) {
     limit limits[4];
-    enter(e, t, limits, limits_of(t->compare, t->threshold, at | NAME_PART, NAME_PLAIN, limits), at);
+    enter(e, t, limits, limits_of(t->compare, t->threshold, at | NAME_PART, NAME_PLAIN, limits), at, false);
   }
   rule_touch(e, owner, INT64_MIN, NAN);
   return 0;

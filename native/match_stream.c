@@ -166,17 +166,17 @@ bool stream_drop(match_engine *e, stream *s, uint32_t leaf) {
   return true;
 }
 
-stream *bag_stream(match_engine *e, bag *b, uint32_t function, uint32_t rank, uint8_t quorum, bool make) {
+stream *bag_stream(match_engine *e, bag *b, uint32_t function, uint32_t rank, uint8_t asks, bool make) {
   if (!is_order(function)) rank = 0;
   for (uint32_t i = 0; i < b->width; i++) {
     stream *s = b->streams + i;
-    if (s->function == function && s->rank == rank && s->quorum == quorum) return s;
+    if (s->function == function && s->rank == rank && s->asks == asks) return s;
   }
   if (!make || b->width == UINT16_MAX) return NULL;
   size_t size = b->width * sizeof(stream);
   if (!block_fit(e, (void **)&b->streams, size, size + sizeof(stream))) return NULL;
   stream *streams = b->streams;
-  streams[b->width] = (stream){.rank = rank, .function = (uint8_t)function, .quorum = quorum, .fresh = 1,
+  streams[b->width] = (stream){.rank = rank, .function = (uint8_t)function, .asks = asks & 3, .fresh = 1,
                                .lacks = MATCH_UNKNOWN};
   stream_guard(streams + b->width);
   e->counters.streams++;

@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mbroker.alerts.engine import Engine, Fired
 from mbroker.alerts.image import SnapshotError
@@ -132,6 +134,87 @@ def test_columns_have_the_edges_of_samples_whose_series_were_registered(text: st
         wanted += reference.batch(now, samples)
         edges += engine.push(now, columns.numbers, columns.values, columns.times)
         assert by_key(edges) == by_key(wanted), (text, now, samples)
+
+
+SHARING = [
+    "mean(load) > 4",
+    "mean(load) > 5 clear < 3",
+    "mean(load) > 4 for 1s",
+    "all(load) > 2",
+    "count(load) < 3",
+    "sum(load) by (rack) > 8",
+    "mean(load) > 4 and max(temp) > 4",
+    "all(load) > 2 and all(temp) > 2",
+    "load > 4 and mean(load) > 5",
+    "count(load) < 3 or max(temp) > 6",
+    "sum(load) by (rack) > 8 and min(temp) by (rack) < 5 or count(load) < 3",
+]
+
+unsorted = st.lists(
+    st.builds(
+        Sample,
+        series=st.builds(Series, st.sampled_from(["load", "load", "temp"]), st.sampled_from(HOSTS)),
+        at=st.integers(0, 4).map(lambda seconds: START + seconds * 1000),
+        value=st.integers(0, 9).map(float),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(st.sampled_from(SHARING), min_size=1, max_size=4, unique=True),
+    st.lists(unsorted, max_size=3),
+    st.booleans(),
+)
+def test_rules_that_share_groups_each_see_only_their_own_instants(
+    texts: list[str], batches: list[list[Sample]], registered: bool
+) -> None:
+    engine = Engine(START)
+    references = {
+        engine.add(rule): Reference(rule, START) for rule in (Subscription.parse(text).rule for text in texts)
+    }
+    for series in [Series(metric, host) for host in HOSTS for metric in ("load", "temp")] if registered else []:
+        engine.register(series)
+        for reference in references.values():
+            reference.register(series)
+    for now, samples in enumerate(batches, START):
+        edges = engine.batch(now, samples)
+        for number, reference in references.items():
+            mine = by_key(edge for edge in edges if edge.rule == number)
+            assert mine == by_key(reference.batch(now, samples)), reference
+
+
+def test_a_sample_that_concerns_another_rule_does_not_end_an_instant() -> None:
+    engine = Engine(START)
+    engine.add(Subscription.parse("mean(load) > 4").rule)
+    engine.add(Subscription.parse("mean(load) > 8 and max(temp) > 4").rule)
+    samples = [
+        Sample(Series("load", HOSTS[0]), START + 1, 6.0),
+        Sample(Series("temp", HOSTS[0]), START + 1000, 1.0),
+        Sample(Series("load", HOSTS[1]), START, 2.0),
+    ]
+    assert engine.batch(START, samples) == []
+
+
+def test_a_group_is_counted_without_a_member_that_comes_at_a_later_instant() -> None:
+    engine = Engine(START)
+    rule = engine.add(Subscription.parse("count(load) < 2 or max(temp) > 8").rule)
+    engine.batch(START, [Sample(Series("temp", HOSTS[0]), START - 1, 1.0)])
+    samples = [Sample(Series("load", host), START + at, 1.0) for at, host in enumerate(HOSTS[:2])]
+    assert [(edge.rule, edge.firing, edge.at) for edge in engine.batch(START, samples)] == [
+        (rule, True, START),
+        (rule, False, START + 1),
+    ]
+
+
+def test_an_alert_that_a_new_member_brings_counts_it() -> None:
+    engine = Engine(START)
+    rule = engine.add(Subscription.parse("count(load) < 3 or sum(load) by (rack) > 8").rule)
+    fired = [engine.batch(START, [Sample(Series("load", host), START, 1.0)]) for host in HOSTS[:2]]
+    assert [[(edge.rule, edge.key, edge.firing) for edge in edges] for edges in fired] == [
+        [(rule, Endpoint({("rack", rack)}), True)] for rack in ("r0", "r1")
+    ]
 
 
 @pytest.mark.parametrize("text", RULES)
