@@ -61,6 +61,11 @@ def test_the_end_of_an_alert_whose_begin_was_told_passes_a_silence() -> None:
     assert mute([silence("a", 9000)], 3000, [end]).go == [end]
 
 
+def test_the_end_of_an_acknowledged_alert_whose_begin_was_told_is_told() -> None:
+    end = story(ended(begun("a", 1000, by="ann"), 2000))
+    assert mute([], 3000, [end]).go == [end]
+
+
 def test_an_acknowledged_begin_waits_without_an_hour() -> None:
     sifted = mute([], 3000, [story(begun("a", 1000, by="ann"))])
     assert (sifted.go, sifted.dropped, sifted.wake) == ([], [], None)
