@@ -28,6 +28,7 @@ from .delivery import Manner, Notifier
 from .notify import Pipeline, Teller
 from .outbox import Memory
 from .selector import Endpoint
+from .wording import BROKER
 
 __all__ = ["PATIENCE", "DeadmanError", "DeadmanSection", "Heart", "Pulse", "guard"]
 
@@ -131,7 +132,7 @@ class _Hearing(asyncio.DatagramProtocol):
             return
         _log.error("the broker is silent")
         since = _unix_ms() - round(1000 * (now - self.pulse.heard))
-        self._tell(Alert(alert_id(0, self._key, since), 0, self._key, Severity.CRITICAL, since))
+        self._tell(Alert(alert_id(BROKER, self._key, since), BROKER, self._key, Severity.CRITICAL, since))
 
     def _tell(self, alert: Alert) -> None:
         self._alert = alert

@@ -14,7 +14,10 @@ from .alert import Alert, State
 from .delivery import Delivery, Remark, Story
 from .selector import GROUP
 
-__all__ = ["Wording", "digest"]
+__all__ = ["BROKER", "Wording", "digest"]
+
+BROKER = 0
+"""In place of a subscription: what is told is that the broker itself is silent."""
 
 _ZERO = "0001-01-01T00:00:00Z"  # what Alertmanager says of an end that is not known
 _REMARKS = {
@@ -92,6 +95,8 @@ class Wording:
         }
 
     def _name(self, alert: Alert) -> str:
+        if alert.enrolment == BROKER:
+            return f"the broker on {self.host} is silent"
         return self.subscription(alert.enrolment) or f"subscription {alert.enrolment}"
 
     def _where(self, alert: Alert) -> str:

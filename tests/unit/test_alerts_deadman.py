@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from mbroker.alerts import deadman
 from mbroker.alerts.alert import State
 from mbroker.alerts.deadman import PATIENCE, DeadmanError, DeadmanSection, Heart, Pulse, guard
+from mbroker.alerts.wording import Wording
 from mbroker.cli import main
 from mbroker.values import Invalid, build
 from tests.unit.notify_world import PROMPT, Ear
@@ -98,6 +99,28 @@ async def test_silence_and_return_are_told_once_each_although_the_receiver_fails
     assert ear.closed
 
 
+async def test_what_is_told_says_which_broker_is_silent(tmp_path: Path) -> None:
+    ear, ours = Ear(), section(tmp_path, 0.1)
+    watching = asyncio.create_task(guard(ours, "node1", {"ops": PROMPT}, {"ops": ear}))
+    await until(lambda: ear.heard)
+    words = Wording("node1", lambda _: "")
+    assert words.title(ear.heard[0]) == "node1: 1 firing: the broker on node1 is silent"
+    assert words.lines(ear.heard[0])[0].startswith(
+        "FIRING critical: the broker on node1 is silent at host=node1 since "
+    )
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_receiver_that_hears_of_old_alerts_only_hears_of_silence_at_once(tmp_path: Path) -> None:
+    ear, ours = Ear(), section(tmp_path, 0.1)
+    slow = attrs.evolve(PROMPT, after=3600, group_wait=3600, group_interval=3600)
+    watching = asyncio.create_task(guard(ours, "node1", {"ops": slow}, {"ops": ear}))
+    await until(lambda: ear.heard)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
 async def test_a_second_watcher_is_refused_and_the_first_stays(tmp_path: Path) -> None:
     ours = section(tmp_path, 3600)
     watching = asyncio.create_task(guard(ours, "node1", {"ops": PROMPT}, {"ops": Ear()}))
@@ -164,7 +187,7 @@ from mbroker.alerts.deadman import DeadmanSection, guard
 from mbroker.alerts.notifiers import Kind, ReceiverSection, make
 from mbroker.alerts.wording import Wording
 receiver = ReceiverSection(kind=Kind.STDOUT, options={"format": "json"})
-words = Wording("node1", lambda _: "the broker is silent")
+words = Wording("node1", lambda _: "")
 section = DeadmanSection(("ops",), 1.0, Path(sys.argv[1]))
 asyncio.run(guard(section, "node1", {"ops": receiver}, {"ops": make(receiver.kind, receiver.options, words)}))
 """
