@@ -243,6 +243,8 @@ class ExplainRow:
     text: str
     series: int
     samples: int
+    oldest: float | None
+    """When the first of them was: how far back the history of these series reaches."""
     cost: str
     place: str
     """Where it can be matched."""

@@ -100,6 +100,7 @@ def _row(trial: _Trial, found: Explanation) -> rows.ExplainRow:
         str(trial.subscription),
         found.series,
         found.samples,
+        None if found.oldest is None else found.oldest / 1000,
         found.cost.value,
         found.place.value,
         tuple(rows.alert(each, str(trial.subscription)) for each in found.alerts),

@@ -66,6 +66,8 @@ class Explanation:
     """How many it read."""
     samples: int
     """How many of their samples there were."""
+    oldest: int | None
+    """The time of the first of them; None if there is none. Of what was before nothing is known."""
     cost: Cost
     place: Place
 
@@ -124,11 +126,13 @@ class _Trial:
         self._more = 0
         self._series: set[Series] = set()
         self._samples = 0
+        self._oldest: int | None = None
 
     def counted(self, samples: Iterator[Sample]) -> Iterator[Sample]:
         for sample in samples:
             self._series.add(sample.series)
             self._samples += 1
+            self._oldest = sample.at if self._oldest is None else self._oldest
             yield sample
 
     def take(self, edges: list[Fired]) -> None:
@@ -153,7 +157,7 @@ class _Trial:
             self._tell(alert)
         place = Place.BROKER if cuts(self._rule) is None else Place.PUBLISHER
         alerts = tuple(sorted(self._alerts, key=lambda alert: (alert.since, alert.id)))
-        return Explanation(alerts, self._more, len(self._series), self._samples, cost(self._rule), place)
+        return Explanation(alerts, self._more, len(self._series), self._samples, self._oldest, cost(self._rule), place)
 
 
 def cost(rule: Rule) -> Cost:
