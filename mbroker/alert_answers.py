@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -19,8 +18,8 @@ from mbroker.alerts.book import Book, NotThere
 from mbroker.alerts.catalogue import NoSuchGroup, TooBroad, unknown
 from mbroker.alerts.engine import TooMuchError
 from mbroker.alerts.reference import Sample
-from mbroker.alerts.selector import Label, Relation, Selector, Series
-from mbroker.alerts.silence import Silence
+from mbroker.alerts.selector import Selector, Series
+from mbroker.alerts.silence import Silence, condition
 from mbroker.alerts.watch import Watch
 from mbroker.values import Invalid, build, plain
 
@@ -29,7 +28,6 @@ __all__ = ["Answers"]
 _POINTS = 60  # of one series around an alert, for a person
 _SERIES = 1000  # in one answer
 _AROUND = 200  # series around one alert
-_LABEL = re.compile(r"(?P<name>[^=!~]+)(?P<relation>=~|!=|!~|=)(?P<value>.*)", re.DOTALL)
 _PAGE = 500  # subscriptions in one answer
 
 
@@ -157,7 +155,7 @@ class Answers:
         wanted: rows.SilenceWanted = build(rows.SilenceWanted, json.loads(value))
         now = self._clock()
         until = now + round(wanted.seconds * 1000)
-        made = self._book.silence(tuple(map(_label, wanted.labels)), now, until, wanted.by, wanted.why, now)
+        made = self._book.silence(tuple(map(condition, wanted.labels)), now, until, wanted.by, wanted.why, now)
         self._changed(())
         return _silence(made)
 
@@ -186,14 +184,6 @@ def _subscription(enrolment: Enrolment, firing: int) -> rows.SubscriptionRow:
         enrolment.made / 1000,
         firing,
     )
-
-
-def _label(text: str) -> Label:
-    """Return the condition that *text* says, such as ``domain=web1`` or ``host=~node.*``."""
-    match = _LABEL.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r:.100} is no condition on a label; write domain=web1, or with != =~ !~")
-    return Label(match["name"], Relation(match["relation"]), match["value"])
 
 
 def _silence(silence: Silence) -> rows.SilenceRow:

@@ -16,6 +16,7 @@ import click
 from mbroker import alert_rows as rows
 from mbroker import control
 from mbroker.alerts import Subscription, SubscriptionError
+from mbroker.alerts.silence import condition
 from mbroker.alerts.terms import UNITS
 from mbroker.exits import Misuse
 from mbroker.options import with_control, with_output
@@ -25,6 +26,7 @@ from mbroker.values import plain
 __all__ = [
     "alerts",
     "ask",
+    "counted",
     "figure",
     "lasted",
     "metrics",
@@ -248,7 +250,12 @@ Examples:
 @with_output
 def silence(labels: Sequence[str], duration: str, why: str, by: str, address: str, output: str) -> None:
     """Tell nobody of alerts that have all LABELS, conditions such as domain=web1, != =~ or !~."""
-    wanted = rows.SilenceWanted(tuple(labels), seconds("--for", duration), by, why)
+    try:
+        for label in labels:
+            condition(label)
+        wanted = rows.SilenceWanted(tuple(labels), seconds("--for", duration), by, why)
+    except ValueError as error:
+        raise Misuse(str(error)) from None
     row: rows.SilenceRow = ask(address, rows.SilenceRow, "control.silence", wanted)
     if output == "json":
         print_json(plain(row))
@@ -316,6 +323,11 @@ def moment(at: float) -> str:
 def named(labels: Mapping[str, str]) -> str:
     """Return labels in one line."""
     return ", ".join(f"{name}={value}" for name, value in labels.items()) or "all"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return how many there are: ``1 alert``, ``2 alerts``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def figure(value: float | None) -> str:

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from mbroker import alert_rows as rows
 from mbroker import control
-from mbroker.alert_commands import ask, figure, lasted, moment, named, parsed, seconds, user, warn
-from mbroker.exits import Failure
+from mbroker.alert_commands import ask, counted, figure, lasted, moment, named, parsed, seconds, user, warn
+from mbroker.exits import Failure, Misuse
 from mbroker.options import with_control, with_output
 from mbroker.terminal import clean, print_json, print_line, print_table
 from mbroker.values import plain
@@ -38,13 +38,21 @@ Examples:
 @with_output
 def explain(text: str, since: str, address: str, output: str) -> None:
     """Show what TEXT would have fired on in the stored past, what it costs, and where it can be matched."""
-    wanted = rows.ExplainWanted(str(parsed(text)), seconds("--since", since))
+    subscription = parsed(text)
+    try:
+        wanted = rows.ExplainWanted(str(subscription), seconds("--since", since))
+    except ValueError as error:
+        raise Misuse(str(error)) from None
     row = _watched(address, ask(address, int, "control.explain", wanted))
     if output == "json":
         print_json(plain(row))
         return
-    told = f"{len(row.alerts) + row.more} alerts in the last {since}"
-    print_line(f"{row.text}: {told}, of {row.series} series and {row.samples} samples")
+    told = f"{counted(len(row.alerts) + row.more, 'alert')} in the last {since}"
+    print_line(f"{row.text}: {told}, of {row.series} series and {counted(row.samples, 'sample')}")
+    if row.oldest is None:
+        print_line("the history has none of these series")
+    else:
+        print_line(f"the history of these series reaches back to {moment(row.oldest)}")
     print_line(f"cost of a sample: {row.cost}; can be matched by the {row.place}")
     if row.alerts:
         found = ((moment(each.since), lasted(each), named(each.labels), figure(each.value)) for each in row.alerts)
@@ -97,7 +105,8 @@ Examples:
 def import_rules(file: Path, dry_run: bool, receivers: Sequence[str], owner: str, address: str, output: str) -> None:
     """Subscribe to what the alerting rules of Prometheus in FILE say; tell of those that cannot be taken over.
 
-    FILE holds rules, or names files that do in its rule_files. The exit code is 1 when some were not taken over.
+    FILE holds rules, or names files that do in its rule_files. The exit code is 1 when some were not taken over, and
+    2 when FILE cannot be read or holds no rules.
     """
     try:
         from mbroker.alerts.prometheus import RulesError, read_rules  # noqa: PLC0415 - needs what not every host has
@@ -106,7 +115,7 @@ def import_rules(file: Path, dry_run: bool, receivers: Sequence[str], owner: str
     try:
         imported = read_rules(file)
     except RulesError as error:
-        raise Failure(str(error)) from None
+        raise Misuse(str(error)) from None
     taken: list[_Taken] = []
     bar = Console(stderr=True)
     for rule in track(imported, "subscribing", console=bar, disable=dry_run or not sys.stderr.isatty(), transient=True):
@@ -127,7 +136,7 @@ def import_rules(file: Path, dry_run: bool, receivers: Sequence[str], owner: str
             _show(each)
     refused = sum(1 for each in taken if each.reason)
     if refused:
-        raise Failure(f"{refused} of {len(taken)} rules were not taken over")
+        raise Failure(f"{refused} of {counted(len(taken), 'rule')} were not taken over")
 
 
 def _show(taken: _Taken) -> None:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import attrs
 
-from .selector import Endpoint, Label, sequence
+from .selector import Endpoint, Label, Relation, sequence
 
-__all__ = ["Silence"]
+__all__ = ["Silence", "condition"]
+
+_LABEL = re.compile(r"(?P<name>[^=!~]+)(?P<relation>=~|!=|!~|=)(?P<value>.*)", re.DOTALL)
+
+
+def condition(text: str) -> Label:
+    """Return the condition that *text* says, such as ``domain=web1`` or ``host=~node.*``; raise ValueError."""
+    match = _LABEL.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r:.100} is no condition on a label; write domain=web1, or with != =~ !~")
+    return Label(match["name"], Relation(match["relation"]), match["value"])
 
 
 @attrs.frozen

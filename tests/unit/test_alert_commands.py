@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from mbroker import control
 from mbroker.alert_answers import Answers
+from mbroker.alert_commands import moment
 from mbroker.alert_trials import Trials
 from mbroker.alerts.book import Book
 from mbroker.alerts.history import History
@@ -140,12 +141,15 @@ def test_a_syntax_error_shows_its_column() -> None:
         (("explain", "load > 1", "--since", "long"), 2, "--since long: give a duration"),
         (("alerts", "show", "abc"), 4, "there is no alert abc"),
         (("alerts", "ack", "abc"), 4, "there is no alert abc"),
-        (("alerts", "silence", "web1", "--for", "1h", "--why", "x"), 1, "'web1' is no condition on a label"),
-        (("alerts", "silence", "domain=~(", "--for", "1h", "--why", "x"), 1, "not a pattern that RE2 accepts"),
+        (("alerts", "silence", "web1", "--for", "1h", "--why", "x"), 2, "'web1' is no condition on a label"),
+        (("alerts", "silence", "domain=~(", "--for", "1h", "--why", "x"), 2, "not a pattern that RE2 accepts"),
         (("alerts", "silence", "domain=web1", "--for", "soon", "--why", "x"), 2, "--for soon: give a duration such as"),
+        (("alerts", "silence", "domain=web1", "--for", "400d", "--why", "x"), 2, "above 0, and a year at most"),
+        (("alerts", "list", "--since", "0s"), 2, "--since 0s: give a duration"),
+        (("explain", "load{domain='web1'} > 1", "--since", "400d"), 2, "above 0, and a year at most"),
         (("alerts", "unsilence", "3"), 4, "there is no silence 3"),
         (("alerts", "list", "--since", "-1h"), 2, "--since -1h: give a duration"),
-        (("import-rules", "/nonexistent.yml"), 1, "/nonexistent.yml"),
+        (("import-rules", "/nonexistent.yml"), 2, "/nonexistent.yml"),
         (("deadman", "--config", "/nonexistent.toml"), 4, "/nonexistent.toml: cannot be read"),
     ],
 )
@@ -248,11 +252,24 @@ def test_a_subscription_is_tried_on_the_past_before_it_is_made(daemon: Daemon) -
     ]
     assert (tried["series"], tried["samples"], tried["cost"], tried["place"]) == (1, 5, "newest value", "publisher")
     assert json_of("subscriptions") == []
-    text = run("explain", "load > 8").stdout
-    assert "2 alerts" in text
+    assert tried["oldest"] == NOW / 1000 + 1
+    text = run("explain", "load > 8", "--since", "100d").stdout
+    assert "2 alerts in the last 100d" in text
+    assert f"the history of these series reaches back to {moment(NOW / 1000 + 1)}" in text
+    assert ": 1 alert in" in run("explain", "max(load[2]) > 8", "--since", "1h").stdout
     assert "newest value" in text
     nothing = run("explain", "laod > 8")
     assert (nothing.exit_code, "0 alerts" in nothing.stdout, "did you mean load?" in nothing.stderr) == (0, True, True)
+    assert "the history has none of these series" in nothing.stdout
+
+
+@pytest.mark.parametrize("text", ["groups: [", "groups: 7", "some: thing"])
+def test_a_file_that_holds_no_rules_is_misuse(tmp_path: Path, text: str) -> None:
+    pytest.importorskip("promql_parser")
+    file = tmp_path / "rules.yml"
+    file.write_text(text)
+    exit_code, line = failure("import-rules", str(file), "--dry-run")
+    assert (exit_code, str(file) in line) == (2, True)
 
 
 @pytest.mark.usefixtures("daemon")
