@@ -92,6 +92,17 @@ def test_an_agent_that_has_received_more_than_was_sent_is_refused(received: int,
     assert isinstance(broker.failure, ProtocolError) == (received > 1)
 
 
+def test_a_broker_that_suspended_its_agent_leaves_the_answer_to_a_successor_until_the_timeout(broker: Session) -> None:
+    broker.suspend(NOW, 2.0)
+    broker.receive(Frame(Kind.SUSPENDED, 1, 0).encode(), NOW)
+    broker.outgoing.clear()
+    broker.receive(hello(2), NOW + 1)
+    assert not broker.outgoing
+    broker.tick(NOW + 2)
+    broker.receive(hello(3), NOW + 2)
+    assert [frame.kind for frame in sent(broker)] == [Kind.WELCOME]
+
+
 def test_what_waited_for_an_earlier_connection_is_not_sent_over_the_next(broker: Session) -> None:
     broker.send(b"one")
     broker.receive(hello(2), NOW)

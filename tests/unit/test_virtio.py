@@ -700,6 +700,15 @@ def test_a_guest_has_a_limited_number_of_streams(raw: Raw, caplog: pytest.LogCap
     assert found.count(None) == 1
 
 
+def test_one_stream_too_many_takes_the_place_of_the_one_that_was_quiet_longest(raw: Raw) -> None:
+    raw.say(KEY, b"hello")
+    quiet = raw.accepted()
+    for number in range(64):
+        raw.say(Key(number.to_bytes(4, "little"), "x"), b"hello")
+    with pytest.raises(ChannelBroken, match="more than 64 streams"):
+        quiet.send(b"are you still there?")
+
+
 def test_a_guest_that_does_not_read_is_sent_no_more_than_a_little(raw: Raw) -> None:
     raw.say(KEY, b"hello")
     stream = raw.accepted()
