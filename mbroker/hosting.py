@@ -241,12 +241,13 @@ class Hosting:
         except HypervisorError as error:
             raise _refused(error) from None
         port = self._section.port if self._section else ""
+        twice: Mapping[str, str] = {} if self._mover is None else self._mover.twice
         return [
             plain(
                 DomainRow(
                     each.name,
                     each.uuid,
-                    each.state.value,
+                    f"{each.state.value}, also on {twice[each.uuid]}" if each.uuid in twice else each.state.value,
                     each.xen or any(found.name == port for found in each.ports),
                     each.uuid in residents.attended,
                 )

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from enum import Enum
 
@@ -30,6 +31,8 @@ _LOOK = 1.0
 """Seconds between two looks at a departure that is not settled."""
 _ANSWER = 5.0
 """Seconds that the destination has to answer."""
+_AGAIN = 60.0
+"""Seconds between two cries that a domain runs twice."""
 _WORD = 30.0
 """Seconds that a domain waits here, paused, before the operator is told."""
 
@@ -60,6 +63,8 @@ class Verdict(Enum):
     """The hypervisors are not done with it."""
     ASK = "ask"
     """Nobody saw whether it left or ended here: only an operator can tell whether the other half is up to date."""
+    TWICE = "twice"
+    """It is whole here and runs there: nobody but an operator can tell whose work is to be lost."""
     ADMIT_HERE = "admit here"
     DISCARD_HERE = "discard here"
     ADMIT_THERE = "admit there"
@@ -69,6 +74,8 @@ class Verdict(Enum):
 def verdict(departure: Departure, here: State | None, there: Whereabouts) -> Verdict:
     """Return what is to be done, by what both hypervisors say while no migration of this broker moves the domain."""
     arrived = there.ticket == departure.ticket
+    if _whole(here) and there.running:
+        return Verdict.TWICE
     if departure.stayed or _whole(here):
         return Verdict.DISCARD_THERE if arrived and not there.running else Verdict.SETTLED
     if here is State.MOVING:
@@ -99,9 +106,16 @@ class Departures:
         """Ticket by domain of the migrations under way, which the hypervisors decide."""
         self._said: set[str] = set()
         """Tickets of which the operator was told."""
+        self._cried: dict[str, float] = {}
+        """Tickets of domains that run twice, and when that was said."""
         self._waiting: set[str] = set()
         """Domains that are looked at again in a while, as they may wait here."""
         self._wake = asyncio.Event()
+
+    @property
+    def twice(self) -> Mapping[str, str]:
+        """Return the domains that are whole here and run elsewhere, too, each with that host."""
+        return {each.domain: each.host for ticket in self._cried if (each := self._departures.get(ticket))}
 
     @asynccontextmanager
     async def leaving(self, domain: str, name: str, host: str) -> AsyncGenerator[str]:
@@ -157,6 +171,8 @@ class Departures:
         departure = self._departures[ticket]  # as events were heard meanwhile
         await self._write()
         found = verdict(departure, here, there)
+        if found is not Verdict.TWICE:
+            self._cried.pop(ticket, None)
         _log.log(logging.DEBUG if found in _QUIET else logging.WARNING, "%s: %s", departure.name, found.value)
         match found:
             case Verdict.ADMIT_HERE:
@@ -177,6 +193,9 @@ class Departures:
                 await self._write()
             case Verdict.ASK:
                 self._say(departure, _ASK, host, departure.name, departure.name)
+            case Verdict.TWICE:
+                if await self._hypervisor.state(domain) is here:  # not moved between both answers
+                    self._cry(departure)
             case Verdict.WAIT:
                 pass
 
@@ -201,6 +220,15 @@ class Departures:
             self._say(departure, _SILENT, host, host, name, why)
         else:
             self._say(departure, "is not here any more, and may be paused on %s until that answers (%s)", host, why)
+
+    def _cry(self, departure: Departure) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._cried.get(departure.ticket, -math.inf) >= _AGAIN:
+            self._cried[departure.ticket] = now
+            _log.error(
+                "%s RUNS TWICE, ON %s AND ON %s: at once, stop the one whose work is to be lost, by: virsh destroy %s",
+                *(departure.name, self._fleet.name, departure.host, departure.name),
+            )
 
     def _say(self, departure: Departure, words: str, *what: str) -> None:
         """Say once of a departure what an operator can do."""
@@ -261,7 +289,7 @@ class Departures:
                 self._written = departures
 
 
-_QUIET = {Verdict.SETTLED, Verdict.WAIT, Verdict.ASK}
+_QUIET = {Verdict.SETTLED, Verdict.WAIT, Verdict.ASK, Verdict.TWICE}
 _SILENT = (
     "is paused here until %s can say whether it has it; if %s is lost: virsh resume %s, while this broker runs,"
     " which notes it and drops what the other may have (%s)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import attrs
 
@@ -106,6 +106,11 @@ class Mover:
                 f"no migration has the number {number}: it ended long ago, or this broker was started since;"
                 " see where the domain is by: mbroker domains"
             ) from None
+
+    @property
+    def twice(self) -> Mapping[str, str]:
+        """Return the domains that are here and run elsewhere, too, each with that host: an operator must stop one."""
+        return self._departures.twice
 
     async def _run(self, migration: Migration) -> None:
         def advance(progress: Progress) -> None:

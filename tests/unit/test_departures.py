@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import attrs
@@ -34,6 +34,8 @@ RUNS = attrs.evolve(FILLED, running=True)
         (LEFT, State.RUNNING, WAITS, Verdict.DISCARD_THERE),
         (LEFT, State.PAUSED, WAITS, Verdict.DISCARD_THERE),
         (LEFT, State.RUNNING, NOTHING, Verdict.SETTLED),
+        (LEFT, State.RUNNING, RUNS, Verdict.TWICE),
+        (STAYED, State.PAUSED, attrs.evolve(WAITS, running=True), Verdict.TWICE),
         (LEFT, State.MOVING, WAITS, Verdict.DISCARD_HERE),
         (LEFT, State.MOVING, RUNS, Verdict.DISCARD_HERE),
         (LEFT, State.MOVING, FILLED, Verdict.WAIT),
@@ -167,6 +169,48 @@ def test_a_domain_whose_end_nobody_saw_waits_for_an_operator(
     assert [half.state for half in world.host("b").halves.values()] == [State.MOVING]
     (said,) = [record.getMessage() for record in caplog.records if "was not seen" in record.getMessage()]
     assert said.endswith("There, if it ran on here: virsh destroy web1; only if it did not: virsh resume web1")
+
+
+def test_a_domain_that_runs_twice_is_cried_out_until_one_is_stopped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown: list[dict[str, str]] = []
+
+    async def main() -> list[str]:
+        world, network = fleet(tmp_path, "a", "b")
+        domain = world.boot(world.host("a"), "web1")
+        await asyncio.sleep(1)
+        world.plan(Fault(Step.FINISH, Trouble.CUT))
+        world.at_step = _cut_at_the_end(network)
+        await migrated(network, domain)
+        b = world.host("b")
+        b.let_run(domain, b.halves[domain].info.arrival.ticket)  # type: ignore[union-attr]  # by hand, and wrong
+        _cut(network, off=False)
+        mover = network.brokers["a"].mover
+        assert mover is not None
+        await asyncio.sleep(70)
+        shown.append(dict(mover.twice))
+        cries = len(_cries(caplog))
+        await b.destroy(domain)
+        await asyncio.sleep(70)
+        shown.append(dict(mover.twice))
+        assert len(_cries(caplog)) == cries == 2
+        assert shown == [{domain: "b"}, {}]
+        return _cries(caplog)
+
+    assert run(main())[0].startswith("web1 RUNS TWICE, ON a AND ON b: at once, stop the one whose work is to be lost")
+
+
+def _cries(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+
+
+def _cut_at_the_end(network: Network) -> Callable[[Step, str], Awaitable[None]]:
+    async def at_step(step: Step, _: str) -> None:
+        if step is Step.FINISH:
+            _cut(network)
+
+    return at_step
 
 
 def test_a_domain_that_ran_to_its_end_unseen_is_not_let_run_elsewhere(tmp_path: Path) -> None:

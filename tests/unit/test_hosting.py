@@ -113,6 +113,17 @@ async def test_domains_are_listed_with_port_and_attention(tmp_path: Path, monkey
     ]
 
 
+async def test_a_domain_that_runs_twice_is_listed_with_its_other_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hosting(tmp_path, monkeypatch) as asked:
+        web = asked.world.boot(asked.host, "web1")
+        await asked.attended(web)
+        monkeypatch.setattr("mbroker.fleet.mover.Mover.twice", {web: "node2"})
+        (row,) = await asked.ask("domains")
+    assert row["state"] == "running, also on node2"
+
+
 async def test_a_hypervisor_that_comes_late_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with hosting(tmp_path, monkeypatch, late=True) as asked:
         web = asked.world.boot(asked.host, "web1")
