@@ -200,6 +200,14 @@ def test_what_asks_too_much_changes_nothing(world: World, text: str, error: type
     assert (world.watch.counts, world.book.enrolments(), world.told) == (before, [], [])
 
 
+def test_a_comparison_may_find_as_many_series_as_the_limit_says(world: World) -> None:
+    for n in range(3):
+        world.say("load", 2, f"web{n}")
+    world.subscribe("load > 1")
+    world.wait(1000)
+    assert len(world.told) == 3
+
+
 def test_a_group_that_the_operator_made_is_there_before_its_members(world: World) -> None:
     world.start(attrs.evolve(SETTINGS, groups={"db": ("web1",), "www": ("web2",)}))
     world.subscribe('load{group="db"} > 1')

@@ -154,6 +154,19 @@ def test_what_ends_and_begins_in_one_moment_goes_on(book: Book) -> None:
     assert ended.until == 160
 
 
+def test_an_end_that_is_known_does_not_end_what_began_after_it(book: Book) -> None:
+    book.record([begins(150), ends(170)], 180)
+    (again,) = book.record([begins(190)], 190)
+    assert book.record([ends(170)], 200) == []
+    assert book.alerts(State.FIRING) == [again]
+
+
+def test_what_begins_in_the_moment_of_an_end_may_end_in_it(book: Book) -> None:
+    book.record([begins(150), ends(170), begins(170)], 180)
+    (over,) = book.record([ends(170)], 180)
+    assert (over.since, over.until, book.alerts(State.FIRING)) == (170, 170, [])
+
+
 def test_an_end_by_a_clock_that_is_behind_is_an_end(book: Book) -> None:
     book.record([begins(150)], 150)
     (alert,) = book.record([ends(140)], 151)
