@@ -158,8 +158,11 @@ def admit(domain: libvirt.virDomain, ticket: str) -> None:
     if state_of(domain) is State.MOVING:
         _check(domain, ticket)
         domain.resume()
-    with suppress(libvirt.libvirtError):  # it has none
+    try:
         domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, None, None, ARRIVAL, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in {libvirt.VIR_ERR_NO_DOMAIN_METADATA, libvirt.VIR_ERR_NO_SUPPORT}:
+            raise
 
 
 def discard(domain: libvirt.virDomain, ticket: str) -> None:
