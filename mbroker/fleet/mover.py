@@ -81,7 +81,7 @@ class Mover:
                 f" give the URI by which this host reaches it, such as qemu+tls://{host}/system"
             )
         info = await self._hypervisor.info(domain)
-        if info.state.active:
+        if info.state.active and host != self._fleet.name:  # else that is said first
             info.address(self._port)
         for each in self._migrations.values():
             if each.order.domain == info.uuid and each.result is None:

@@ -130,6 +130,16 @@ def test_a_migration_to_nowhere_is_refused_in_one_line(tmp_path: Path, to: str, 
     assert says in run(main())
 
 
+def test_a_domain_that_is_there_already_is_not_asked_for_its_port(tmp_path: Path) -> None:
+    async def main() -> str:
+        world, network = fleet(tmp_path, "a", "b")
+        domain = world.boot(world.host("a"), "plain", ports=())
+        await asyncio.sleep(1)
+        return (await migrated(network, domain, "a")).reason
+
+    assert run(main()) == "plain is on a already"
+
+
 def test_a_domain_is_moved_once_at_a_time(tmp_path: Path) -> None:
     async def main() -> None:
         _, network, domain = await started(tmp_path)
