@@ -168,6 +168,35 @@ def test_a_claim_of_a_domain_that_is_attended_is_answered_when_it_leaves(source:
     assert orders(source) == [Part(D), Tell(Offer(D, 5000, (b"s",)))]
 
 
+def test_a_claim_is_not_answered_while_the_domain_is_being_parted_from(source: Custody) -> None:
+    source.happened(event(Kind.LEAVING), 1)
+    orders(source)
+    source.on_claim("b", Claim(D))
+    assert orders(source) == []  # rather than that nothing is kept
+    source.parted(D, (b"s",), unix=5)
+    assert orders(source) == [Tell(Offer(D, 5000, (b"s",)))]
+
+
+def test_what_was_taken_of_an_older_generation_forgets_nothing(source: Custody) -> None:
+    source.happened(event(Kind.LEAVING), 1)
+    source.parted(D, (b"s",), unix=5)
+    source.happened(event(Kind.LEFT), 2)
+    orders(source)
+    source.on_taken(Taken(D, 4999))
+    assert source.parked == (Kept(D, 5000, (b"s",)),)
+    source.on_claim("b", Claim(D))
+    assert orders(source) == [Tell(Claimed(D, 5000, (b"s",)), "b")]
+
+
+def test_what_another_host_took_is_not_given_to_a_third(source: Custody) -> None:
+    source.happened(event(Kind.LEAVING), 1)
+    source.parted(D, (b"s",), unix=5)
+    source.on_taken(Taken(D, 5000))
+    orders(source)
+    source.on_claim("c", Claim(D))
+    assert orders(source) == [Tell(Claimed(D), "c")]
+
+
 def test_a_clock_that_was_ahead_before_a_restart_refuses_no_offer() -> None:
     custody = Custody(generations={D: 90_000})
     custody.happened(event(Kind.STARTED), 0)
