@@ -7,13 +7,29 @@ import os
 import select
 import socket
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from mchannel.transport import Transport
+from mchannel.transports.domain import DomainSocket
+
 PAGE = 4096
 BUFFERED = 1 << 16
 """Bytes on their way in one direction before the writer is held back."""
+
+
+def wakeups(port: Transport | DomainSocket, seconds: float) -> int:
+    """Return how often a select loop turns in that time."""
+    late, count = time.monotonic() + seconds, 0
+    poll = select.poll()
+    poll.register(port.port, select.POLLIN)
+    while (left := late - time.monotonic()) > 0:
+        if poll.poll(left * 1000):
+            count += 1
+            port.port.pump()
+    return count
 
 
 class Hypervisor:
