@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import cast
 
 import attrs
 import pytest
 
-from mbroker.fleet.departures import Departure, Verdict, verdict
+from mbroker.fleet.departures import Departure, Departures, Verdict, verdict
+from mbroker.fleet.fleet import Fleet
 from mbroker.fleet.message import Admit, Discard, Message, Whereabouts, Wherever
 from mbroker.fleet.records import RecordFile
 from mbroker.hypervisor import EventStream, Kind, State
@@ -334,3 +337,46 @@ def test_only_what_arrived_by_that_migration_obeys(tmp_path: Path) -> None:
     assert "not left here by that migration" in str(refused)
     assert "not left here by that migration" in str(refused_too)
     assert admitted == seen == Whereabouts(LEFT.domain, here=True, running=True, attended=True)
+
+
+def _asked(folder: Path, answer: Whereabouts, *, moves: bool) -> list[Message]:
+    """Return what b is asked of a domain that left for it and that *answer* is about; *moves*: it moves again then."""
+
+    async def main() -> list[Message]:
+        world, network = fleet(folder, "a", "b")
+        network.brokers["a"].kill()
+        file = RecordFile(folder / "more.departures", Departure)
+        file.found = (GONE,)
+        questions: list[Message] = []
+        leaving = AsyncExitStack()
+
+        class Asking:
+            name = "a"
+
+            async def ask(self, _: str, question: Message, *__: object) -> Whereabouts:
+                if moves and not questions:
+                    await leaving.enter_async_context(departures.leaving(GONE.domain, "web1", "b"))
+                questions.append(question)
+                return answer
+
+        departures = Departures(file, world.host("a"), cast("Fleet", Asking()))
+        task = asyncio.create_task(departures.run())
+        await asyncio.sleep(3)
+        task.cancel()
+        file.close()
+        return questions
+
+    return run(main())
+
+
+def test_what_waits_there_is_let_run_when_it_left(tmp_path: Path) -> None:
+    assert Admit(GONE.domain, "7") in _asked(tmp_path, WAITS, moves=False)
+
+
+def test_an_answer_about_another_domain_settles_nothing(tmp_path: Path) -> None:
+    other = attrs.evolve(WAITS, domain="aaaaaaaa-0000-4000-8000-000000000002")
+    assert set(_asked(tmp_path, other, moves=False)) == {Wherever(GONE.domain)}
+
+
+def test_an_answer_is_of_no_use_when_the_domain_moves_again_meanwhile(tmp_path: Path) -> None:
+    assert _asked(tmp_path, WAITS, moves=True) == [Wherever(GONE.domain)]
