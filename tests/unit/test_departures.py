@@ -15,7 +15,7 @@ from mbroker.fleet.departures import Departure, Departures, Verdict, verdict
 from mbroker.fleet.fleet import Fleet
 from mbroker.fleet.message import Admit, Discard, Message, Whereabouts, Wherever
 from mbroker.fleet.records import RecordFile
-from mbroker.hypervisor import EventStream, Kind, State
+from mbroker.hypervisor import DomainEvent, EventStream, Kind, State
 from mbroker.hypervisor.fake import Fault, Step, Trouble, World
 from mchannel.errors import JournalError
 from tests.unit.fleet_world import Network, fleet, run
@@ -380,3 +380,21 @@ def test_an_answer_about_another_domain_settles_nothing(tmp_path: Path) -> None:
 
 def test_an_answer_is_of_no_use_when_the_domain_moves_again_meanwhile(tmp_path: Path) -> None:
     assert _asked(tmp_path, WAITS, moves=True) == [Wherever(GONE.domain)]
+
+
+def test_only_the_migration_under_way_is_seen_to_leave(tmp_path: Path) -> None:
+    async def main() -> dict[str, tuple[bool, bool]]:
+        world, network = fleet(tmp_path, "a", "b")
+        network.brokers["a"].kill()
+        file = RecordFile(tmp_path / "more.departures", Departure)
+        file.found = (LEFT,)
+        departures = Departures(file, world.host("a"), cast("Fleet", None))
+        async with departures.leaving(LEFT.domain, "web1", "b") as ticket:
+            for kind in (Kind.LEAVING, Kind.LEFT):
+                await departures._note(DomainEvent.of(kind, LEFT.domain, "web1", 0.0))  # pyright: ignore[reportPrivateUsage]
+        file.close()
+        found = RecordFile(tmp_path / "more.departures", Departure)
+        found.close()
+        return {"new" if each.ticket == ticket else "old": (each.stayed, each.left) for each in found.found}
+
+    assert run(main()) == {"old": (True, False), "new": (False, True)}
