@@ -345,8 +345,6 @@ class DialledLink(FramedLink):
                 transport = self._dial()
                 self._standing.use(transport.port)
                 self.attach(transport)
-                if self.state is not State.SUSPENDED:  # whoever is there need not ask who we are
-                    self._session.hello(now)
         super().tick(now)
 
     def close(self) -> None:
