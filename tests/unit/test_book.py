@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import attrs
 import pytest
@@ -133,8 +133,7 @@ def test_edges_recorded_again_up_to_the_last_leave_everything_as_it_was(steps: l
         edges.append((ends if number % 2 else begins)(at))
     seen = {(edge.firing, edge.at) for edge in edges}
     assume(min(steps, default=0) >= 0 or len(seen) == len(edges))
-    with Book(Path("/dev/shm") / f"book-{os.getpid()}") as book:
-        Path(f"/dev/shm/book-{os.getpid()}").unlink()
+    with TemporaryDirectory(dir="/dev/shm") as folder, Book(Path(folder, "book")) as book:  # a disk would be slow
         book.enrol("ada", RULE, ["mail"], 0)
         for begin in range(0, len(edges), cut):
             book.record(edges[begin : begin + cut], at)
