@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import logging
 import os
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -24,6 +23,7 @@ from mbroker.alert_trials import Trials
 from mbroker.alerts import Subscription
 from mbroker.alerts.alert import Alert
 from mbroker.alerts.book import Book
+from mbroker.alerts.clock import unix_ms
 from mbroker.alerts.deadman import Heart
 from mbroker.alerts.delivery import Manner, Notifier
 from mbroker.alerts.history import History
@@ -47,11 +47,6 @@ _REPLAYED = 600_000  # of all metrics, before a start without a snapshot
 _ALERTS = 10_000  # of late, that a restart looks at
 
 _log = logging.getLogger("mbroker.alerts")
-
-
-def _clock() -> int:
-    """Return the time in milliseconds of the Unix clock."""
-    return time.time_ns() // 1_000_000
 
 
 def _section(loaded: Loaded) -> AlertsSection:
@@ -88,7 +83,7 @@ class Desk:
         Needs a running event loop. Raises :exc:`~mbroker.config.ConfigError`.
         """
         section = _section(loaded)
-        now = _clock()
+        now = unix_ms()
         folder = section.folder or loaded.config.broker.state / "alerts"
         self._announce = announce
         self._image = folder / "engine.snapshot"
@@ -117,7 +112,7 @@ class Desk:
         self._teller, self._telling = self._told_by(section.receivers, told)
         self._receivers = section.receivers
         trials = Trials(self._history, round(section.interval * 1000))
-        answers = Answers(self._watch, self._book, trials, lambda: self._receivers, self._changed, _clock)
+        answers = Answers(self._watch, self._book, trials, lambda: self._receivers, self._changed, unix_ms)
         self.answer = answers.answer
         """Return the answer to a question, by its topic and its value."""
         self._heart = Heart(section.deadman.socket) if section.deadman else None
@@ -139,7 +134,7 @@ class Desk:
         return answer
 
     def _take(self, event: Event) -> Event | None:
-        now = _clock()
+        now = unix_ms()
         if event.topic == SERIES:
             self._changed(self._watch.declare(event.source, Declared.from_event(event), now))
             return None
@@ -171,14 +166,14 @@ class Desk:
                     if task.done():
                         raise task.exception() or RuntimeError(f"{task} ended")
                 if self._history.is_due and self._sealing.done():
-                    self._sealing = asyncio.create_task(asyncio.to_thread(self._try, self._history.seal, _clock()))
+                    self._sealing = asyncio.create_task(asyncio.to_thread(self._try, self._history.seal, unix_ms()))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), _TICK)
         finally:
             for task in (*aside, self._telling):
                 task.cancel()
             await asyncio.wait([*aside, self._telling, self._sealing])
-            self._snap(_clock())
+            self._snap(unix_ms())
             self._files.close()
 
     # -- time
@@ -193,14 +188,14 @@ class Desk:
     async def _keep(self) -> None:
         """Keep what is around alerts, one after the other; another thread looks for it."""
         while True:
-            while (due := self._keeper.due(_clock())) is not None:
-                now = _clock()
+            while (due := self._keeper.due(unix_ms())) is not None:
+                now = unix_ms()
                 samples = await asyncio.to_thread(self._keeper.look, due, now)
                 self._try(partial(self._keeper.keep, due, samples), now)
             await asyncio.sleep(_TICK)
 
     def _tick(self) -> None:
-        now = _clock()
+        now = unix_ms()
         self._changed(self._watch.tick(now))
         for line in self._watch.complaints(now):
             _log.warning("%s", line)
@@ -257,7 +252,7 @@ class Desk:
 
     def _changed(self, alerts: Iterable[Alert]) -> None:
         alerts = list(alerts)
-        self._keeper.add(alerts, _clock())
+        self._keeper.add(alerts, unix_ms())
         for alert in alerts:
             self._announce(alert)
         self._teller.poke()
@@ -266,8 +261,8 @@ class Desk:
         self, manners: Mapping[str, Manner], told: Mapping[str, Notifier]
     ) -> tuple[Teller, asyncio.Task[None]]:
         pipeline = Pipeline(manners)
-        pipeline.recall(reversed(self._lately(_clock())))
-        teller = Teller(self._book, pipeline, told, _clock)
+        pipeline.recall(reversed(self._lately(unix_ms())))
+        teller = Teller(self._book, pipeline, told, unix_ms)
         return teller, asyncio.create_task(teller.run())
 
     def _lately(self, now: int) -> list[Alert]:

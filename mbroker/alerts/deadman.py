@@ -24,6 +24,7 @@ import attrs
 from mbroker.action import Severity
 
 from .alert import Alert, Notice, alert_id
+from .clock import unix_ms
 from .delivery import Manner, Notifier
 from .notify import Pipeline, Teller
 from .outbox import Memory
@@ -123,7 +124,7 @@ class _Hearing(asyncio.DatagramProtocol):
         """Hear a heartbeat."""
         if self.pulse.beat(time.monotonic()) and self._alert is not None:
             _log.warning("the broker is back")
-            self._tell(attrs.evolve(self._alert, until=max(_unix_ms(), self._alert.since)))
+            self._tell(attrs.evolve(self._alert, until=max(unix_ms(), self._alert.since)))
 
     def tick(self) -> None:
         """Judge the silence."""
@@ -131,17 +132,13 @@ class _Hearing(asyncio.DatagramProtocol):
         if not self.pulse.tick(now):
             return
         _log.error("the broker is silent")
-        since = _unix_ms() - round(1000 * (now - self.pulse.heard))
+        since = unix_ms() - round(1000 * (now - self.pulse.heard))
         self._tell(Alert(alert_id(BROKER, self._key, since), BROKER, self._key, Severity.CRITICAL, since))
 
     def _tell(self, alert: Alert) -> None:
         self._alert = alert
         self._outbox.put(Notice(alert, name) for name in self._receivers)
         self._teller.poke()
-
-
-def _unix_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 async def guard(

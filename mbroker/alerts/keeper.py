@@ -14,6 +14,7 @@ from typing import Protocol
 import attrs
 
 from .alert import Alert, State
+from .delivery import changed
 from .language import Subscription
 from .reference import Sample
 from .selector import Endpoint, Selector, Series
@@ -91,14 +92,14 @@ class Keeper:
     def add(self, alerts: Iterable[Alert], now: int) -> None:
         """Keep what is around *alerts*, which have just begun or ended."""
         for alert in alerts:
-            at, wanted = _changed(alert), self._wanted(alert)
+            at, wanted = changed(alert), self._wanted(alert)
             self._push(Due(now, alert.id, alert, wanted))
             if at + AROUND > now:
                 self._push(Due(at + AROUND, alert.id, alert, wanted))
 
     def recall(self, alerts: Iterable[Alert], now: int) -> None:
         """Go on after a restart with those of *alerts* that changed lately and are lacking something."""
-        lately = (alert for alert in alerts if _changed(alert) > now - 2 * AROUND)
+        lately = (alert for alert in alerts if changed(alert) > now - 2 * AROUND)
         self.add((alert for alert in lately if self._lacks(alert)), now)
 
     def due(self, now: int) -> Due | None:
@@ -107,7 +108,7 @@ class Keeper:
 
     def look(self, due: Due, now: int) -> list[Sample]:
         """Return what to keep; this takes its time, and may be done by another thread."""
-        at = _changed(due.alert)
+        at = changed(due.alert)
         end = min(at + AROUND, now)
         return list(itertools.islice(self._past.read(due.wanted, at - AROUND, end + 1), _MOST))
 
@@ -115,7 +116,7 @@ class Keeper:
         """Keep it; when the book refuses, which is raised, it is due again later."""
         try:
             with suppress(LookupError):  # it was forgotten meanwhile
-                self._book.keep(due.id, due.alert.state, samples, min(_changed(due.alert) + AROUND, now))
+                self._book.keep(due.id, due.alert.state, samples, min(changed(due.alert) + AROUND, now))
         except OSError:
             self._push(attrs.evolve(due, at=now + _LATER))
             raise
@@ -125,7 +126,7 @@ class Keeper:
             heapq.heappush(self._due, due)
 
     def _lacks(self, alert: Alert) -> bool:
-        return self._book.kept(alert.id).get(alert.state, 0) < _changed(alert) + AROUND
+        return self._book.kept(alert.id).get(alert.state, 0) < changed(alert) + AROUND
 
     def _wanted(self, alert: Alert) -> _Wanted:
         subscription = self._subscription(alert.enrolment)
@@ -133,10 +134,6 @@ class Keeper:
             return _Wanted(_source(alert.key), frozenset(), ())
         selectors = tuple(leaf.selector for leaf in leaves(subscription.rule.condition))
         return _Wanted(_source(alert.key), frozenset(subscription.handling.keep), selectors)
-
-
-def _changed(alert: Alert) -> int:
-    return alert.since if alert.until is None else alert.until
 
 
 def _source(endpoint: Endpoint) -> frozenset[tuple[str, str]] | None:

@@ -16,6 +16,7 @@ from contextlib import suppress
 import attrs
 
 from .alert import Alert, Notice
+from .clock import unix_ms
 from .delivery import Common, Delivery, Manner, NotDelivered, Notifier, Story
 from .outbox import Outbox
 from .silence import Silence
@@ -187,10 +188,6 @@ class Pipeline:
         return Failed(postponed=eldest, due=desk.rests_until)
 
 
-def _unix_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Teller:
     """Carries out what the pipeline plans: the thin face with a clock and tasks."""
 
@@ -199,7 +196,7 @@ class Teller:
         outbox: Outbox,
         pipeline: Pipeline,
         notifiers: Mapping[str, Notifier],
-        clock: Callable[[], int] = _unix_ms,
+        clock: Callable[[], int] = unix_ms,
     ) -> None:
         """Tell the notices of *outbox* through *notifiers*, which are known by the pipeline's names of receivers."""
         self._outbox = outbox
