@@ -31,7 +31,6 @@ from mchannel.agents.notify import sd_notify
 from mchannel.agents.outbox import Labelled, Outbox
 from mchannel.agents.pace import Pace
 from mchannel.agents.printer import Printer
-from mchannel.agents.publisher import Publisher
 from mchannel.agents.seek import Seek
 from mchannel.agents.settings import Settings, SlaSettings, load
 from mchannel.agents.sla import Recorder
@@ -39,7 +38,7 @@ from mchannel.agents.tail import Tail
 from mchannel.errors import AddressError, CodecError
 from mchannel.event import Detail, Event
 from mchannel.samples import SAMPLES, SERIES
-from mchannel.transport import Delivery, State
+from mchannel.transport import State
 
 __all__ = ["Daemon", "run"]
 
@@ -120,18 +119,16 @@ class Daemon:
         if settings.sla:
             wanted[agent, "sla"] = partial(self._keep, "sla", self._report)
         if settings.metrics.enabled:
-            wanted[agent, "metrics"] = partial(self._keep, "metrics", self._measure, Delivery.LATEST)
+            wanted[agent, "metrics"] = partial(self._keep, "metrics", self._measure)
         if settings.commands.enabled:
             wanted[agent, "commands", settings.metrics.enabled] = partial(self._keep, "commands", self._obey)
         return wanted
 
-    async def _keep(
-        self, stream: str, use: Callable[[Talk], Awaitable[None]], delivery: Delivery = Delivery.ALL
-    ) -> None:
+    async def _keep(self, stream: str, use: Callable[[Talk], Awaitable[None]]) -> None:
         if self.printer is not None:
             await use(_Shown(self.printer))
         else:
-            await Line(stream, self._seek, delivery).keep(use)
+            await Line(stream, self._seek).keep(use)
 
     async def _report(self, channel: Talk) -> None:
         while (event := await self._outbox.first()) is not None:
@@ -139,9 +136,8 @@ class Daemon:
             self._outbox.pop()
 
     async def _measure(self, channel: Talk) -> None:
-        """Tell the metrics, group by group and as samples; what nobody hears is not measured."""
-        # Only the newest events of this channel are sure to arrive: none may be missing for what is offloaded.
-        metrics, feed = Metrics(self.settings.agent.domain), Feed(Publisher(most_cuts=0))
+        """Tell the metrics, group by group and as samples; what nobody hears, or has no room for, is not measured."""
+        metrics, feed = Metrics(self.settings.agent.domain), Feed()
 
         async def measure() -> None:
             while True:

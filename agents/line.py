@@ -14,7 +14,7 @@ from mchannel.agents.discover import Way
 from mchannel.aio import AsyncChannel, open_async
 from mchannel.errors import ChannelTimeout, MChannelError
 from mchannel.event import Event
-from mchannel.transport import Delivery, State
+from mchannel.transport import State
 
 __all__ = ["Line", "Open", "Talk"]
 
@@ -50,7 +50,7 @@ class Open(Protocol):
     """What opens a channel: :func:`mchannel.open_async`."""
 
     async def __call__(
-        self, address: str, *, timeout: float | None, name: str, delivery: Delivery, max_message: int, window: int
+        self, address: str, *, timeout: float | None, name: str, max_message: int, window: int
     ) -> AsyncChannel[Event]:
         """Return the channel once the broker has answered."""
         ...
@@ -63,7 +63,6 @@ class Line:
     stream: str
     way: Callable[[], Awaitable[Way]]
     """Waits until a way leads to the broker."""
-    delivery: Delivery = Delivery.ALL
     open: Open = attrs.field(default=open_async, kw_only=True)
     pauses: tuple[float, ...] = attrs.field(default=_PAUSES, kw_only=True)
     _said: str = attrs.field(default="", init=False)
@@ -106,7 +105,6 @@ class Line:
             address,
             timeout=patience,
             name=self.stream,
-            delivery=self.delivery,
             max_message=_MAX_MESSAGE,
             window=_WINDOW,
         )

@@ -44,7 +44,7 @@ class Publisher:
     """Samples that may wait, at twenty bytes each; more, and the oldest are thrown away."""
     most_series: int = 1 << 16
     most_cuts: int = MOST_CUTS
-    """Thresholds that it compares samples with for the broker; none over a channel that may lose samples."""
+    """Thresholds that it compares samples with for the broker, at most."""
     run: int = attrs.field(factory=lambda: secrets.randbits(62), init=False)
     dropped: int = attrs.field(default=0, init=False)
     """Samples that were thrown away; the broker is told of those of this run."""

@@ -133,6 +133,15 @@ def test_a_broker_meets_three_streams(tmp_path: Path, config: Path, log: Path, a
         assert (told["id"], told["interval"], told["kernel"]) == (1, 0.2, os.uname().release)
 
 
+def test_a_broker_that_fell_behind_is_told_of_every_group(config: Path, address: str, tmp_path: Path) -> None:
+    with mchannel.listen(address) as listener, running("--config", config, "--address", address, folder=tmp_path):
+        channels = accept(listener)
+        with suppress(ChannelTimeout):
+            channels["commands"].read(timeout=2)  # meanwhile several rounds of the metrics arrive
+        told = {channels["metrics"].read(timeout=60).topic for _ in range(20)}
+        assert told >= {"metrics.cpu", "metrics.memory", SERIES, SAMPLES}
+
+
 def test_commands_cannot_be_misused_and_the_agent_goes_on(tmp_path: Path, address: str) -> None:
     with mchannel.listen(address, mchannel.RawCodec()) as listener:
         empty = tmp_path / "magent.toml"

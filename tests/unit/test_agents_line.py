@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import pytest
 
-from mchannel import AsyncChannel, Delivery, Event, listen_async
+from mchannel import AsyncChannel, Event, listen_async
 from mchannel.agents.discover import Way
 from mchannel.agents.line import Line, Talk
 from mchannel.agents.outbox import Labelled, Outbox
@@ -110,13 +110,12 @@ async def test_a_line_keeps_little_for_a_broker_that_does_not_read() -> None:
         noted.set()
         raise AddressError(address)
 
-    kept = asyncio.create_task(Line("metrics", way, Delivery.LATEST, open=note).keep(greet))
+    kept = asyncio.create_task(Line("metrics", way, open=note).keep(greet))
     await asyncio.wait_for(noted.wait(), 30)
     kept.cancel()
     assert wishes == {
         "timeout": 2.0,
         "name": "metrics",
-        "delivery": Delivery.LATEST,
         "max_message": 65536,
         "window": 131072,
     }
