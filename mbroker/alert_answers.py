@@ -17,7 +17,7 @@ from mbroker.alerts.alert import Alert, Enrolment, State
 from mbroker.alerts.book import Book, NotThere
 from mbroker.alerts.catalogue import NoSuchGroup, TooBroad, unknown
 from mbroker.alerts.engine import TooMuchError
-from mbroker.alerts.reference import Sample
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Selector, Series
 from mbroker.alerts.silence import Silence, condition
 from mbroker.alerts.watch import Watch

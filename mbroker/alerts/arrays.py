@@ -20,7 +20,7 @@ from mbroker.action import Severity
 from mbroker.values import Fault, Invalid, Where
 
 from .selector import Label, Relation, Selector
-from .terms import UNITS, Function, Operator, Samples, Span, Window
+from .terms import UNITS, Count, Function, Operator, Span, Window
 from .tree import (
     DEEPEST,
     Absent,
@@ -89,7 +89,7 @@ def _of_expression(expression: Expression) -> Array:
         case Instant(selector):
             return ["last", _of_selector(selector)]
         case Temporal(function, selector, window, quantile):
-            length = window.count if isinstance(window, Samples) else str(window)
+            length = window.count if isinstance(window, Count) else str(window)
             return [function.value, _of_selector(selector), length, *([] if quantile is None else [quantile])]
         case Spatial(function, member, by, least, quantile):
             arguments = [argument for argument in (least, quantile) if argument is not None]
@@ -170,7 +170,7 @@ def _label(data: object, where: Where) -> Label:
 
 
 def _window(data: object, where: Where) -> Window:
-    return _make(where, Samples, data) if type(data) is int else _span(data, where)
+    return _make(where, Count, data) if type(data) is int else _span(data, where)
 
 
 def _span(data: object, where: Where) -> Span:

@@ -19,12 +19,12 @@ from .alert import Alert, Enrolment, Notice, State
 from .database import BookError, Database, Row
 from .edges import ALERT, Edge, alert_of, begin, cease, end, note, number_of
 from .language import Subscription
-from .reference import Sample
+from .sample import Sample
 from .schema import SCRIPTS
 from .selector import Label, Relation
 from .silence import Silence
 
-__all__ = ["Book", "BookError", "Delivery", "Edge", "Entry", "NotThere", "Silence"]
+__all__ = ["Book", "BookError", "Edge", "Entry", "NotThere", "Receipt", "Silence"]
 
 _SIZE = 256 << 20
 _AUDITED = 100_000  # lines of the audit trail that are kept
@@ -61,7 +61,7 @@ class Entry:
 
 
 @attrs.frozen
-class Delivery:
+class Receipt:
     """What became of a notice."""
 
     receiver: str
@@ -219,11 +219,11 @@ class Book:
             statement = f"UPDATE notice SET due = ?, error = ?, attempts = attempts + ? WHERE {_UNTOLD}"
             write(statement, due, error, bool(error), name, state.value, receiver)
 
-    def deliveries(self, name: str) -> list[Delivery]:
+    def deliveries(self, name: str) -> list[Receipt]:
         """Return what became of the notices of an alert, oldest first."""
         columns = "receiver, state, told, attempts, error"
         rows = self._database.read(f"SELECT {columns} FROM notice WHERE alert = ? ORDER BY number", name)
-        return [Delivery(receiver, State(state), *rest) for receiver, state, *rest in rows]
+        return [Receipt(receiver, State(state), *rest) for receiver, state, *rest in rows]
 
     # -- silences
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from .selector import Selector
-from .terms import Function, Operator, Samples
+from .terms import Count, Function, Operator
 from .text import condition_text
 from .tree import Absent, And, Comparison, Condition, Expression, Instant, Not, Or, Rule, Spatial, Temporal
 
@@ -53,7 +53,7 @@ def _expression(expression: Expression, operator: Operator) -> Expression:
         case Instant(selector):
             return Instant(_selector(selector))
         case Temporal(function, selector, window, quantile):
-            if function.is_order and window == Samples(1):
+            if function.is_order and window == Count(1):
                 return Instant(_selector(selector))
             function, quantile = _order(function, quantile)
             return Temporal(function, _selector(selector), window, quantile)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from .language import Subscription
 from .places import Places
 from .selector import GROUP, Relation, Selector
-from .terms import Samples
+from .terms import Count
 from .tree import Absent, Spatial, Temporal, leaves
 
 __all__ = ["NoSuchGroup", "TooBroad", "check_windows", "review", "unknown"]
@@ -50,7 +50,7 @@ def check_windows(subscription: Subscription, longest: int) -> None:
     for leaf in leaves(subscription.rule.condition):
         expression = None if isinstance(leaf, Absent) else leaf.expression
         member = expression.member if isinstance(expression, Spatial) else expression
-        if isinstance(member, Temporal) and isinstance(member.window, Samples) and member.window.count > longest:
+        if isinstance(member, Temporal) and isinstance(member.window, Count) and member.window.count > longest:
             raise TooBroad(
                 f"a window of {leaf.selector.metric} has {member.window.count} samples, and a window may have {longest}"
             )

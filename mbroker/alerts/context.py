@@ -9,7 +9,7 @@ from typing import Any
 from mchannel import packing
 
 from .columns import deflate, inflate, pack_times, pack_values, unpack_times, unpack_values
-from .reference import Sample
+from .sample import Sample
 from .selector import Series
 
 __all__ = ["MOST", "packed", "unpacked"]

@@ -15,10 +15,9 @@ from typing import Any, cast
 import attrs
 
 from . import arrays, image, lower
-from .kernel import ABSENT, NOTHING, Counters, Kernel, KernelError, Term, View
-from .kernel import Edge as KernelEdge
+from .kernel import ABSENT, NOTHING, Counters, Flip, Kernel, KernelError, Term, View
 from .places import Places, Readers, Runs
-from .reference import Sample
+from .sample import Sample
 from .selector import Endpoint, Selector, Series, project
 from .slack import Slack
 from .tree import Absent, Comparison, Handling, Rule, Spatial, leaves
@@ -216,7 +215,7 @@ class Engine:
             times.append(sample.at)
         return edges + self._matched(numbers, values, times)
 
-    def _fired(self, edges: Iterable[KernelEdge]) -> list[Fired]:
+    def _fired(self, edges: Iterable[Flip]) -> list[Fired]:
         endpoints, of, spots = self._known.endpoints, self._known.of, self._at
         return [
             Fired(owner, endpoints[spots[rule] if rule in spots else of[source]], fires, at, value)

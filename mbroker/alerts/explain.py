@@ -15,18 +15,18 @@ from .history import Accepts
 from .language import Subscription
 from .offloading import cuts
 from .past import span
-from .reference import Sample
+from .sample import Sample
 from .selector import Endpoint, Selector, Series
 from .terms import Function
 from .tree import Absent, Comparison, Instant, Rule, Spatial, Temporal, leaves
 
-__all__ = ["Cost", "Explanation", "Past", "Place", "cost", "explain"]
+__all__ = ["CostClass", "Explanation", "Past", "Place", "cost", "explain"]
 
 _BEAT = 1000  # milliseconds between two looks at the clock
 _MOST = 1000  # alerts that are told
 
 
-class Cost(Enum):
+class CostClass(Enum):
     """What a sample costs: that of the dearest comparison. Rules that compare the same share it."""
 
     NEWEST = "newest value"
@@ -68,7 +68,7 @@ class Explanation:
     """How many of their samples there were."""
     oldest: int | None
     """The time of the first of them; None if there is none. Of what was before nothing is known."""
-    cost: Cost
+    cost: CostClass
     place: Place
 
 
@@ -160,13 +160,13 @@ class _Trial:
         return Explanation(alerts, self._more, len(self._series), self._samples, self._oldest, cost(self._rule), place)
 
 
-def cost(rule: Rule) -> Cost:
+def cost(rule: Rule) -> CostClass:
     """Return what a sample of what *rule* reads costs."""
     found = {_cost(leaf) for leaf in leaves(rule.condition)}
-    return next(one for one in (Cost.ORDERED, Cost.RUNNING, Cost.NEWEST) if one in found)
+    return next(one for one in (CostClass.ORDERED, CostClass.RUNNING, CostClass.NEWEST) if one in found)
 
 
-def _cost(leaf: Comparison | Absent) -> Cost:
+def _cost(leaf: Comparison | Absent) -> CostClass:
     functions: list[Function] = []
     expression = Instant(leaf.selector) if isinstance(leaf, Absent) else leaf.expression
     if isinstance(expression, Spatial):
@@ -175,5 +175,5 @@ def _cost(leaf: Comparison | Absent) -> Cost:
     if isinstance(expression, Temporal):
         functions.append(expression.function)
     if any(function.is_order or function.is_quantifier for function in functions):
-        return Cost.ORDERED
-    return Cost.RUNNING if functions else Cost.NEWEST
+        return CostClass.ORDERED
+    return CostClass.RUNNING if functions else CostClass.NEWEST

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from .terms import Function, Operator, Samples, Span
+from .terms import Count, Function, Operator, Span
 from .tree import Spatial, Temporal
 
 __all__ = ["spatial", "temporal"]
@@ -20,7 +20,7 @@ def temporal(expression: Temporal, samples: Sequence[tuple[int, float]]) -> floa
     if expression.function is Function.EWMA:
         assert isinstance(window, Span)
         return _ewma(_finite(samples), window.milliseconds)
-    if isinstance(window, Samples):
+    if isinstance(window, Count):
         if len(samples) < window.count:
             return None
         within = samples[-window.count :]

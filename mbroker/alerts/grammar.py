@@ -12,7 +12,7 @@ import attrs
 from mbroker.action import Severity
 
 from .selector import WORDS, Label, Relation, Selector
-from .terms import UNITS, Function, Operator, Samples, Span, Window, check_least, check_quantile, check_window
+from .terms import UNITS, Count, Function, Operator, Span, Window, check_least, check_quantile, check_window
 from .tree import (
     DEEPEST,
     Absent,
@@ -371,7 +371,7 @@ class _Parser:
         """Return a duration that a window may have or, if it can be *counted*, a number of samples."""
         token = self._here
         if counted and token.kind == "whole":
-            return self._make(self._take(), Samples, int(token.text))
+            return self._make(self._take(), Count, int(token.text))
         if counted:
             self._wanted.append("a number of samples")
         window = self._span()

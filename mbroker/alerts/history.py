@@ -23,7 +23,7 @@ from mchannel.errors import JournalError
 
 from .live import Live
 from .names import Names
-from .reference import Sample
+from .sample import Sample
 from .segment import Row, Segment
 from .selector import Series
 

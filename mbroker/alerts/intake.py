@@ -19,7 +19,7 @@ from mchannel.samples import MOST_SERIES, Declared, Named, Samples
 
 from .selector import GROUP, Endpoint, Series
 
-__all__ = ["Bounds", "Columns", "Intake", "Refusal"]
+__all__ = ["Arrived", "Bounds", "Intake", "Refusal"]
 
 DOMAIN, HOST = "domain", "host"
 """Labels that the channel's identity decides."""
@@ -61,7 +61,7 @@ class Refusal(Enum):
 
 
 @attrs.frozen(eq=False)
-class Columns:
+class Arrived:
     """Samples as the engine takes them, in the order in which they came."""
 
     numbers: array[int]
@@ -69,7 +69,7 @@ class Columns:
     times: array[int]
 
     @classmethod
-    def none(cls) -> Columns:
+    def none(cls) -> Arrived:
         """Return no samples."""
         return cls(array("I"), array("d"), array("q"))
 
@@ -77,10 +77,10 @@ class Columns:
         """Return how many they are."""
         return len(self.numbers)
 
-    def kept(self, keep: Iterable[object]) -> Columns:
+    def kept(self, keep: Iterable[object]) -> Arrived:
         """Return those for which *keep* is true."""
         chosen = list(keep)
-        return Columns(
+        return Arrived(
             array("I", itertools.compress(self.numbers, chosen)),
             array("d", itertools.compress(self.values, chosen)),
             array("q", itertools.compress(self.times, chosen)),
@@ -166,7 +166,7 @@ class Intake:
         """How many series and samples were dropped so far."""
         return self._total
 
-    def declare(self, source: str, declared: Declared, now: int) -> list[Columns]:
+    def declare(self, source: str, declared: Declared, now: int) -> list[Arrived]:
         """Note which series the publisher's numbers are; those that may not be stay unknown.
 
         Returns what waited for it.
@@ -197,7 +197,7 @@ class Intake:
         held, origin.held = origin.held, deque(each for each in origin.held if each.run != declared.run)
         return [self._translated(source, origin, each, now) for each in held if each.run == declared.run]
 
-    def columns(self, source: str, samples: Samples, now: int) -> Columns:
+    def columns(self, source: str, samples: Samples, now: int) -> Arrived:
         """Return what the engine is to match of *samples*; before its declaration a run has to wait for it."""
         origin = self._source(source, now)
         granted = origin.samples.take(len(samples), now)
@@ -206,7 +206,7 @@ class Intake:
             samples = attrs.evolve(samples, **{name: getattr(samples, name)[:granted] for name in _COLUMNS})
         if samples.run not in origin.runs:
             self._hold(source, origin, samples)
-            return Columns.none()
+            return Arrived.none()
         return self._translated(source, origin, samples, now)
 
     def _hold(self, source: str, origin: _Source, samples: Samples) -> None:
@@ -215,8 +215,8 @@ class Intake:
         while len(origin.held) > _BATCHES or sum(map(len, origin.held)) > _HELD:
             self._refuse(source, {Refusal.UNKNOWN: len(origin.held.popleft())})
 
-    def _translated(self, source: str, origin: _Source, samples: Samples, now: int) -> Columns:
-        offered = self._timely(source, Columns(samples.numbers, samples.values, samples.times), now)
+    def _translated(self, source: str, origin: _Source, samples: Samples, now: int) -> Arrived:
+        offered = self._timely(source, Arrived(samples.numbers, samples.values, samples.times), now)
         table = origin.table(samples.run)
         try:  # the numbers of all samples in C; what cannot be translated, rarely, one by one
             numbers = array("I", map(table.__getitem__, offered.numbers))
@@ -228,7 +228,7 @@ class Intake:
             self._refuse(source, {Refusal.UNKNOWN: known.count(False)})
             offered = offered.kept(known)
             numbers = array("I", (number for number in found if number >= 0))
-        return Columns(numbers, offered.values, offered.times)
+        return Arrived(numbers, offered.values, offered.times)
 
     def asks_again(self, source: str, now: int) -> bool:
         """Tell whether the source should declare its series anew, as samples came of others; seldom twice."""
@@ -275,7 +275,7 @@ class Intake:
         groups = ((GROUP, name) for name, members in self._groups.items() if member in members)
         return Series(named.metric, Endpoint((*named.labels, own, *groups)))
 
-    def _timely(self, source: str, offered: Columns, now: int) -> Columns:
+    def _timely(self, source: str, offered: Arrived, now: int) -> Arrived:
         if not offered:
             return offered
         latest, earliest = now + int(self.bounds.ahead * 1000), now - int(self.bounds.behind * 1000)

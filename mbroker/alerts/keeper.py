@@ -16,7 +16,7 @@ import attrs
 from .alert import Alert, State
 from .delivery import changed
 from .language import Subscription
-from .reference import Sample
+from .sample import Sample
 from .selector import Endpoint, Selector, Series
 from .tree import leaves
 

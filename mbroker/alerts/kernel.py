@@ -17,7 +17,7 @@ __all__ = [
     "NOTHING",
     "Compare",
     "Counters",
-    "Edge",
+    "Flip",
     "Kernel",
     "KernelError",
     "Made",
@@ -123,7 +123,7 @@ def ABSENT(series: int, span: int) -> Term:  # noqa: N802 -- one kind of term
     return Term(series, View(Made.ABSENT, span=span))
 
 
-class Edge(NamedTuple):
+class Flip(NamedTuple):
     """A rule begins or ends to fire."""
 
     at: int
@@ -284,7 +284,7 @@ class Kernel:
         """Return what an edge of *rule* would say of its source."""
         return lib.match_source(self._engine, rule)
 
-    def push(self, series: array[int], values: array[float], times: array[int]) -> Iterator[Edge]:
+    def push(self, series: array[int], values: array[float], times: array[int]) -> Iterator[Flip]:
         """Match samples (arrays ``I``, ``d``, ``q`` of one length) and yield the edges; :meth:`settle` ends a batch.
 
         What is not consumed of the iterator is not matched.
@@ -304,12 +304,12 @@ class Kernel:
             )
             yield from self.take()
 
-    def settle(self) -> Iterator[Edge]:
+    def settle(self) -> Iterator[Flip]:
         """End a batch: match what waits for all samples of an instant, and what was added."""
         lib.match_settle(self._engine)
         return self.take()
 
-    def tick(self, clock: int) -> Iterator[Edge]:
+    def tick(self, clock: int) -> Iterator[Flip]:
         """Yield the edges that time alone makes until *clock*, in milliseconds."""
         lib.match_tick(self._engine, clock)
         return self.take()
@@ -329,13 +329,13 @@ class Kernel:
             raise KernelError("it is no snapshot that this version wrote, or it is damaged")
         self._engine = ffi.gc(engine, lib.match_free)
 
-    def take(self) -> Iterator[Edge]:
+    def take(self) -> Iterator[Flip]:
         """Yield the edges that wait."""
         if lib.match_broken(self._engine):
             raise MemoryError("the matcher ran out of memory; restore its last snapshot")
         while taken := lib.match_take(self._engine, self._edges, self._room):
             edges = ffi.buffer(self._edges, taken * _EDGE.size)[:]  # a copy: meanwhile there may be others
-            yield from map(Edge._make, _EDGE.iter_unpack(edges))
+            yield from map(Flip._make, _EDGE.iter_unpack(edges))
 
 
 def _view(view: View) -> tuple[int, int, int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .kernel import Compare, Made, NoDataCode, Step, View
-from .terms import Function, Operator, Samples
+from .terms import Count, Function, Operator
 from .tree import Absent, And, Comparison, Condition, Expression, Instant, NoData, Not, Or, Rule, Spatial, Temporal
 
 __all__ = ["COMPARE", "NODATA", "direction", "member", "program", "reduced"]
@@ -53,7 +53,7 @@ def member(expression: Expression) -> View:
             return View(Made.LAST)
         case Temporal(function, _, window, quantile):
             made, rank = _made(function, quantile)
-            if isinstance(window, Samples):
+            if isinstance(window, Count):
                 return View(made, samples=window.count, rank=rank)
             return View(made, span=window.milliseconds, rank=rank)
         case Spatial(_, inner):

@@ -12,7 +12,7 @@ import attrs
 import promql_parser as promql
 
 from .selector import Label, Relation, Selector
-from .terms import Function, Operator, Samples, Span
+from .terms import Count, Function, Operator, Span
 from .tree import Comparison, Instant, Spatial, Temporal
 
 __all__ = [
@@ -240,7 +240,7 @@ class Values:
         function = _TEMPORAL[name]
         if name in ("irate", "idelta"):
             self.note(_LAST_TWO.format(name))
-            return Linear(Temporal(function, selector, Samples(2)))
+            return Linear(Temporal(function, selector, Count(2)))
         quantile = None
         if function is Function.QUANTILE:
             quantile = constant_of(tree.args[0])

@@ -15,11 +15,12 @@ from typing import TypeAlias
 import attrs
 
 from .functions import spatial, temporal
+from .sample import Sample
 from .selector import Endpoint, Series, project
-from .terms import Function, Samples, Span
+from .terms import Count, Function, Span
 from .tree import Absent, And, Comparison, Condition, Instant, NoData, Not, Or, Rule, Spatial, Temporal, leaves
 
-__all__ = ["Edge", "History", "Kept", "Reference", "Sample", "Truth", "kept"]
+__all__ = ["Change", "History", "Kept", "Reference", "Truth", "kept"]
 
 
 class Truth(Enum):
@@ -34,16 +35,7 @@ class Truth(Enum):
 
 
 @attrs.frozen
-class Sample:
-    """One value of one series."""
-
-    series: Series
-    at: int
-    value: float
-
-
-@attrs.frozen
-class Edge:
+class Change:
     """An alert begins or ends."""
 
     key: Endpoint
@@ -52,7 +44,7 @@ class Edge:
     at: int
 
 
-Kept: TypeAlias = tuple[Samples | Span, bool]
+Kept: TypeAlias = tuple[Count | Span, bool]
 """What windows are told apart by: their length, and whether they make an ``ewma``."""
 
 
@@ -123,13 +115,13 @@ class Reference:
                 if key not in self._alerts:
                     self._alerts[key] = _Alert(at=self._newest(key))
 
-    def tick(self, now: int) -> list[Edge]:
+    def tick(self, now: int) -> list[Change]:
         """Return the edges that the time itself makes, and those of adding the rule; *now* never runs backwards."""
         self._now = now
         made, self._made = self._made, []
         return made + self._evaluated(list(self._alerts))
 
-    def batch(self, now: int, samples: Iterable[Sample]) -> list[Edge]:
+    def batch(self, now: int, samples: Iterable[Sample]) -> list[Change]:
         """Return the edges of samples that arrive together, each alert's in the order of its event times.
 
         An alert is evaluated once for each event time: before a later sample of it, and when the batch ends.
@@ -194,10 +186,10 @@ class Reference:
     def _members(self, leaf: Comparison | Absent, key: Endpoint) -> list[Series]:
         return [series for series in self._histories if _reads(leaf, series, key)]
 
-    def _evaluated(self, keys: Iterable[Endpoint]) -> list[Edge]:
+    def _evaluated(self, keys: Iterable[Endpoint]) -> list[Change]:
         return [edge for key in keys for edge in self._evaluate(key, self._alerts[key])]
 
-    def _evaluate(self, key: Endpoint, alert: _Alert) -> Iterator[Edge]:
+    def _evaluate(self, key: Endpoint, alert: _Alert) -> Iterator[Change]:
         alert.waiting = False
         rule = self._rule
         truth = self._truth(rule.condition, key)
@@ -210,14 +202,14 @@ class Reference:
         if alert.firing:
             if cleared:
                 alert.firing, alert.true_since = False, None
-                yield Edge(key, firing=False, at=at)
+                yield Change(key, firing=False, at=at)
         elif truth is not Truth.TRUE:
             alert.true_since = None
         else:
             alert.true_since = at if alert.true_since is None else alert.true_since
             if at - alert.true_since >= (rule.hold.milliseconds if rule.hold else 0):
                 alert.firing = True
-                yield Edge(key, firing=True, at=at)
+                yield Change(key, firing=True, at=at)
 
     # -- conditions
 

@@ -14,9 +14,9 @@ __all__ = [
     "DAY",
     "PAIRWISE",
     "UNITS",
+    "Count",
     "Function",
     "Operator",
-    "Samples",
     "Span",
     "Window",
     "check_least",
@@ -139,7 +139,7 @@ def finite(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
 
 
 @attrs.frozen
-class Samples:
+class Count:
     """A window that holds the last so many accepted samples of a series."""
 
     count: int = attrs.field(validator=_whole(1, 86_400))
@@ -164,7 +164,7 @@ class Span:
 _UNITS = ((DAY, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms"))
 UNITS = {unit: size for size, unit in _UNITS}
 
-Window: TypeAlias = Samples | Span
+Window: TypeAlias = Count | Span
 
 
 def check_window(window: Window) -> None:

@@ -16,9 +16,9 @@ from .selector import GROUP, Selector, name, sequence
 from .terms import (
     DAY,
     PAIRWISE,
+    Count,
     Function,
     Operator,
-    Samples,
     Span,
     Window,
     check_least,
@@ -69,7 +69,7 @@ class Temporal:
 
     function: Function = attrs.field(validator=_instance(Function))
     selector: Selector = attrs.field(validator=_instance(Selector))
-    window: Window = attrs.field(validator=_instance(Samples | Span))
+    window: Window = attrs.field(validator=_instance(Count | Span))
     """The samples that count or, of :attr:`Function.EWMA`, its time constant."""
     quantile: float | None = attrs.field(default=None, converter=number)
     """Which order statistic :attr:`Function.QUANTILE` picks: from 0, the least, to 1, the greatest."""
@@ -82,7 +82,7 @@ class Temporal:
         check_window(self.window)
         if self.function is Function.EWMA and not isinstance(self.window, Span):
             raise ValueError("ewma needs a duration, its time constant: ewma(30s, load)")
-        if self.function in PAIRWISE and self.window == Samples(1):
+        if self.function in PAIRWISE and self.window == Count(1):
             raise ValueError(f"{word} needs a window of at least 2 samples")
         if (self.function is Function.QUANTILE) != (self.quantile is not None):
             raise ValueError("quantile, and nothing else, says which: quantile(0.95, metric[5m])")

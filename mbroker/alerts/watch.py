@@ -26,11 +26,11 @@ from .alert import Alert, Enrolment, State
 from .book import BookError, Edge
 from .engine import Engine, Fired, TooMuchError
 from .image import SnapshotError
-from .intake import Bounds, Columns, Intake
+from .intake import Arrived, Bounds, Intake
 from .language import Subscription
 from .offloading import Offloading
 from .places import Places
-from .reference import Sample
+from .sample import Sample
 from .selector import Endpoint, Series
 from .tree import NoData, Rule, leaves
 
@@ -243,7 +243,7 @@ class Watch:
 
     def tick(self, now: int) -> list[Alert]:
         """Do what time alone asks for, about once a second; return the alerts that began or ended."""
-        changed = self._take(Columns(array("I", [self._heart]), array("d", [1.0]), array("q", [now])), now)
+        changed = self._take(Arrived(array("I", [self._heart]), array("d", [1.0]), array("q", [now])), now)
         if self._unsettled is not None and now >= self._unsettled:
             self._unsettled = None
             changed += self._record(self._differences(now), now)
@@ -423,7 +423,7 @@ class Watch:
 
     # -- the way of a sample
 
-    def _take(self, columns: Columns, now: int) -> list[Alert]:
+    def _take(self, columns: Arrived, now: int) -> list[Alert]:
         """Match, note in the book, and only then store."""
         changed = self._record(self._edges(self._passed(now)), now)
         fired = self._engine.push(now, columns.numbers, columns.values, columns.times)

@@ -11,7 +11,7 @@ from mbroker.alerts import Subscription
 from mbroker.alerts.alert import Alert, Notice, State
 from mbroker.alerts.book import Book, Edge
 from mbroker.alerts.database import Database, Write
-from mbroker.alerts.reference import Sample
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.segment import sync_folder
 from mbroker.alerts.selector import Series
 

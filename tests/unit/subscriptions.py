@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mbroker.action import Severity
 from mbroker.alerts import Subscription
 from mbroker.alerts.selector import WORDS, Label, Relation, Selector
-from mbroker.alerts.terms import DAY, PAIRWISE, Function, Operator, Samples, Span
+from mbroker.alerts.terms import DAY, PAIRWISE, Count, Function, Operator, Span
 from mbroker.alerts.tree import (
     Absent,
     And,
@@ -43,7 +43,7 @@ spans = st.one_of(
     st.builds(Span, st.integers(1, 7 * DAY)),
     st.sampled_from([Span(1000), Span(60_000), Span(3_600_000), Span(DAY)]),
 )
-windows = st.one_of(st.builds(Samples, st.integers(2, 86_400)), spans)
+windows = st.one_of(st.builds(Count, st.integers(2, 86_400)), spans)
 thresholds = st.floats(allow_nan=False, allow_infinity=False)
 quantiles = st.integers(0, 1_000_000).map(lambda millionths: millionths / 1_000_000)
 
@@ -52,7 +52,7 @@ SPATIAL = [f for f in Function if f.is_spatial and f not in (Function.ATLEAST, F
 
 temporals = st.one_of(
     st.builds(Temporal, st.sampled_from(TEMPORAL), selectors, windows),
-    st.builds(Temporal, st.sampled_from([f for f in TEMPORAL if f not in PAIRWISE]), selectors, st.just(Samples(1))),
+    st.builds(Temporal, st.sampled_from([f for f in TEMPORAL if f not in PAIRWISE]), selectors, st.just(Count(1))),
     st.builds(Temporal, st.just(Function.EWMA), selectors, spans),
     st.builds(Temporal, st.just(Function.QUANTILE), selectors, windows, quantiles),
 )

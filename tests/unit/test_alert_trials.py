@@ -13,7 +13,7 @@ from mbroker import control
 from mbroker.alert_trials import Trials
 from mbroker.alerts import Subscription
 from mbroker.alerts.history import Accepts
-from mbroker.alerts.reference import Sample
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Endpoint, Series
 
 LOAD = Subscription.parse("load > 1")

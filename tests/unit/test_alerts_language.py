@@ -10,7 +10,7 @@ import pytest
 from mbroker.action import Severity
 from mbroker.alerts import Subscription, SubscriptionError
 from mbroker.alerts.selector import Endpoint, Label, Relation, Selector, Series
-from mbroker.alerts.terms import Function, Operator, Samples, Span
+from mbroker.alerts.terms import Count, Function, Operator, Span
 from mbroker.alerts.tree import (
     Absent,
     And,
@@ -45,7 +45,7 @@ def refusal(text: str) -> str:
 
 def test_figure_2_is_a_spatial_function_of_a_temporal_one() -> None:
     subscription = Subscription.parse("all(mean(temperature{group='hansen'}[15])) > 75 for 2m severity critical")
-    mean = Temporal(Function.MEAN, TEMPERATURE, Samples(15))
+    mean = Temporal(Function.MEAN, TEMPERATURE, Count(15))
     comparison = Comparison(Spatial(Function.ALL, mean), Operator.ABOVE, 75.0)
     assert subscription == Subscription(Rule(comparison, hold=Span(120_000)), Handling(Severity.CRITICAL))
 
@@ -58,7 +58,7 @@ def test_a_bare_metric_is_the_newest_sample_of_each_endpoint() -> None:
 def test_a_function_of_a_window_is_temporal_and_one_without_is_spatial(word: str) -> None:
     function = Function(word)
     assert parse(f"{word}(load[5]) > 5").condition == Comparison(
-        Temporal(function, LOAD, Samples(5)), Operator.ABOVE, 5.0
+        Temporal(function, LOAD, Count(5)), Operator.ABOVE, 5.0
     )
     assert parse(f"{word}(load) > 5").condition == Comparison(Spatial(function, Instant(LOAD)), Operator.ABOVE, 5.0)
 

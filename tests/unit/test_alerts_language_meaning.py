@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mbroker.alerts import Subscription
 from mbroker.alerts.functions import temporal
-from mbroker.alerts.reference import Edge, Reference, Sample, Truth
+from mbroker.alerts.reference import Change, Reference, Truth
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Endpoint, Series
 from mbroker.alerts.tree import Comparison, Temporal
 
@@ -34,12 +35,12 @@ class Stream:
         self.reference = Reference(Subscription.parse(text).rule, interval=INTERVAL)
         self.reference.register(*(Series(metric, endpoint) for endpoint in registered))
 
-    def send(self, at: float, *values: float, to: Sequence[Endpoint] = (H1,), metric: str = "x") -> list[Edge]:
+    def send(self, at: float, *values: float, to: Sequence[Endpoint] = (H1,), metric: str = "x") -> list[Change]:
         """Send one value to each endpoint of *to*, all at the same time."""
         samples = [Sample(Series(metric, to), _ms(at), value) for to, value in zip(to, values, strict=True)]
         return self.reference.batch(_ms(at), samples)
 
-    def tick(self, at: float) -> list[Edge]:
+    def tick(self, at: float) -> list[Change]:
         return self.reference.tick(_ms(at))
 
     def truth(self, key: Endpoint = H1) -> Truth:
@@ -50,12 +51,12 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def fires(at: float, key: Endpoint = H1) -> list[Edge]:
-    return [Edge(key, firing=True, at=_ms(at))]
+def fires(at: float, key: Endpoint = H1) -> list[Change]:
+    return [Change(key, firing=True, at=_ms(at))]
 
 
-def clears(at: float, key: Endpoint = H1) -> list[Edge]:
-    return [Edge(key, firing=False, at=_ms(at))]
+def clears(at: float, key: Endpoint = H1) -> list[Change]:
+    return [Change(key, firing=False, at=_ms(at))]
 
 
 def value(expression: str, *samples: float | tuple[float, float]) -> float | None:
@@ -353,7 +354,7 @@ def test_a_series_is_stale_after_its_window_or_three_intervals(expression: str, 
     ("clause", "firing", "quiet"),
     [("", [], []), ("nodata keep", [], []), ("nodata clear", clears(30), []), ("nodata fire", [], fires(30))],
 )
-def test_nodata_says_what_silence_does_to_an_alert(clause: str, firing: list[Edge], quiet: list[Edge]) -> None:
+def test_nodata_says_what_silence_does_to_an_alert(clause: str, firing: list[Change], quiet: list[Change]) -> None:
     high, low = Stream(f"x > 5 {clause}"), Stream(f"x > 5 {clause}")
     assert high.send(0, 9) == fires(0)
     assert low.send(0, 1) == []

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from mbroker.alerts.promql import translate
 from mbroker.alerts.promql_values import Renaming, Unsupported
-from mbroker.alerts.reference import Reference, Sample
+from mbroker.alerts.reference import Reference
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Endpoint, Series
 from mbroker.alerts.text import condition_text
 from mbroker.alerts.tree import NoData, Rule

@@ -15,7 +15,7 @@ from mbroker.alerts import Subscription
 from mbroker.alerts.alert import Alert, State
 from mbroker.alerts.book import Book, BookError, Edge, NotThere
 from mbroker.alerts.catalogue import NoSuchGroup, TooBroad
-from mbroker.alerts.reference import Sample
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Series
 from mbroker.alerts.watch import HEARTBEAT, Settings, Watch
 from mchannel.samples import Declared, Named, Samples

@@ -21,7 +21,7 @@ from mbroker.alerts import Subscription
 from mbroker.alerts.alert import Alert, Notice, State
 from mbroker.alerts.book import Book, BookError, Edge, NotThere
 from mbroker.alerts.database import Database
-from mbroker.alerts.reference import Sample
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.schema import SCRIPTS
 from mbroker.alerts.selector import Label, Relation, Series
 from mbroker.alerts.terms import DAY

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mbroker.alerts.columns import deflate, pack_times, pack_values
 from mbroker.alerts.context import packed, unpacked
-from mbroker.alerts.reference import Sample
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Series
 from mchannel import packing
 

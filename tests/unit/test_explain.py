@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbroker.alerts import Subscription
-from mbroker.alerts.explain import Cost, Explanation, Place, cost, explain
+from mbroker.alerts.explain import CostClass, Explanation, Place, cost, explain
 from mbroker.alerts.history import Accepts, History
-from mbroker.alerts.reference import Reference, Sample
+from mbroker.alerts.reference import Reference
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Endpoint, Series
 
 WEB1, WEB2 = (Endpoint({("host", name)}) for name in ("web1", "web2"))
@@ -127,18 +128,18 @@ def test_it_reads_a_history(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected", "place"),
     [
-        ("load > 8", Cost.NEWEST, Place.PUBLISHER),
-        ("load > 8 for 1m", Cost.NEWEST, Place.BROKER),
-        ("absent(load[10s])", Cost.NEWEST, Place.BROKER),
-        ("mean(load[5m]) > 8", Cost.RUNNING, Place.BROKER),
-        ("ewma(5m, load) > 8 and load > 1", Cost.RUNNING, Place.BROKER),
-        ("max(load[5m]) > 8 or mean(load[5m]) > 8", Cost.ORDERED, Place.BROKER),
-        ("mean(load) by (rack) > 8", Cost.RUNNING, Place.BROKER),
-        ("any(load) by (rack) > 8", Cost.ORDERED, Place.BROKER),
-        ("sum(p95(load[5m])) by (rack) > 8", Cost.ORDERED, Place.BROKER),
+        ("load > 8", CostClass.NEWEST, Place.PUBLISHER),
+        ("load > 8 for 1m", CostClass.NEWEST, Place.BROKER),
+        ("absent(load[10s])", CostClass.NEWEST, Place.BROKER),
+        ("mean(load[5m]) > 8", CostClass.RUNNING, Place.BROKER),
+        ("ewma(5m, load) > 8 and load > 1", CostClass.RUNNING, Place.BROKER),
+        ("max(load[5m]) > 8 or mean(load[5m]) > 8", CostClass.ORDERED, Place.BROKER),
+        ("mean(load) by (rack) > 8", CostClass.RUNNING, Place.BROKER),
+        ("any(load) by (rack) > 8", CostClass.ORDERED, Place.BROKER),
+        ("sum(p95(load[5m])) by (rack) > 8", CostClass.ORDERED, Place.BROKER),
     ],
 )
-def test_the_dearest_comparison_is_the_cost(text: str, expected: Cost, place: Place) -> None:
+def test_the_dearest_comparison_is_the_cost(text: str, expected: CostClass, place: Place) -> None:
     assert cost(Subscription.parse(text).rule) is expected
     assert tried(text, [], 0, 1000).place is place
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbroker.alerts.history import History
-from mbroker.alerts.reference import Sample
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.segment import Segment
 from mbroker.alerts.selector import Label, Relation, Selector, Series
 from mchannel.errors import JournalError

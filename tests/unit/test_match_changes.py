@@ -10,7 +10,8 @@ import pytest
 
 from mbroker.alerts.engine import Engine
 from mbroker.alerts.language import Subscription
-from mbroker.alerts.reference import Edge, History, Kept, Reference, Sample, kept
+from mbroker.alerts.reference import Change, History, Kept, Reference, kept
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Endpoint, Series
 from mbroker.alerts.tree import Comparison, Rule, Spatial, Temporal, leaves
 from tests.unit.test_match_engine import RULES, START, by_key, stream
@@ -60,9 +61,9 @@ class World:
     def batch(self, now: int, samples: list[Sample]) -> None:
         self.now = now
         wanted = {number: by_key(reference.batch(now, samples)) for number, (_, reference) in self.references.items()}
-        edges: dict[int, list[Edge]] = {number: [] for number in self.references}
+        edges: dict[int, list[Change]] = {number: [] for number in self.references}
         for fired in self.engine.batch(now, samples):
-            edges[fired.rule].append(Edge(fired.key, fired.firing, fired.at))
+            edges[fired.rule].append(Change(fired.key, fired.firing, fired.at))
         for number, (rule, _) in self.references.items():
             assert by_key(edges[number]) == wanted[number], (rule, now, samples)
         for sample in samples:

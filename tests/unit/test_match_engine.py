@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from mbroker.alerts.engine import Engine, Fired
 from mbroker.alerts.image import SnapshotError
 from mbroker.alerts.language import Subscription
-from mbroker.alerts.reference import Edge, Reference, Sample
+from mbroker.alerts.reference import Change, Reference
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Endpoint, Series
 
 START = 1_000_000
@@ -103,7 +104,7 @@ class Columns:
         self.times = array("q", [sample.at for sample in samples])
 
 
-def by_key(edges: Iterable[Edge | Fired]) -> dict[Endpoint, list[tuple[bool, int]]]:
+def by_key(edges: Iterable[Change | Fired]) -> dict[Endpoint, list[tuple[bool, int]]]:
     """Return the edges of each alert in their order; that between alerts means nothing."""
     made: dict[Endpoint, list[tuple[bool, int]]] = defaultdict(list)
     for edge in edges:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbroker.alerts.functions import temporal
-from mbroker.alerts.kernel import Compare, Edge, Kernel, KernelError, Made, Step, Term, View
+from mbroker.alerts.kernel import Compare, Flip, Kernel, KernelError, Made, Step, Term, View
 from mbroker.alerts.selector import Selector
-from mbroker.alerts.terms import Function, Samples, Span, Window
+from mbroker.alerts.terms import Count, Function, Span, Window
 from mbroker.alerts.tree import Temporal
 
 FUNCTIONS = {
@@ -37,7 +37,7 @@ NUMBERS = st.one_of(
 )
 
 
-def push(kernel: Kernel, series: int, samples: list[tuple[int, float]]) -> list[Edge]:
+def push(kernel: Kernel, series: int, samples: list[tuple[int, float]]) -> list[Flip]:
     ids = array("I", [series] * len(samples))
     values, times = array("d", [x for _, x in samples]), array("q", [t for t, _ in samples])
     return [*kernel.push(ids, values, times), *kernel.settle()]
@@ -57,12 +57,12 @@ def fires(kernel: Kernel, series: int, samples: list[tuple[int, float]], rule: i
     by_count=st.booleans(),
 )
 def test_a_value_is_exact(function: Function, values: list[float], steps: list[int], size: int, by_count: bool) -> None:
-    window: Window = Samples(size) if by_count and function is not Function.EWMA else Span(size * 1000)
+    window: Window = Count(size) if by_count and function is not Function.EWMA else Span(size * 1000)
     expression = Temporal(function, Selector("m"), window)
     made, rank = FUNCTIONS[function]
     view = (
         View(made, samples=window.count, rank=rank)
-        if isinstance(window, Samples)
+        if isinstance(window, Count)
         else View(made, span=window.milliseconds, rank=rank)
     )
     times = [1_000_000 + sum(steps[: index + 1]) for index in range(len(values))]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from mbroker.alerts.engine import Engine
 from mbroker.alerts.language import Subscription
 from mbroker.alerts.offloading import cuts
-from mbroker.alerts.reference import Reference, Sample
+from mbroker.alerts.reference import Reference
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Endpoint, Series
 from mbroker.alerts.tree import Rule, leaves
 from mchannel.agents.offload import Sieve

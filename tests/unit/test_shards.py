@@ -21,7 +21,8 @@ from mbroker.alerts.housing import Housing
 from mbroker.alerts.image import SnapshotError
 from mbroker.alerts.language import Subscription
 from mbroker.alerts.placement import winner
-from mbroker.alerts.reference import Edge, Reference, Sample
+from mbroker.alerts.reference import Change, Reference
+from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Endpoint, Series
 from mbroker.alerts.shards import Shards
 from mbroker.alerts.tree import Comparison, Rule
@@ -92,7 +93,7 @@ def columns(engine: Engine | Shards, samples: Iterable[Sample]) -> Columns:
     )
 
 
-def by_alert(edges: Iterable[Edge | Fired]) -> dict[tuple[int, Endpoint], list[tuple[bool, int]]]:
+def by_alert(edges: Iterable[Change | Fired]) -> dict[tuple[int, Endpoint], list[tuple[bool, int]]]:
     """Return the edges of each alert in their order; that between alerts means nothing."""
     made: dict[tuple[int, Endpoint], list[tuple[bool, int]]] = defaultdict(list)
     for edge in edges:
