@@ -19,10 +19,9 @@ from typing import Any, NoReturn
 
 import attrs
 
-from mchannel.address import Address
 from mchannel.agents.commands import Commands
 from mchannel.agents.discover import Nothing, Way, find
-from mchannel.agents.exits import UNREACHABLE, USAGE, Exit
+from mchannel.agents.exits import UNREACHABLE, Exit
 from mchannel.agents.feed import Feed, either
 from mchannel.agents.follower import Follower
 from mchannel.agents.line import Line, Talk
@@ -35,7 +34,7 @@ from mchannel.agents.seek import Seek
 from mchannel.agents.settings import Settings, SlaSettings, load
 from mchannel.agents.sla import Recorder
 from mchannel.agents.tail import Tail
-from mchannel.errors import AddressError, CodecError
+from mchannel.errors import CodecError
 from mchannel.event import Detail, Event
 from mchannel.samples import SAMPLES, SERIES
 from mchannel.transport import State
@@ -227,23 +226,13 @@ def installed_version() -> str:
 
 def run(options: argparse.Namespace) -> None:
     """Run ``magent run``; raises Exit for what cannot be done."""
-    settings = _load(options)
+    settings = load(options.config)
     look: Callable[[str], Way | Nothing] = (lambda _: Way(options.address)) if options.address else find
     if options.dry_run and isinstance(found := look(settings.agent.address), Nothing):
         raise Exit(UNREACHABLE, str(found))
     printer = Printer(options.output == "json") if options.dry_run else None
     _log.setLevel(logging.INFO)
-    asyncio.run(_serve(Daemon(settings, look, printer), partial(_load, options)))
-
-
-def _load(options: argparse.Namespace) -> Settings:
-    settings = load(options.config)
-    try:
-        for address in filter(None, (options.address, settings.agent.address)):
-            Address.parse(address)
-    except AddressError as error:
-        raise Exit(USAGE, str(error)) from None
-    return settings
+    asyncio.run(_serve(Daemon(settings, look, printer), partial(load, options.config)))
 
 
 async def _serve(daemon: Daemon, again: Callable[[], Settings]) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import attrs
 
 from mchannel.address import Address
+from mchannel.errors import AddressError
+from mchannel.transport import find_scheme
 
-__all__ = ["Nothing", "Way", "find"]
+__all__ = ["Nothing", "Way", "check_address", "find"]
 
 PORT = "org.mchannel.0"
 _ADD = f"<channel type='unix'><target type='virtio' name='{PORT}'/></channel>"
@@ -79,6 +81,31 @@ def find(configured: str = "", *, root: Path = Path("/")) -> Way | Nothing:
     return (
         Way(configured, ", ".join(missing)) if configured else Nothing(", ".join([*missing, "no address configured"]))
     )
+
+
+def check_address(text: str) -> None:
+    """Raise AddressError when no broker can ever be reached at the address *text*; nothing is opened."""
+    where = Address.parse(text)
+    find_scheme(where)
+    match where.scheme:
+        case "tcp":
+            where.refuse_options("server")
+            host, port = where.endpoint()
+            if host == "*" or not port:
+                raise AddressError(f"{where}: say which host and port the broker has, for example tcp://10.0.0.7:7600")
+        case "virtio" | "ivshmem":
+            where.refuse_options("stream")
+            attrs.evolve(where, options=()).file("")
+        case "xen":
+            where.file("")
+            if "." in where.path or "/" in where.path:  # xenstore's names have neither
+                raise AddressError(
+                    f"{where}: a name has 1 to 64 letters, digits, dashes or underscores, like xen:///mgmt"
+                )
+        case "shm" | "ipc" | "memory":
+            where.file("")
+        case _:
+            pass  # of another distribution, which knows its own
 
 
 def _unusable(base: str) -> str:

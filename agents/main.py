@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from mchannel.agents.exits import FAILED, Exit
-from mchannel.errors import MChannelError
+from mchannel.agents.discover import check_address
+from mchannel.agents.exits import FAILED, USAGE, Exit
+from mchannel.errors import AddressError, MChannelError
 
 __all__ = ["main"]
 
@@ -160,6 +161,11 @@ def _add_sla(sla: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     """Run the command; what the others need is not imported, as guests may be slow."""
+    if options.address is not None:
+        try:
+            check_address(options.address)
+        except AddressError as error:
+            raise Exit(USAGE, f"--address {error}") from None
     if options.command == "sla":
         from mchannel.agents import slalog  # noqa: PLC0415
 

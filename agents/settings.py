@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import difflib
 import socket
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import attrs
 
 from mchannel.agents.accesslog import UNITS, FormatError, Reader, reader
+from mchannel.agents.discover import check_address
 from mchannel.agents.exits import NOT_FOUND, USAGE, Exit
+from mchannel.errors import AddressError
 from mchannel.samples import MOST_LABELS, Labels, is_label, is_name
 
 __all__ = [
@@ -43,28 +45,65 @@ _KINDS = {"nagios": ("command",), "ganglia": ("address", "file"), "prometheus": 
 _LARGEST = 1 << 20  # bytes of a configuration
 
 
+class _Fault(ValueError):
+    """The value of a key cannot be; or, of a whole section or file, something about it."""
+
+    def __init__(self, reason: str, *path: str | int) -> None:
+        super().__init__(": ".join(filter(None, (".".join(map(str, path)), reason))))
+        self.reason = reason
+        self.path = path
+
+    def inside(self, *path: str | int) -> _Fault:
+        """Return the fault as it is called from further outside."""
+        return _Fault(self.reason, *path, *self.path)
+
+
+def _must(name: str, be: str, value: object) -> _Fault:
+    try:
+        shown = repr(value) if isinstance(value, str) else str(value)
+    except ValueError:  # whole numbers have a limit, too
+        shown = "a number like that"
+    return _Fault(f"must be {be}, not {shown if len(shown) <= 60 else f'{shown[:57]}...'}", name)
+
+
 def _text(_: object, attribute: attrs.Attribute[str], value: object) -> None:
     if not isinstance(value, str) or not value.isprintable():
-        raise ValueError(f"{attribute.name} must be a printable text, not {value!r:.80}")
+        raise _must(attribute.name, "a printable text", value)
+
+
+def _address(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
+    _text(instance, attribute, value)
+    try:
+        if value:
+            check_address(value)
+    except AddressError as error:
+        raise _Fault(f"must be an address: {error}", attribute.name) from None
 
 
 def _switch(_: object, attribute: attrs.Attribute[bool], value: object) -> None:
     if not isinstance(value, bool):
-        raise ValueError(f"{attribute.name} must be true or false, not {value!r:.80}")
+        raise _must(attribute.name, "true or false", value)
 
 
 def _between(low: float, high: float, unit: str) -> Check:
     def check(_: object, attribute: attrs.Attribute[float], value: object) -> None:
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not low <= cast("float", value) <= high:
-            raise ValueError(f"{attribute.name} must be {low:g} to {high:g} {unit}, not {value!r:.80}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise _must(attribute.name, f"{low:g} to {high:g} {unit}", value)
+
+    return check
+
+
+def _among(known: Collection[str]) -> Check:
+    def check(_: object, attribute: attrs.Attribute[str], value: object) -> None:
+        if not isinstance(value, str) or value not in known:
+            raise _must(attribute.name, f"one of {', '.join(known)}", value)
 
     return check
 
 
 def _path(value: object) -> Path:
-    if not isinstance(value, str | Path) or not str(value).startswith("/"):
-        raise ValueError(f"log must be the whole path of a file, not {value!r:.80}")
+    if not isinstance(value, str | Path) or not str(value).startswith("/") or "\0" in str(value):
+        raise _must("log", "the whole path of a file", value)
     return Path(value)
 
 
@@ -72,7 +111,7 @@ def _path(value: object) -> Path:
 class AgentSettings:
     """The section ``[agent]``."""
 
-    address: str = attrs.field(default="", validator=_text)
+    address: str = attrs.field(default="", validator=_address)
     """Where the broker listens when the guest has no port, device or hypervisor that leads to it."""
     source: str = attrs.field(default="", validator=_text)
     """Name of this domain, for people: a broker believes the channel. Default: the host name."""
@@ -109,7 +148,7 @@ class SlaSettings:
     """``nginx``, ``apache``, ``json``, or the server's own format string."""
     time_field: str = attrs.field(default="", validator=_text)
     """The response time, among several."""
-    unit: str = attrs.field(default="s", validator=attrs.validators.in_(tuple(UNITS)))
+    unit: str = attrs.field(default="s", validator=_among(tuple(UNITS)))
     """Unit of the response time in JSON: ``s``, ``ms`` or ``us``."""
     at_field: str = attrs.field(default="", validator=_text)
     """The Unix time in JSON."""
@@ -123,11 +162,11 @@ class SlaSettings:
     def __attrs_post_init__(self) -> None:
         """Raise ValueError for thresholds or a format that cannot serve."""
         if self.soft_ms > self.hard_ms:
-            raise ValueError(f"soft_ms {self.soft_ms:g} is above hard_ms {self.hard_ms:g}")
+            raise _Fault(f"{self.soft_ms:g} is above hard_ms {self.hard_ms:g}", "soft_ms")
         try:
             self.reader()
         except FormatError as error:
-            raise ValueError(f"format: {error}") from None
+            raise _Fault(str(error), "format") from None
 
     def reader(self) -> Reader:
         """Return what reads the log's lines."""
@@ -145,18 +184,19 @@ class HostSettings:
 
 
 def _words(value: object) -> tuple[str, ...]:
-    words = cast("list[object]", value) if isinstance(value, list | tuple) else [None]
+    words = cast("list[object]", value) if type(value) in (list, tuple) else [None]
     if not all(isinstance(word, str) and "\0" not in word for word in words):
-        raise ValueError(f"command must be a list of a program and its arguments, not {value!r:.80}")
+        raise _must("command", "a list of a program and its arguments", value)
     return tuple(cast("list[str]", words))
 
 
 def _labels(value: object) -> Labels:
     if value == ():
         return ()
+    fault = _must("labels", f"up to {MOST_LABELS // 2} names and texts", value)
     pairs = sorted(cast("dict[str, object]", value).items()) if isinstance(value, dict) else [("", value)]
     if len(pairs) > MOST_LABELS // 2 or not all(is_name(name) and is_label(label) for name, label in pairs):
-        raise ValueError(f"labels must be up to {MOST_LABELS // 2} names and texts, not {value!r:.80}")
+        raise fault
     return cast("Labels", tuple(pairs))
 
 
@@ -164,7 +204,7 @@ def _labels(value: object) -> Labels:
 class ReadSettings:
     """One section ``[[read]]``: something that already watches, and whose results are published."""
 
-    kind: str = attrs.field(validator=attrs.validators.in_(tuple(_KINDS)))
+    kind: str = attrs.field(validator=_among(tuple(_KINDS)))
     """``nagios``: a plug-in, ``ganglia``: a gmond, ``prometheus``: an exporter such as node_exporter."""
     name: str = attrs.field(validator=_text)
     """The label ``check`` of what a plug-in says; ``read`` of what is told of the reader itself."""
@@ -184,16 +224,16 @@ class ReadSettings:
     def __attrs_post_init__(self) -> None:
         """Raise ValueError unless it says in one way where to read."""
         if not is_label(self.name):
-            raise ValueError("name must be a text of 1 to 256 characters")
+            raise _must("name", "a text of 1 to 256 characters", self.name)
         given = [field for field in ("command", "address", "url", "file") if getattr(self, field)]
         if len(given) != 1 or given[0] not in _KINDS[self.kind]:
-            raise ValueError(f"a reader of kind {self.kind} needs {' or '.join(_KINDS[self.kind])}, and nothing else")
+            raise _Fault(f"a reader of kind {self.kind} needs {' or '.join(_KINDS[self.kind])}, and nothing else")
         if self.url and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"url must begin with http:// or https://, not {self.url!r:.80}")
+            raise _must("url", "something that begins with http:// or https://", self.url)
         if self.file and not self.file.startswith("/"):
-            raise ValueError(f"file must be the whole path of a file, not {self.file!r:.80}")
+            raise _must("file", "the whole path of a file", self.file)
         if self.address and not self.address.rpartition(":")[2].isdecimal():
-            raise ValueError(f"address must be a host and a port, not {self.address!r:.80}")
+            raise _must("address", "a host and a port", self.address)
 
 
 @attrs.frozen(kw_only=True)
@@ -218,41 +258,62 @@ _SECTIONS: dict[str, type] = {
 
 def parse(text: str) -> Settings:
     """Return the settings that *text* says; raises ValueError, one line with the key that is wrong."""
-    document = tomllib.loads(text)
-    if unknown := document.keys() - attrs.fields_dict(Settings).keys():
-        raise ValueError(f"there is no section {min(unknown)}; there are {', '.join(attrs.fields_dict(Settings))}")
+    document = _document(text)
+    _refuse_unknown(document, Settings)
     made: dict[str, Any] = {
         name: _made(kind, document[name], name) for name, kind in _SECTIONS.items() if name in document
     }
     sections = _several(SlaSettings, document.get("sla", []), "sla", "log", _LOGS)
     if len({section.log for section in sections}) < len(sections):
-        raise ValueError("sla: two sections name the same log")
+        raise _Fault("two sections name the same log", "sla")
     reads = _several(ReadSettings, document.get("read", []), "read", "reader", _READS)
     if len({read.name for read in reads}) < len(reads):
-        raise ValueError("read: two sections have the same name")
+        raise _Fault("two sections have the same name", "read")
     return Settings(**made, sla=sections, read=reads)
+
+
+def _document(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError:
+        raise _Fault("is nested too deep") from None
+    except ValueError:  # of Python's int
+        raise _Fault("has a number of too many digits") from None
 
 
 def _several(kind: type[T], tables: object, where: str, noun: str, most: int) -> tuple[T, ...]:
     if not isinstance(tables, list) or len(cast("list[object]", tables)) > most:
-        raise ValueError(f"{where}: write [[{where}]] for each {noun}, at most {most} times")
-    return tuple(_made(kind, table, f"{where}[{n}]") for n, table in enumerate(cast("list[object]", tables)))
+        raise _Fault(f"write [[{where}]] for each {noun}, at most {most} times", where)
+    return tuple(_made(kind, table, where, n) for n, table in enumerate(cast("list[object]", tables)))
 
 
-def _made(kind: type[T], table: object, where: str) -> T:
+def _made(kind: type[T], table: object, *where: str | int) -> T:
     if not isinstance(table, dict):
-        raise ValueError(f"{where}: must be a section with keys of its own")
+        raise _Fault("must be a section with keys of its own", *where)
     given = cast("dict[str, Any]", table)
-    fields = attrs.fields_dict(cast("type[attrs.AttrsInstance]", kind))
-    if unknown := given.keys() - fields.keys():
-        raise ValueError(f"{where}.{min(unknown)}: there is no such key; there are {', '.join(fields)}")
-    for name, field in fields.items():
-        if field.default is attrs.NOTHING and name not in given:
-            raise ValueError(f"{where}: {name} is missing")
     try:
+        _refuse_unknown(given, kind)
+        for name, field in _fields(kind).items():
+            if field.default is attrs.NOTHING and name not in given:
+                raise _Fault("is missing", name)
         return kind(**given)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error.args[0]}") from None
+    except _Fault as fault:
+        raise fault.inside(*where) from None
+
+
+def _refuse_unknown(given: Collection[str], kind: type) -> None:
+    known = _fields(kind)
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise _Fault(f"unknown key; {hint}", key)
+
+
+def _fields(kind: type) -> dict[str, attrs.Attribute[Any]]:
+    return attrs.fields_dict(cast("type[attrs.AttrsInstance]", kind))
 
 
 def load(path: Path | None) -> Settings:
@@ -262,7 +323,7 @@ def load(path: Path | None) -> Settings:
         with where.open("rb") as file:
             raw = file.read(_LARGEST + 1)
         if len(raw) > _LARGEST:
-            raise ValueError("is too long to be a configuration")
+            raise _Fault("is too long to be a configuration")
         return parse(raw.decode())
     except FileNotFoundError:
         if path is None:
@@ -270,5 +331,8 @@ def load(path: Path | None) -> Settings:
         raise Exit(NOT_FOUND, f"there is no configuration {where}") from None
     except OSError as error:
         raise Exit(USAGE, f"cannot read {where}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Exit(USAGE, f"{where}: is not UTF-8 text") from None
     except ValueError as error:
-        raise Exit(USAGE, f"{where}: {' '.join(str(error).split())}") from None
+        line = " ".join(str(error).split())
+        raise Exit(USAGE, f"{where}: {''.join(each if each.isprintable() else '?' for each in line)}") from None

@@ -15,7 +15,6 @@ from typing import Any
 
 import attrs
 
-from mchannel.address import Address
 from mchannel.agents.apart import Apart
 from mchannel.agents.discover import Nothing, Way, find
 from mchannel.agents.exits import USAGE, Exit
@@ -26,7 +25,6 @@ from mchannel.agents.publisher import Reading
 from mchannel.agents.reads import reader
 from mchannel.agents.seek import Seek
 from mchannel.agents.settings import Settings, load
-from mchannel.errors import AddressError
 from mchannel.samples import Named
 
 __all__ = ["Watch", "run"]
@@ -120,11 +118,9 @@ def run(options: argparse.Namespace) -> None:
 def _load(options: argparse.Namespace) -> Settings:
     settings = load(options.config)
     try:
-        for address in filter(None, (options.address, settings.agent.address)):
-            Address.parse(address)
         given = {name: value for name in ("interval", "libvirt") if (value := getattr(options, name)) is not None}
         return attrs.evolve(settings, host=attrs.evolve(settings.host, **given))
-    except (AddressError, ValueError) as error:
+    except ValueError as error:
         raise Exit(USAGE, str(error)) from None
 
 

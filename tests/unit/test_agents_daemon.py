@@ -296,7 +296,7 @@ def run(*arguments: str | Path) -> int:
     [
         (["--config", "DIR/missing.toml"], 4, "there is no configuration"),
         (["--config", "DIR"], 2, "Is a directory"),
-        (["--config", "FILE"], 2, "metrics.intervall: there is no such key"),
+        (["--config", "FILE"], 2, "metrics.intervall: unknown key; did you mean interval?"),
         (["--dry-run", "--address", "nonsense"], 2, "'nonsense' is not an address"),
         (["--dry-run"], 3, "add to the domain's devices: <channel"),
         (["--surprise"], 2, "unrecognized arguments: --surprise"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import attrs
 import pytest
 
 from mchannel.agents import discover
-from mchannel.agents.discover import Nothing, Way, find
+from mchannel.agents.discover import Nothing, Way, check_address, find
+from mchannel.errors import AddressError
 
 
 def put(path: Path, text: str = "") -> None:
@@ -118,3 +120,48 @@ def test_nothing_is_one_line_with_what_to_add(tmp_path: Path) -> None:
 )
 def test_each_stream_has_an_address_of_its_own_where_the_wire_is_shared(base: str, address: str) -> None:
     assert Way(base).address("sla") == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "shm:///web1",
+        "ipc:///run/broker.sock",
+        "memory:///web1",
+        "xen:///mgmt",
+        "virtio:///org.mchannel.0",
+        "ivshmem:///org.mchannel.0?stream=sla",
+        "tcp://10.0.0.7:7600?server=mvm1",
+        "tcp://[fd00::7]:7600",
+    ],
+)
+def test_an_address_where_a_broker_may_come_to_listen_is_accepted(address: str) -> None:
+    check_address(address)
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("", "'' is not an address"),
+        ("web1", "'web1' is not an address"),
+        ("shn:///web1", "no transport is called 'shn'"),
+        ("shm:///", "a name has 1 to 64"),
+        ("shm://web1", "a local address has three slashes"),
+        ("shm:///web1?server=mvm1", "shm knows no option 'server'"),
+        ("memory:///", "a name has 1 to 64"),
+        ("xen://5/mgmt", "a local address has three slashes"),
+        ("xen:///a.b", "a name has 1 to 64"),
+        ("virtio:///?stream=sla", "a name has 1 to 64"),
+        ("ivshmem:///org.mchannel.0?steam=sla", "ivshmem knows no option 'steam'"),
+        ("tcp:///web1", "is no network address"),
+        ("tcp://10.0.0.7", "is no network address"),
+        ("tcp://10.0.0.7:76000", "Port out of range"),
+        ("tcp://10.0.0.7:0", "say which host and port"),
+        ("tcp://*:7600", "say which host and port"),
+        ("tcp://10.0.0.777:7600", "is no IP address"),
+        ("tcp://10.0.0.7:7600?sever=mvm1", "tcp knows no option 'sever'"),
+    ],
+)
+def test_an_address_where_nobody_can_ever_listen_is_refused(address: str, reason: str) -> None:
+    with pytest.raises(AddressError, match=re.escape(reason)):
+        check_address(address)

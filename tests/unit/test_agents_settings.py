@@ -71,24 +71,37 @@ def test_a_source_that_is_not_named_is_the_host() -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("[metric]", "there is no section metric; there are agent, metrics, commands, host, sla, read"),
+        ("[metric]", "metric: unknown key; did you mean metrics?"),
+        ("[x]", "x: unknown key; known are agent, metrics, commands, host, sla, read"),
         ("metrics = 5", "metrics: must be a section"),
-        ("[metrics]\nintervall = 5", "metrics.intervall: there is no such key; there are enabled, interval"),
-        ("[metrics]\ninterval = 0.01", "metrics: interval must be 0.05 to 3600 seconds, not 0.01"),
-        ("[metrics]\ninterval = true", "metrics: interval must be 0.05 to 3600 seconds, not True"),
-        ("[metrics]\ninterval = nan", "metrics: interval must be 0.05 to 3600 seconds, not nan"),
-        ("[metrics]\nenabled = 1", "metrics: enabled must be true or false, not 1"),
-        ('[agent]\nsource = "a\\u0000b"', "agent: source must be a printable text"),
+        ("[metrics]\nintervall = 5", "metrics.intervall: unknown key; did you mean interval?"),
+        ("[metrics]\nx = 5", "metrics.x: unknown key; known are enabled, interval"),
+        ('["\\u001b[31m"]', "?[31m: unknown key; known are"),
+        ("[metrics]\ninterval = 0.01", "metrics.interval: must be 0.05 to 3600 seconds, not 0.01"),
+        ("[metrics]\ninterval = true", "metrics.interval: must be 0.05 to 3600 seconds, not True"),
+        ("[metrics]\ninterval = nan", "metrics.interval: must be 0.05 to 3600 seconds, not nan"),
+        ("[metrics]\ninterval = 1979-05-27", "metrics.interval: must be 0.05 to 3600 seconds, not 1979-05-27"),
+        (f"[metrics]\ninterval = 0x{'f' * 5000}", "metrics.interval: must be 0.05 to 3600 seconds, not a number like"),
+        (f"[metrics]\ninterval = {'9' * 5000}", "has a number of too many digits"),
+        ("[metrics]\nenabled = 1", "metrics.enabled: must be true or false, not 1"),
+        ('[agent]\nsource = "a\\u0000b"', "agent.source: must be a printable text"),
+        ("[agent]\naddress = 5", "agent.address: must be a printable text, not 5"),
+        ("[agent]\naddress = 'shm:///'", "agent.address: must be an address: shm:///: a name has 1 to 64 letters"),
         ("[sla]\nlog = '/a'", "sla: write [[sla]] for each log"),
-        ("[[sla]]\nformat = 'nginx'", "sla[0]: log is missing"),
-        ("[[sla]]\nlog = 'access.log'", "sla[0]: log must be the whole path of a file, not 'access.log'"),
-        ("[[sla]]\nlog = '/a'\nformat = '%T'", "sla[0]: format: too coarse for epochs of 500 ms"),
-        ("[[sla]]\nlog = '/a'\nformat = 5", "sla[0]: format must be a printable text, not 5"),
-        ("[[sla]]\nlog = '/a'\nsoft_ms = 7", "sla[0]: soft_ms 7 is above hard_ms 6"),
-        ("[[sla]]\nlog = '/a'\nhard_ms = 0", "sla[0]: hard_ms must be 0.001 to 1e+09 milliseconds, not 0"),
-        ("[[sla]]\nlog = '/a'\nunit = 'h'", "sla[0]: 'unit' must be in ('s', 'ms', 'us')"),
+        ("[[sla]]\nformat = 'nginx'", "sla.0.log: is missing"),
+        ("[[sla]]\nlog = 'access.log'", "sla.0.log: must be the whole path of a file, not 'access.log'"),
+        ('[[sla]]\nlog = "/a\\u0000"', r"sla.0.log: must be the whole path of a file, not '/a\x00'"),
+        ("[[sla]]\nlog = '/a'\nformat = '%T'", "sla.0.format: too coarse for epochs of 500 ms"),
+        ("[[sla]]\nlog = '/a'\nformat = 5", "sla.0.format: must be a printable text, not 5"),
+        ("[[sla]]\nlog = '/a'\nsoft_ms = 7", "sla.0.soft_ms: 7 is above hard_ms 6"),
+        ("[[sla]]\nlog = '/a'\nhard_ms = 0", "sla.0.hard_ms: must be 0.001 to 1e+09 milliseconds, not 0"),
+        ("[[sla]]\nlog = '/a'\nunit = 'h'", "sla.0.unit: must be one of s, ms, us, not 'h'"),
+        ("[[read]]\nname = 'a'\nkind = ['nagios']", "read.0.kind: must be one of nagios, ganglia, prometheus, not ["),
+        ("[[read]]\nname = 'a'\nkind = 'nagios'", "read.0: a reader of kind nagios needs command, and nothing else"),
+        ("[[read]]\nname = 'a'\nkind = 'nagios'\ncommand = 'x'", "read.0.command: must be a list of a program"),
         ("[[sla]]\nlog = '/a'\n[[sla]]\nlog = '/a'", "sla: two sections name the same log"),
         ("[[sla]]\nlog = '/a'\n" * 33, "sla: write [[sla]] for each log, at most 32 times"),
+        (f"a = {'[' * 5000}", "is nested too deep"),
         ("a = ", "Invalid value (at end of document)"),
     ],
 )
@@ -113,13 +126,16 @@ def test_the_file_of_the_system_may_be_missing(tmp_path: Path, monkeypatch: pyte
     assert load(None) == Settings()
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"#" * 2_000_000])
-def test_what_is_no_configuration_is_one_line(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"\xff\xfe", "is not UTF-8 text"), (b"#" * 2_000_000, "is too long to be a configuration")],
+)
+def test_what_is_no_configuration_is_one_line(tmp_path: Path, content: bytes, reason: str) -> None:
     file = tmp_path / "magent.toml"
     file.write_bytes(content)
     with pytest.raises(Exit) as caught:
         load(file)
-    assert caught.value.status == USAGE
+    assert (caught.value.status, str(caught.value)) == (USAGE, f"{file}: {reason}")
 
 
 def test_a_folder_is_one_line(tmp_path: Path) -> None:

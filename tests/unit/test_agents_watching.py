@@ -102,7 +102,7 @@ def test_a_configuration_is_read_again_and_one_that_is_wrong_is_refused(tmp_path
         agent.terminate()
         _, said = agent.communicate(timeout=60)
         assert "goes on with the configuration that it has" in said
-        assert "read[0]: kind is missing" in said
+        assert "read.0.kind: is missing" in said
 
 
 def test_once_prints_what_would_be_sent(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

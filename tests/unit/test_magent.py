@@ -98,6 +98,18 @@ def test_what_cannot_be_done_is_one_line_and_a_status(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("command", ["run", "host", "sla --log LOG"])
+@pytest.mark.parametrize("address", ["shm:///", "", "nowhere", "tcp://10.0.0.7:0"])
+def test_an_address_that_can_never_be_is_no_reason_to_wait(
+    log: Path, capsys: pytest.CaptureFixture[str], command: str, address: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*command.replace("LOG", str(log)).split(), "--address", address])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("magent: --address ")
+
+
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     assert "magent sla --log /var/log/nginx/access.log --address shm:///web1" in capsys.readouterr().out
