@@ -356,6 +356,10 @@ def load(path: Path) -> Loaded:
             faults.append(f"{file}: {error}")
         except UnicodeDecodeError:
             faults.append(f"{file}: is not UTF-8 text")
+        except RecursionError:
+            faults.append(f"{file}: is nested too deep")
+        except ValueError:  # of Python's int
+            faults.append(f"{file}: has a number of too many digits")
         except OSError as error:
             line = f"{file}: cannot be read: {error.strerror}"
             if file == path and isinstance(error, FileNotFoundError):

@@ -18,7 +18,7 @@ import click
 
 from mbroker import control, xen_doctor
 from mbroker.cgroup import Hierarchy
-from mbroker.config import Config, ConfigError, FleetSection, Loaded, load
+from mbroker.config import Config, ConfigError, FleetSection, Loaded, NoSuchFile, load
 from mbroker.exits import Exit
 from mbroker.findings import Finding, Verdict
 from mbroker.hosting import MemberRow
@@ -33,6 +33,7 @@ from mchannel.errors import KeyFileError, MChannelError
 
 __all__ = ["Finding", "Verdict", "doctor", "examine"]
 
+_CONFIG = Path("/etc/mbroker/mbroker.toml")
 _PATIENCE = 15.0
 """Seconds that a hypervisor has to answer."""
 _CLOCK = 1.0
@@ -54,14 +55,17 @@ def software() -> Iterator[Finding]:
     yield Finding("software", Verdict.OK, words)
 
 
-def configuration(path: Path) -> tuple[Loaded | None, list[Finding]]:
-    """Read the configuration; a fault is a finding each."""
+def configuration(named: Path | None) -> tuple[Loaded | None, list[Finding]]:
+    """Read the configuration; a fault is a finding each. Raises NoSuchFile when what was *named* is not there."""
+    path = named or _CONFIG
     try:
         loaded = load(path)
         lines = faults(loaded)
     except ConfigError as error:
+        if named and isinstance(error, NoSuchFile):
+            raise
         loaded, lines = None, error.lines
-    remedy = f"edit it, then: mbroker check-config {path}"
+    remedy = f"write it, then: mbroker check-config {path}"
     found = [Finding("config", Verdict.FAIL, line, remedy) for line in lines]
     return loaded, found or [Finding("config", Verdict.OK, f"{path} is good")]
 
@@ -183,9 +187,12 @@ def members(config: Config) -> Iterator[Finding]:
             yield Finding("fleet", Verdict.OK, f"the broker of {row.name} answers, runs {mine}, and has the same time")
 
 
-async def examine(path: Path, uri: str | None = None) -> tuple[Finding, ...]:
-    """Make all checks of the host that the configuration at *path* describes; *uri* goes before its hypervisor."""
-    loaded, found = configuration(path)
+async def examine(named: Path | None = None, uri: str | None = None) -> tuple[Finding, ...]:
+    """Make all checks of the host that the *named* configuration describes; *uri* goes before its hypervisor.
+
+    Raises NoSuchFile when it is not there. That of the system, which is taken when none is named, may be missing.
+    """
+    loaded, found = configuration(named)
     config = loaded.config if loaded else Config()
     section, fleet = config.hypervisor, config.fleet
     found = [*software(), *found, quotas()]
@@ -236,18 +243,17 @@ Examples:
   mbroker doctor
   mbroker doctor --uri xen:///system --output json | jq '.[] | select(.verdict != "ok")'
 \b
-Exit codes: 0 when nothing failed, 1 otherwise."""
+Exit codes: 0 when nothing failed, 1 otherwise; 4 when the FILE that was named is not there."""
 )
 @click.option("--uri", help="The hypervisor of this host.  [default: hypervisor.uri in the configuration]")
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    default=Path("/etc/mbroker/mbroker.toml"),
-    show_default=True,
-    help="The configuration of mbrokerd here.",
+    metavar="FILE",
+    help=f"The configuration of mbrokerd here.  [default: {_CONFIG}]",
 )
 @with_output
-def doctor(uri: str | None, config: Path, output: str) -> None:
+def doctor(uri: str | None, config: Path | None, output: str) -> None:
     """Check this host for channels and migrations, and say what to do; nothing is changed."""
     found = asyncio.run(examine(config, uri))
     if output == "json":

@@ -192,3 +192,13 @@ def test_a_file_that_is_no_text_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not UTF-8"):
         load(tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [("[" * 5000, "is nested too deep"), ("9" * 5000, "has a number of too many digits")]
+)
+def test_text_that_wears_its_reader_out_is_one_line(tmp_path: Path, value: str, reason: str) -> None:
+    file = write(tmp_path, f"x = {value}")
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert caught.value.lines == (f"{file}: {reason}",)

@@ -130,6 +130,21 @@ def test_a_bad_configuration_is_a_failure_for_each_fault(host: Host) -> None:
     assert all(str(host.config) in line for line in lines)
 
 
+def test_a_configuration_that_was_named_must_be_there(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.toml"
+    done = CliRunner().invoke(main, ["doctor", "--config", str(missing)])
+    assert (done.exit_code, done.stdout) == (4, "")
+    assert done.stderr == f"mbroker: {missing}: cannot be read: No such file or directory\n"
+
+
+def test_before_there_is_a_configuration_its_absence_is_a_finding(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_CONFIG", host.config.with_name("missing.toml"))
+    done = CliRunner().invoke(main, ["doctor", "--output", "json"])
+    (found,) = (each for each in json.loads(done.stdout) if each["check"] == "config")
+    assert (done.exit_code, found["verdict"]) == (1, "fail")
+    assert "missing.toml: cannot be read" in found["meaning"]
+
+
 def test_the_table_is_for_people(host: Host) -> None:
     pytest.importorskip("libvirt")
     done = CliRunner().invoke(main, ["doctor", "--config", str(host.config)])
