@@ -80,9 +80,11 @@ int view_check(const match_engine *e, const match_view *view) {
   }
 }
 
+static bool is_patience(int64_t milliseconds) { return milliseconds > 0 && milliseconds <= INT64_MAX / 4; }
+
 int64_t match_open_series(match_engine *e, int64_t patience) {
   uint32_t which;
-  if (patience <= 0 || patience > INT64_MAX / 4) return MATCH_BAD;
+  if (!is_patience(patience)) return MATCH_BAD;
   if (e->free_series.count) {
     which = e->free_series.items[--e->free_series.count];
   } else {
@@ -94,6 +96,16 @@ int64_t match_open_series(match_engine *e, int64_t patience) {
   EXTRAS(e)[which].patience = patience;
   e->counters.series++;
   return which;
+}
+
+int match_patience(match_engine *e, uint32_t which, int64_t patience) {
+  if (!is_series(e, which) || !is_patience(patience)) return MATCH_BAD;
+  EXTRAS(e)[which].patience = patience;
+  for (uint32_t i = 0; i < SERIES(e)[which].width; i++) {
+    int wrong = window_guard_anew(e, which, SERIES(e)[which].windows + i);
+    if (wrong) return e->broken = true, wrong;
+  }
+  return 0;
 }
 
 int match_close_series(match_engine *e, uint32_t which) {

@@ -111,6 +111,8 @@ match_counters match_count(const match_engine *e);
 /* Return a series' number. It is silent after `patience` milliseconds without a sample, a window by time after its
  * span: then what is known of it stays, and says nothing. */
 int64_t match_open_series(match_engine *e, int64_t patience);
+/* Another patience, from its newest sample on. What is silent already stays so until the next sample. */
+int match_patience(match_engine *e, uint32_t series, int64_t patience);
 int match_close_series(match_engine *e, uint32_t series);    /* MATCH_BAD while a rule or a group needs it */
 
 int64_t match_open_group(match_engine *e, const match_view *member); /* members contribute this */

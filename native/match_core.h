@@ -243,6 +243,7 @@ void window_learn(match_engine *e, uint32_t which, window *w, const stream *st);
 bool window_value(match_engine *e, const series *s, window *w, stream *st, double *value);
 values window_values(const series *s, const window *w);
 int window_guard(match_engine *e, uint32_t which, window *w);
+int window_guard_anew(match_engine *e, uint32_t which, window *w); /* its patience changed */
 void window_silence(match_engine *e, window *w);
 void window_age(match_engine *e, uint32_t which, window *w);
 bool ring_grow(match_engine *e, series *s, uint64_t count);

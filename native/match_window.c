@@ -250,6 +250,16 @@ int window_guard(match_engine *e, uint32_t which, window *w) {
   return 0;
 }
 
+int window_guard_anew(match_engine *e, uint32_t which, window *w) { /* the old timer may be due too late */
+  uint32_t old = w->timer;
+  if (old == NONE || e->timers[old].span == patience(e, which, w)) return 0;
+  w->timer = NONE;
+  int wrong = window_guard(e, which, w);
+  if (wrong) return w->timer = old, wrong;
+  timer_close(e, old);
+  return 0;
+}
+
 void window_silence(match_engine *e, window *w) {
   w->silent = 1;
   for (uint32_t i = 0; i < w->bag.width; i++) stream_see(e, w->bag.streams + i, MATCH_SILENT, NAN, INT64_MIN);

@@ -127,6 +127,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
       break;
     case 3: {
       uint32_t group = take(GROUPS), series = take(SERIES);
+      if (take(4) == 0) {
+        int64_t patience = take(60);
+        CHECK(match_patience(e[0], series, patience) == match_patience(e[1], series, patience));
+        break;
+      }
       bool leaves = take(3) == 0;
       int done = leaves ? match_leave(e[0], group, series) : match_join(e[0], group, series, clock);
       CHECK((leaves ? match_leave(e[1], group, series) : match_join(e[1], group, series, clock)) == done);
