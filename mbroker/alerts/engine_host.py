@@ -11,14 +11,13 @@ import attrs
 
 from .engine import Engine, Fired, TooMuchError
 from .kernel import KernelError
-from .selector import Endpoint, Series
+from .selector import Series
 from .tree import Rule
 
 __all__ = [
     "EngineHost",
     "Engines",
     "Expect",
-    "Firing",
     "Follow",
     "InProcess",
     "Leave",
@@ -29,6 +28,7 @@ __all__ = [
     "Step",
     "Tasks",
     "Tick",
+    "Worker",
 ]
 
 Step: TypeAlias = Callable[[Engine], Any]
@@ -101,17 +101,6 @@ class Tick:
 
 
 @attrs.frozen
-class Firing:
-    """Returns the keys of the alerts of the rule of a number."""
-
-    number: int
-
-    def __call__(self, engine: Engine) -> frozenset[Endpoint]:
-        """Do it."""
-        return engine.firing(self.number)
-
-
-@attrs.frozen
 class Save:
     """Returns a snapshot."""
 
@@ -128,6 +117,10 @@ class Report:
     """For each shard, those of its steps; of one that was refused, and changed nothing, the error."""
     busy: Mapping[int, int]
     """Nanoseconds of a processor that they took, by shard."""
+    spent: int
+    """Nanoseconds of a processor that the host took since its last report, what it was told and answered included."""
+    problem: str = ""
+    """What a rule lacks, in one line; empty when there is nothing."""
 
 
 class EngineHost(Protocol):
@@ -172,13 +165,28 @@ class Engines:
             begin = time.thread_time_ns()
             results[shard] = [self._result(shard, step) for step in steps]
             busy[shard] = time.thread_time_ns() - begin
-        return Report(results, busy)
+        problems = (engine.problem for engine in self._engines.values())
+        return Report(results, busy, sum(busy.values()), next(filter(None, problems), ""))
 
     def _result(self, shard: int, step: Step) -> Any:
         try:
             return step(self._engines[shard])
         except (KernelError, TooMuchError) as error:
             return error
+
+
+class Worker(Engines):
+    """The engines of a host that is a process of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._spent = time.process_time_ns()
+
+    def perform(self, tasks: Tasks) -> Report:
+        """Do *tasks*."""
+        report = super().perform(tasks)
+        before, self._spent = self._spent, time.process_time_ns()
+        return attrs.evolve(report, spent=self._spent - before)
 
 
 class InProcess:

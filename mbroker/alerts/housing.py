@@ -7,7 +7,7 @@ steps have the same results, so that those that were returned already are known,
 from __future__ import annotations
 
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +22,7 @@ _MOST_AGAIN = 10_000_000  # nanoseconds of a processor that what a shard does ag
 _MOST_SNAPSHOTS = 3  # unless a snapshot takes so many times less
 _STAGGER = 16  # shards take their snapshots at so many different times
 _TRIALS = 3
+_MOST_LOSSES = 64  # that are remembered
 
 
 @attrs.define
@@ -49,9 +50,18 @@ class Housing:
         """Have so many *hosts*, each of which *make* makes."""
         self._make = make
         self._names = map("host {}".format, itertools.count(1))
-        self._hosts = {next(self._names): make() for _ in range(hosts)}
+        self._hosts: dict[str, EngineHost] = {}
         self._shards: dict[int, _Shard] = {}
         self._busy: Counter[str] = Counter()
+        self._lost: deque[str] = deque(maxlen=_MOST_LOSSES)
+        self.problem = ""
+        """What a rule lacks on a host, in one line; empty when there is nothing."""
+        try:
+            for _ in range(hosts):
+                self._hosts[next(self._names)] = make()
+        except LostError:
+            self.close()
+            raise
 
     @property
     def where(self) -> dict[str, frozenset[int]]:
@@ -96,6 +106,12 @@ class Housing:
         busy, self._busy = self._busy, Counter()
         return {name: busy[name] / elapsed for name in self._hosts}
 
+    def losses(self) -> list[str]:
+        """Return what is to be said of hosts that were lost since the last call, a line each."""
+        lost = [*self._lost]
+        self._lost.clear()
+        return lost
+
     # -- hosts come and go
 
     def grow(self) -> str:
@@ -111,13 +127,14 @@ class Housing:
         if name not in self._hosts or len(self._hosts) == 1:
             raise ValueError(f"{name} cannot go and leave another one: the hosts are {', '.join(self._hosts)}")
         self._leave([shard for shard, kept in self._shards.items() if kept.host == name])
-        self._lose(name)
+        if name in self._hosts:  # unless it was lost meanwhile
+            self._end(name)
         self._house()
 
     def close(self) -> None:
         """Give back all hosts."""
         for name in tuple(self._hosts):
-            self._lose(name)
+            self._end(name)
 
     def _leave(self, shards: Iterable[int]) -> None:
         """Take *shards* from their hosts, as they are now."""
@@ -127,14 +144,18 @@ class Housing:
             if host:
                 try:
                     self._hosts[host].drop(shard)
-                except LostError:
-                    self._lose(host)
+                except LostError as error:
+                    self._lose(host, error)
 
-    def _lose(self, name: str) -> None:
-        """Do without a host, if that is not done. Its shards are nowhere."""
-        host = self._hosts.pop(name, None)
-        if host is not None:
-            host.close()
+    def _lose(self, name: str, error: LostError) -> None:
+        """Do without a host that is lost, if that is not done."""
+        if name in self._hosts:
+            self._lost.append(f"{name} is lost, and its shards go on elsewhere: {error}")
+            self._end(name)
+
+    def _end(self, name: str) -> None:
+        """End a host. Its shards are nowhere."""
+        self._hosts.pop(name).close()
         for kept in self._shards.values():
             if kept.host == name:
                 kept.host = ""
@@ -148,19 +169,23 @@ class Housing:
         for name, part in parts.items():
             try:
                 begun.append((name, self._hosts[name].start(part)))
-            except LostError:
-                self._lose(name)
+            except LostError as error:
+                self._lose(name, error)
         for name, wait in begun:
             try:
                 report = wait()
-            except LostError:
-                self._lose(name)
+            except LostError as error:
+                self._lose(name, error)
             else:
-                self._busy[name] += sum(report.busy.values())
+                self._note(name, report)
                 for shard, took in report.busy.items():
                     self._shards[shard].busy += took
                 answers.update(report.results)
         return answers
+
+    def _note(self, name: str, report: Report) -> None:
+        self._busy[name] += report.spent
+        self.problem = report.problem or self.problem
 
     def _keep(self, shard: int) -> None:
         """Take a snapshot of *shard*, unless it is nowhere: then what it did must be done again anyway."""
@@ -168,9 +193,10 @@ class Housing:
         if kept.host:
             try:
                 report = self._hosts[kept.host].start({shard: [Save()]})()
-            except LostError:
-                self._lose(kept.host)
+            except LostError as error:
+                self._lose(kept.host, error)
             else:
+                self._note(kept.host, report)
                 (kept.image,) = report.results[shard]
                 kept.done, kept.busy = [], 0
                 kept.most = max(_MOST_AGAIN, _MOST_SNAPSHOTS * report.busy[shard])
@@ -190,9 +216,10 @@ class Housing:
             try:
                 self._hosts[name].place(shard, kept.image)
                 report = self._hosts[name].start({shard: kept.done})()
-            except LostError:
-                self._lose(name)
+            except LostError as error:
+                self._lose(name, error)
             else:
+                self._note(name, report)
                 kept.host = name
                 results.setdefault(shard, report.results[shard])
         return results

@@ -12,7 +12,7 @@ from typing import Any, cast
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from .engine_host import Engines, LostError, Report, Tasks
+from .engine_host import LostError, Report, Tasks, Worker
 
 __all__ = ["RayHost"]
 
@@ -23,7 +23,7 @@ class RayHost:
     def __init__(self, *, patience: float = 30.0, processors: float = 1.0) -> None:
         """Start it where there are *processors*; one that does not answer for *patience* seconds is lost."""
         self._patience = patience
-        actor = cast("Any", ray.remote(Engines)).options(num_cpus=processors, max_restarts=0, max_task_retries=0)
+        actor = cast("Any", ray.remote(Worker)).options(num_cpus=processors, max_restarts=0, max_task_retries=0)
         self._actor: Any = actor.remote()
 
     def place(self, shard: int, image: bytes) -> None:

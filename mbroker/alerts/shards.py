@@ -13,13 +13,13 @@ from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isnan
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
 from . import arrays, image
 from .engine import Engine, Fired, TooMuchError
-from .engine_host import EngineHost, Expect, Firing, Follow, InProcess, Leave, Match, Step, Tick
+from .engine_host import EngineHost, Expect, Follow, InProcess, Leave, Match, Step, Tick
 from .housing import Housing
 from .kernel import KernelError
 from .placement import Anchor
@@ -39,6 +39,7 @@ class _Followed:
     anchor: Anchor
     at: dict[int, int] = attrs.field(factory=dict[int, int])
     """Its numbers in shards, by shard."""
+    firing: set[Endpoint] = attrs.field(factory=set[Endpoint])
 
 
 class Shards:
@@ -68,6 +69,7 @@ class Shards:
         self._known = Places()
         self._readers = Readers()
         self._series: list[Series] = []
+        self._routed = 0  # how many of them shards were told of; the others wait for whatever is done next
         self._routes: list[dict[int, int]] = []  # of each series: its numbers in shards, by shard
         self._plans: dict[bytes, list[tuple[int, array[int], array[int]]]] = {}  # of batches, by their numbers
         self._values, self._times = array("d"), array("q")  # of each series: the newest sample
@@ -85,6 +87,11 @@ class Shards:
         """The rules that it follows, by number."""
         return {number: followed.rule for number, followed in self._rules.items()}
 
+    @property
+    def problem(self) -> str:
+        """What a rule lacks, in one line; empty when there is nothing."""
+        return self._housing.problem
+
     # -- rules
 
     def add(self, rule: Rule) -> int:
@@ -93,6 +100,7 @@ class Shards:
         As one engine does, except that windows of a group begin empty even where other rules keep the same ones,
         and that silence of its members counts from now on.
         """
+        self._route_new()
         name, self._next = self._next, self._next + 1
         followed = _Followed(rule, Anchor.of(rule))
         series = self._accepted(rule)
@@ -111,6 +119,7 @@ class Shards:
 
     def remove(self, number: int) -> None:
         """Forget the rule of that *number*; its alerts end without an edge."""
+        self._route_new()
         self._waiting = [fired for fired in self._waiting if fired.rule != number]
         followed = self._rules.pop(number)
         for leaf in leaves(followed.rule.condition):
@@ -125,9 +134,7 @@ class Shards:
 
     def firing(self, number: int) -> frozenset[Endpoint]:
         """Return the keys of the alerts of a rule."""
-        followed = self._rules[number]
-        answers = self._do({shard: [Firing(there)] for shard, there in followed.at.items()})
-        return frozenset(key for shard, (keys,) in answers.items() for key in keys if self._owns(shard, followed, key))
+        return frozenset(self._rules[number].firing)
 
     def _accepted(self, rule: Rule) -> list[int]:
         """Return the numbers of the series that *rule* looks at."""
@@ -151,23 +158,20 @@ class Shards:
 
     def number(self, series: Series) -> int:
         """Return the number of *series* for :meth:`push`; from now on its samples are expected."""
-        known = self._known.find(series)
-        if known is None:
-            known = len(self._series)
-            self.register(series)
-        return known
+        number = self._known.find(series)
+        if number is None:
+            number = len(self._series)
+            self._known.enter(series.metric, self._known.place(series.endpoint), number)
+            self._series.append(series)
+            self._routes.append({})
+            self._values.append(0.0)
+            self._times.append(_NEVER)
+        return number
 
     def register(self, *series: Series) -> None:
-        """Expect samples of *series*, from now on; of many at once it is done faster than one after the other."""
-        first = len(self._series)
+        """Expect samples of *series*, from now on."""
         for each in series:
-            if self._known.find(each) is None:
-                self._known.enter(each.metric, self._known.place(each.endpoint), len(self._series))
-                self._series.append(each)
-                self._routes.append({})
-                self._values.append(0.0)
-                self._times.append(_NEVER)
-        self._route({number: self._needed(number) for number in range(first, len(self._series))})
+            self.number(each)
 
     def _shards_of(self, followed: _Followed, number: int) -> frozenset[int]:
         return followed.anchor.shards(self._series[number].endpoint, self._count)
@@ -177,6 +181,12 @@ class Shards:
         series = self._series[number]
         home = Anchor().shards(series.endpoint, self._count)
         return home.union(*(self._shards_of(self._rules[name], number) for name in self._readers.of(series)))
+
+    def _route_new(self) -> None:
+        """Tell shards of series that are new, of all at once: asking hosts takes longer than what they do."""
+        first, self._routed = self._routed, len(self._series)
+        if first < self._routed:
+            self._route({number: self._needed(number) for number in range(first, self._routed)})
 
     def _route(self, wanted: Mapping[int, frozenset[int]]) -> None:
         """Show series to shards that do not see them yet, as they are now, and to the rules for which they came."""
@@ -228,6 +238,7 @@ class Shards:
 
     def tick(self, now: int) -> list[Fired]:
         """Return the edges that time itself makes."""
+        self._route_new()
         self._now = now
         return self._edges({shard: [Tick(now)] for shard in self._names})
 
@@ -236,6 +247,7 @@ class Shards:
 
         Samples of numbers that :meth:`number` did not return are dropped.
         """
+        self._route_new()
         self._now = now
         newest = self._times
         for number, value, at in zip(numbers, values, times, strict=True):
@@ -287,12 +299,13 @@ class Shards:
         """Yield *edges* of a shard by the numbers that rules have here, without those that are not its own."""
         for fired in edges:
             name = self._names[shard][fired.rule]
-            if self._owns(shard, self._rules[name], fired.key):
+            followed = self._rules[name]
+            if followed.anchor.by is None or shard in followed.anchor.shards(fired.key, self._count):  # it sees all
+                if fired.firing:
+                    followed.firing.add(fired.key)
+                else:
+                    followed.firing.discard(fired.key)
                 yield Fired(name, fired.key, fired.firing, fired.at, fired.value)
-
-    def _owns(self, shard: int, followed: _Followed, key: Endpoint) -> bool:
-        """Whether all that the alert *key* depends on is in *shard*."""
-        return followed.anchor.by is None or shard in followed.anchor.shards(key, self._count)
 
     # -- hosts
 
@@ -308,6 +321,10 @@ class Shards:
     def shrink(self, name: str) -> None:
         """Have one host less; raise ValueError if it is the only one, or there is none of that name."""
         self._housing.shrink(name)
+
+    def losses(self) -> list[str]:
+        """Return what is to be said of hosts that were lost since the last call, a line each."""
+        return self._housing.losses()
 
     def shares(self, elapsed: int) -> dict[str, float]:
         """Return how much of a processor each host took since the last call, *elapsed* nanoseconds ago."""
@@ -329,12 +346,16 @@ class Shards:
 
     def save(self) -> bytes:
         """Return all that it knows; it ends the batch. Edges that were not taken yet are part of it."""
+        self._route_new()
         table = [
             [self._count, self._interval, self._longest, self._now, self._next],
             [[*endpoint] for endpoint in self._known.endpoints],
             [[series.metric, self._known.place(series.endpoint)] for series in self._series],
             [self._values.tobytes(), self._times.tobytes()],
-            [[name, arrays.arrays(followed.rule, Handling())] for name, followed in self._rules.items()],
+            [
+                [name, arrays.arrays(followed.rule, Handling()), [[*key] for key in followed.firing]]
+                for name, followed in self._rules.items()
+            ],
             [self._packed(shard, kept) for shard, kept in self._housing.images().items()],
             [[each.rule, [*each.key], each.firing, each.at, each.value] for each in self._waiting],
         ]
@@ -350,35 +371,41 @@ class Shards:
         """Return what :meth:`save` wrote, on any number of hosts; raise :exc:`.image.SnapshotError` when it is none."""
         table, _ = image.unpacked(snapshot)
         try:
-            return cls._restored(table, hosts, make)
+            (count, interval, longest, now, following), *rest = cast("Any", table)
+            made = cls(now, hosts=hosts, make=make, count=count, interval=interval, longest=longest)
+            made._next = following
+            try:
+                made._restore(*rest)
+            except BaseException:
+                made.close()
+                raise
         except (LookupError, TypeError, ValueError) as error:
             raise image.SnapshotError(f"the snapshot makes no sense to this version: {error}") from None
-
-    @classmethod
-    def _restored(cls, table: Any, hosts: int, make: Callable[[], EngineHost]) -> Shards:
-        (count, interval, longest, now, following), endpoints, series, newest, rules, shards, waiting = table
-        made = cls(now, hosts=hosts, make=make, count=count, interval=interval, longest=longest)
-        made._next = following
-        for endpoint in endpoints:
-            made._known.place(frozenset(endpoint))
-        for number, (metric, place) in enumerate(series):
-            made._known.enter(metric, place, number)
-            made._series.append(Series(metric, made._known.endpoints[int(place)]))
-            made._routes.append({})
-        values, times = newest
-        made._values.frombytes(values)
-        made._times.frombytes(times)
-        for name, tree in rules:
-            rule = arrays.tree(tree)[0]
-            made._rules[name] = _Followed(rule, Anchor.of(rule))
-            for leaf in leaves(rule.condition):
-                made._readers.file(leaf.selector, name)
-        for shard, kept, names, numbers, there in shards:
-            made._names[shard] = dict(names)
-            made._housing.open(shard, kept)
-            for known, name in names:
-                made._rules[name].at[shard] = known
-            for number, known in zip(array("I", numbers), array("I", there), strict=True):
-                made._routes[number][shard] = known
-        made._waiting = [Fired(rule, Endpoint(key), fires, at, value) for rule, key, fires, at, value in waiting]
         return made
+
+    def _restore(
+        self, endpoints: Any, series: Any, newest: tuple[bytes, bytes], rules: Any, shards: Any, waiting: Any
+    ) -> None:
+        for endpoint in endpoints:
+            self._known.place(frozenset(endpoint))
+        for number, (metric, place) in enumerate(series):
+            self._known.enter(metric, place, number)
+            self._series.append(Series(metric, self._known.endpoints[int(place)]))
+            self._routes.append({})
+        values, times = newest
+        self._values.frombytes(values)
+        self._times.frombytes(times)
+        self._routed = len(self._series)
+        for name, tree, firing in rules:
+            rule = arrays.tree(tree)[0]
+            self._rules[name] = _Followed(rule, Anchor.of(rule), firing={Endpoint(key) for key in firing})
+            for leaf in leaves(rule.condition):
+                self._readers.file(leaf.selector, name)
+        for shard, kept, names, numbers, there in shards:
+            self._names[shard] = dict(names)
+            self._housing.open(shard, kept)
+            for known, name in names:
+                self._rules[name].at[shard] = known
+            for number, known in zip(array("I", numbers), array("I", there), strict=True):
+                self._routes[number][shard] = known
+        self._waiting = [Fired(rule, Endpoint(key), fires, at, value) for rule, key, fires, at, value in waiting]

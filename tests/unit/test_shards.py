@@ -268,6 +268,7 @@ def test_no_edge_is_missed_and_none_told_twice_whatever_happens(
 def test_a_host_that_comes_takes_shards_and_moves_none_between_others() -> None:
     shards = Shards(START, hosts=3, count=32)
     shards.register(*(Series("load", frozenset({("host", f"h{n}")})) for n in range(300)))
+    shards.tick(START)
     before = shards.where
     name = shards.grow()
     assert shards.where[name]
@@ -315,6 +316,7 @@ def test_shards_that_are_lost_wherever_they_are_placed_are_given_up() -> None:
     make = Mortals()
     shards = Shards(START, make=make)
     shards.register(SERIES[0])
+    shards.tick(START)
 
     def poisoned() -> EngineHost:
         host = make()
@@ -332,7 +334,8 @@ class Slow(InProcess):
 
     def start(self, tasks: Tasks) -> Callable[[], Report]:
         results = super().start(tasks)().results
-        return lambda: Report(results, {shard: 10**6 * (3 if Save() in steps else 1) for shard, steps in tasks.items()})
+        busy = {shard: 10**6 * (3 if Save() in steps else 1) for shard, steps in tasks.items()}
+        return lambda: Report(results, busy, sum(busy.values()))
 
 
 def test_what_is_done_again_is_bounded_by_what_it_took_and_by_what_snapshots_take() -> None:
@@ -358,6 +361,7 @@ def test_a_rule_that_asks_too_much_changes_nothing() -> None:
 def test_a_rule_that_is_gone_keeps_no_series_at_its_groups() -> None:
     shards = Shards(START, count=4)
     shards.register(*SERIES)
+    shards.tick(START)
     homes = [dict(routes) for routes in shards._routes]
     one, other = shards.add(rule("mean(load) by (rack) > 4")), shards.add(rule("max(load) by (rack) > 4"))
     shards.remove(one)
@@ -370,6 +374,7 @@ def test_a_local_rule_is_only_where_its_series_are() -> None:
     shards = Shards(START, count=64)
     number = shards.add(rule("load{host='h1'} > 5"))
     shards.register(*SERIES)
+    shards.tick(START)
     assert len(shards._rules[number].at) == 1
 
 
