@@ -6,6 +6,7 @@ there are 420 alerts to watch for each host, and the memory of all of it is that
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import resource
@@ -20,12 +21,13 @@ from mbroker.alerts.alert import Enrolment
 from mbroker.alerts.engine import Engine
 from mbroker.alerts.language import Subscription
 from mbroker.alerts.selector import Series
+from mchannel.samples import MOST_SAMPLES
 
 __all__ = ["main", "measured"]
 
 _METRICS = 7
 _EACH = 60
-_BATCH = 1 << 17
+_BATCH = MOST_SAMPLES
 _TYPES = (  # expression, operator, middle, and how far from it about 2 % lie
     ("mean({}[15])", ">", 50, 2.6),
     ("median({}[15])", ">", 50, 3.2),
@@ -75,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     series = hosts * _METRICS
     clock = done = edges = 0
     spent = 0.0
+    gc.freeze()  # as the daemon does
     while done < wanted + 17 * series:
         columns = _drawn(dice, series)
         clock += 1000

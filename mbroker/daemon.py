@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -90,6 +91,8 @@ class Daemon:
                         tasks.create_task(self._reload_when(reload, tasks)),
                     ]
                     self._welcome(tasks)
+                    gc.collect()
+                    gc.freeze()  # what is there now stays, and need not be looked through again for garbage
                     notify.sd_notify("READY=1")
                     _log.info("serving %s at %d addresses", self._node.broker.host.name, len(self._setup.doors))
                     await stop.wait()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -123,19 +123,15 @@ def ABSENT(series: int, span: int) -> Term:  # noqa: N802 -- one kind of term
     return Term(series, View(Made.ABSENT, span=span))
 
 
-class Flip(NamedTuple):
-    """A rule begins or ends to fire."""
+Flip: TypeAlias = tuple[int, float, int, int, int, bool]
+"""A rule begins or ends to fire. There may be a million a second, so that this is a plain tuple; in its order:
 
-    at: int
-    """Event time, or time of the broker's clock where that made the edge; milliseconds."""
-    value: float
-    """What was compared last; NaN if nothing was."""
-    rule: int
-    owner: int
-    """As :meth:`Kernel.add` was told."""
-    source: int
-    """The series of its first comparison, :data:`NOTHING` if that is of a group."""
-    fires: bool
+- *at*: event time, or time of the broker's clock where that made the edge; milliseconds
+- *value*: what was compared last; NaN if nothing was
+- *rule*, and its *owner*, as :meth:`Kernel.add` was told
+- *source*: the series of its first comparison, :data:`NOTHING` if that is of a group
+- *fires*
+"""
 
 
 @attrs.frozen
@@ -285,14 +281,11 @@ class Kernel:
         return lib.match_source(self._engine, rule)
 
     def push(self, series: array[int], values: array[float], times: array[int]) -> Iterator[Flip]:
-        """Match samples (arrays ``I``, ``d``, ``q`` of one length) and yield the edges; :meth:`settle` ends a batch.
-
-        What is not consumed of the iterator is not matched.
-        """
+        """Match samples (arrays ``I``, ``d``, ``q`` of one length), return the edges; :meth:`settle` ends a batch."""
         count = len(series)
         if not count == len(values) == len(times):
             raise ValueError("series, values and times must be of one length")
-        done = 0
+        done, edges = 0, list[bytes]()
         while done < count:
             done += lib.match_push(
                 self._engine,
@@ -302,15 +295,16 @@ class Kernel:
                 count - done,
                 self._room,
             )
-            yield from self.take()
+            edges += self._taken()
+        return _flips(edges)
 
     def settle(self) -> Iterator[Flip]:
-        """End a batch: match what waits for all samples of an instant, and what was added."""
+        """End a batch: match what waits for all samples of an instant, and what was added; return the edges."""
         lib.match_settle(self._engine)
         return self.take()
 
     def tick(self, clock: int) -> Iterator[Flip]:
-        """Yield the edges that time alone makes until *clock*, in milliseconds."""
+        """Return the edges that time alone makes until *clock*, in milliseconds."""
         lib.match_tick(self._engine, clock)
         return self.take()
 
@@ -330,12 +324,18 @@ class Kernel:
         self._engine = ffi.gc(engine, lib.match_free)
 
     def take(self) -> Iterator[Flip]:
-        """Yield the edges that wait."""
+        """Return the edges that wait."""
+        return _flips(self._taken())
+
+    def _taken(self) -> Iterator[bytes]:
         if lib.match_broken(self._engine):
             raise MemoryError("the matcher ran out of memory; restore its last snapshot")
         while taken := lib.match_take(self._engine, self._edges, self._room):
-            edges = ffi.buffer(self._edges, taken * _EDGE.size)[:]  # a copy: meanwhile there may be others
-            yield from map(Flip._make, _EDGE.iter_unpack(edges))
+            yield ffi.buffer(self._edges, taken * _EDGE.size)[:]
+
+
+def _flips(edges: Iterable[bytes]) -> Iterator[Flip]:
+    return _EDGE.iter_unpack(b"".join(edges))
 
 
 def _view(view: View) -> tuple[int, int, int, int]:
