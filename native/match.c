@@ -108,6 +108,10 @@ int match_patience(match_engine *e, uint32_t which, int64_t patience) {
   return 0;
 }
 
+int64_t match_seen(const match_engine *e, uint32_t which) {
+  return is_series(e, which) ? SERIES(e)[which].seen : MATCH_BAD;
+}
+
 int match_close_series(match_engine *e, uint32_t which) {
   if (!is_series(e, which)) return MATCH_BAD;
   extra *x = EXTRAS(e) + which;

@@ -113,6 +113,7 @@ match_counters match_count(const match_engine *e);
 int64_t match_open_series(match_engine *e, int64_t patience);
 /* Another patience, from its newest sample on. What is silent already stays so until the next sample. */
 int match_patience(match_engine *e, uint32_t series, int64_t patience);
+int64_t match_seen(const match_engine *e, uint32_t series);  /* the clock at its newest sample, or when it was opened */
 int match_close_series(match_engine *e, uint32_t series);    /* MATCH_BAD while a rule or a group needs it */
 
 int64_t match_open_group(match_engine *e, const match_view *member); /* members contribute this */
