@@ -11,8 +11,6 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
-from typing import Any
 
 import attrs
 
@@ -118,7 +116,7 @@ class Desk:
         self._heart = Heart(section.deadman.socket) if section.deadman else None
         self._period = section.deadman.period if section.deadman else 1.0
         self._snapped = now
-        self._sealing = asyncio.create_task(asyncio.sleep(0))
+        self._aside = dict[Callable[..., object], asyncio.Task[None]]()
         self.status = self._now()
 
     # -- what the daemon asks of it
@@ -136,13 +134,13 @@ class Desk:
     def _take(self, event: Event) -> Event | None:
         now = unix_ms()
         if event.topic == SERIES:
-            self._changed(self._watch.declare(event.source, Declared.from_event(event), now))
+            self._happened(self._watch.declare(event.source, Declared.from_event(event), now))
             return None
         if event.topic == OFFLOADED:
             self._watch.offloaded(event.source, Offloaded.from_event(event))
             return None
         samples = Samples.from_event(event)
-        self._changed(self._watch.samples(event.source, samples, now))
+        self._happened(self._watch.samples(event.source, samples, now))
         if self._watch.asks_again(event.source, now):
             return Again(samples.run).to_event()
         offer = self._watch.offers(event.source, samples, now)
@@ -158,22 +156,23 @@ class Desk:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow the time until *stop*, then close."""
-        aside = [asyncio.create_task(self._beat()), asyncio.create_task(self._keep())]
+        tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._keep())]
         try:
             while not stop.is_set():
                 self._tick()
-                for task in (*aside, self._telling):
+                for task in (*tasks, self._telling):
                     if task.done():
                         raise task.exception() or RuntimeError(f"{task} ended")
-                if self._history.is_due and self._sealing.done():
-                    self._sealing = asyncio.create_task(asyncio.to_thread(self._try, self._history.seal, unix_ms()))
+                self._do_aside(self._book.sync)
+                if self._history.is_due:
+                    self._do_aside(self._history.seal, unix_ms())
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), _TICK)
         finally:
-            for task in (*aside, self._telling):
+            for task in (*tasks, self._telling):
                 task.cancel()
-            await asyncio.wait([*aside, self._telling, self._sealing])
-            self._snap(unix_ms())
+            await asyncio.wait([*tasks, self._telling, *self._aside.values()])
+            self._try(self._write, self._watch.snapshot(unix_ms()))
             self._files.close()
 
     # -- time
@@ -191,27 +190,25 @@ class Desk:
             while (due := self._keeper.due(unix_ms())) is not None:
                 now = unix_ms()
                 samples = await asyncio.to_thread(self._keeper.look, due, now)
-                self._try(partial(self._keeper.keep, due, samples), now)
+                self._try(self._keeper.keep, due, samples, now)
             await asyncio.sleep(_TICK)
 
     def _tick(self) -> None:
         now = unix_ms()
-        self._changed(self._watch.tick(now))
+        self._happened(self._watch.tick(now))
         for line in self._watch.complaints(now):
             _log.warning("%s", line)
         if now - self._snapped >= _MINUTE:
             self._snapped = now
-            self._snap(now)
+            self._do_aside(self._write, self._watch.snapshot(now))
             self._try(self._book.trim, now)
         self.status = self._now()
 
-    def _snap(self, now: int) -> None:
-        """Write a snapshot beside the last one, and put it in its place."""
-        self._try(self._write, self._watch.snapshot(now))
-
     def _write(self, image: bytes) -> None:
+        """Write a snapshot beside the last one, and put it in its place; the book knows before what it knows."""
         if not image:
             return
+        self._book.sync()
         fresh = self._image.with_suffix(".new")
         with fresh.open("wb") as file:
             os.fchmod(file.fileno(), 0o600)
@@ -220,10 +217,16 @@ class Desk:
             os.fsync(file.fileno())
         fresh.replace(self._image)
 
-    def _try(self, do: Callable[[Any], object], value: object) -> None:
+    def _do_aside(self, do: Callable[..., object], *arguments: object) -> None:
+        """Do what takes its time in another thread, unless it is still being done there."""
+        task = self._aside.get(do)
+        if task is None or task.done():
+            self._aside[do] = asyncio.create_task(asyncio.to_thread(self._try, do, *arguments))
+
+    def _try(self, do: Callable[..., object], *arguments: object) -> None:
         """Do what may fail with a disk; it is done again soon."""
         try:
-            do(value)
+            do(*arguments)
         except OSError as error:
             _log.error("%s", error)
 
@@ -249,6 +252,10 @@ class Desk:
         older = self._history.read(_Metrics(spans.keys()), self._watch.since - max(spans.values(), default=0), recent)
         newer = self._history.read(_Everything(), recent, now + _SLACK)
         self._watch.replay(itertools.chain(older if spans else (), newer), now)
+
+    def _happened(self, alerts: list[Alert]) -> None:
+        if alerts:  # mostly there are none, and the teller need not look
+            self._changed(alerts)
 
     def _changed(self, alerts: Iterable[Alert]) -> None:
         alerts = list(alerts)

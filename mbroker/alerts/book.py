@@ -1,8 +1,9 @@
 """The book of alerts: who subscribed, what began and ended, who is still to be told, and what was seen around it.
 
-Every method is one transaction: it is on disk when the method returns, and was not begun when it raises
-:exc:`BookError`. Nothing is held in memory, so that what survives a kill is all there is. A book belongs to one
-process and, at a time, to one thread; a sync of the disk is in every change.
+Every method is one transaction: it survives a kill when the method returns, and was not begun when it raises
+:exc:`BookError`. Nothing is held in memory, so that what survives a kill is all there is. What people do waits for the
+disk, and survives a power cut too; alerts and what was told do not wait, so that nobody waits for them, and survive
+it after :meth:`Book.sync`. A book belongs to one process and, at a time, to one thread, but for that.
 """
 
 from __future__ import annotations
@@ -88,6 +89,10 @@ class Book:
         """Let go of the file; idempotent."""
         self._database.close()
 
+    def sync(self) -> None:
+        """Return when all that was done before is on disk; another thread may wait for that. Raise :exc:`BookError`."""
+        self._database.sync()
+
     def __enter__(self) -> Self:
         return self
 
@@ -143,7 +148,7 @@ class Book:
         """
         changed: dict[str, Alert] = {}
         known: dict[int, Enrolment | None] = {}
-        with self._database.change() as write:
+        with self._database.change_unsynced() as write:
             for edge in edges:
                 if edge.enrolment not in known:
                     statement = f"SELECT {_ENROLMENT} FROM enrolment WHERE number = ? AND withdrawn IS NULL"
@@ -205,7 +210,7 @@ class Book:
 
     def _settle(self, notices: Iterable[Notice], now: int, did: str, error: str) -> None:
         statement = f"UPDATE notice SET told = ?, error = ? WHERE {_UNTOLD}"
-        with self._database.change() as write:
+        with self._database.change_unsynced() as write:
             for notice in notices:
                 name, state, receiver = notice.id
                 if write(statement, now, error, name, state.value, receiver).rowcount:
@@ -215,7 +220,7 @@ class Book:
     def postpone(self, notice: Notice, due: int, error: str = "") -> None:
         """Do not try it again before *due*; *error*, in one line, when trying has failed."""
         name, state, receiver = notice.id
-        with self._database.change() as write:
+        with self._database.change_unsynced() as write:
             statement = f"UPDATE notice SET due = ?, error = ?, attempts = attempts + ? WHERE {_UNTOLD}"
             write(statement, due, error, bool(error), name, state.value, receiver)
 
@@ -272,7 +277,7 @@ class Book:
         Raises :exc:`NotThere` if the alert was forgotten meanwhile.
         """
         packed = context.packed(samples)
-        with self._database.change() as write:
+        with self._database.change_unsynced() as write:
             if write("SELECT 1 FROM alert WHERE id = ?", name).fetchone() is None:
                 raise NotThere(f"there is no alert {name:.40}")
             write("INSERT OR REPLACE INTO context VALUES (?, ?, ?, ?)", name, state.value, through, packed)
@@ -297,17 +302,17 @@ class Book:
         While the book is too large, the oldest of them go before their time; :attr:`problem` says when not even
         that suffices. Never forgotten is what fires, and what somebody is still to be told.
         """
-        with self._database.change() as write:
+        with self._database.change_unsynced() as write:
             forgotten = write(f"DELETE FROM alert WHERE until + expire <= ? AND {_OVER}", now).rowcount
             write("DELETE FROM silence WHERE until <= ?", now - _SILENCED)
             write("DELETE FROM audit WHERE number <= (SELECT max(number) FROM audit) - ?", _AUDITED)
         oldest = f"DELETE FROM alert WHERE id IN (SELECT id FROM alert WHERE {_OVER} ORDER BY until LIMIT ?)"
         gone = 1
         while gone and self._database.size > self._size:
-            with self._database.change() as write:
+            with self._database.change_unsynced() as write:
                 gone = write(oldest, _BATCH).rowcount
             forgotten += gone
-        with self._database.change() as write:
+        with self._database.change_unsynced() as write:
             write(
                 "DELETE FROM enrolment WHERE withdrawn IS NOT NULL"
                 " AND NOT EXISTS (SELECT 1 FROM alert WHERE enrolment = enrolment.number)"

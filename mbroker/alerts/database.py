@@ -1,7 +1,8 @@
-"""One SQLite file that belongs to one process: opened, checked and changed so that a power cut loses nothing.
+"""One SQLite file that belongs to one process: opened, checked and changed so that no kill loses anything.
 
-The journal is a write-ahead log, synced at every commit (``synchronous=FULL``): what :meth:`Database.change`
-has left is on disk. A kill or a power cut inside of it leaves the file as it was before.
+The journal is a write-ahead log. :meth:`Database.change` syncs it at its commit (``synchronous=FULL``), so that what
+it has left survives a power cut; :meth:`Database.change_unsynced` does not (``NORMAL``) and leaves that to
+:meth:`Database.sync`. A kill or a power cut inside of either leaves the file as it was before.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from .segment import sync_folder
 
 __all__ = ["BookError", "Database", "Row", "Write"]
 
@@ -21,6 +25,7 @@ Write: TypeAlias = "Callable[..., sqlite3.Cursor]"
 """Executes one statement with its parameters."""
 
 _LOG = 8 << 20  # bytes that the log may keep when it was longer
+_PAGES = 8192  # in the log until it is copied into the file though nobody called shrink()
 _SIZES = ("page_count", "freelist_count", "page_size")
 _OURS = 0x6D62616C  # "mbal", in the header of the file
 
@@ -49,6 +54,10 @@ class Database:
         What an older version of the program made is brought to the form of today.
         """
         self.path = path
+        self._log = -1  # a descriptor, once there was something to sync
+        self._syncing = threading.Lock()
+        self._is_unsynced = True  # by a predecessor that was killed
+        self._is_doubtful = False  # what failed to be synced may be gone from the disk, and the kernel says so once
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._make()
@@ -65,6 +74,9 @@ class Database:
 
     def close(self) -> None:
         """Let go of the file; idempotent."""
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
         with self._explained("close"):
             self._connection.close()
 
@@ -81,8 +93,47 @@ class Database:
 
     @contextmanager
     def change(self) -> Generator[Write]:
-        """Lend what writes; all of it is on disk afterwards or, if anything is raised, none of it."""
+        """Lend what writes; all of it, and all before, is on disk afterwards or, if anything is raised, none of it."""
         with self._explained("write"):
+            self._write("PRAGMA synchronous = FULL")
+        try:
+            with self._changed() as write:
+                yield write
+        finally:
+            with self._explained("write"):
+                self._write("PRAGMA synchronous = NORMAL")
+
+    @contextmanager
+    def change_unsynced(self) -> Generator[Write]:
+        """Lend what writes, without waiting for the disk: a kill loses nothing, a power cut what :meth:`sync` lacks.
+
+        Whatever it loses are the last changes, whole ones.
+        """
+        with self._changed() as write:
+            yield write
+        self._is_unsynced = True  # not before: a sync in between would know nothing of it
+
+    def sync(self) -> None:
+        """Return when all that was changed is on disk; another thread may wait for that while this one goes on."""
+        with self._syncing:
+            if not self._is_unsynced:
+                return
+            self._is_unsynced = False
+            try:
+                if self._log < 0:
+                    self._log = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                    sync_folder(self.path.parent)
+                os.fdatasync(self._log)
+            except OSError as error:
+                self._is_unsynced = self._is_doubtful = True
+                raise BookError(f"cannot sync {self.path}: {error.strerror}; look into the kernel's log") from None
+
+    @contextmanager
+    def _changed(self) -> Generator[Write]:
+        with self._explained("write"):
+            if self._is_doubtful:  # a gap in the log would end it there, for all that follows too
+                self._write("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._is_doubtful = False
             self._write("BEGIN IMMEDIATE")
             try:
                 yield self._write
@@ -129,8 +180,9 @@ class Database:
         if not tables:
             execute("PRAGMA auto_vacuum = INCREMENTAL")  # which only an empty file accepts
         execute("PRAGMA journal_mode = WAL")
-        execute("PRAGMA synchronous = FULL")
+        execute("PRAGMA synchronous = NORMAL")
         execute(f"PRAGMA journal_size_limit = {_LOG}")
+        execute(f"PRAGMA wal_autocheckpoint = {_PAGES}")
         faults = [str(text) for (text,) in execute("PRAGMA quick_check(1)")]
         if faults != ["ok"]:
             raise BookError(

@@ -26,7 +26,6 @@ __all__ = ["Failed", "Pipeline", "Plan", "Teller"]
 
 _POLL = 10.0  # seconds between looks into the outbox when nobody says that there is news
 _LEAST = 1000  # notices that are looked at at once
-_BREATH = 0.02  # seconds between plans at least
 _LEISURE = 5  # times as long as a plan took: when very much waits, others have their share of the loop
 
 _UNHEARD = "it came and went while it was silenced, acknowledged or too young to escalate"
@@ -220,13 +219,13 @@ class Teller:
             async with asyncio.TaskGroup() as tasks:
                 while True:
                     self._news.clear()
-                    began = time.monotonic()
+                    began, worked = time.monotonic(), time.thread_time()
                     wake = self._step(tasks)
-                    rest = began + max(_BREATH, _LEISURE * (time.monotonic() - began))
+                    rest = began + _LEISURE * (time.thread_time() - worked)
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_POLL if wake is None else min(_POLL, wake)):
                             await self._news.wait()
-                    await asyncio.sleep(rest - time.monotonic())
+                    await asyncio.sleep(max(rest - time.monotonic(), 0))
         finally:
             for notifier in self._notifiers.values():
                 await notifier.close()

@@ -17,11 +17,13 @@ from mbroker.alerts.selector import Series
 
 from .points import Ack, Program
 
-__all__ = ["BUGS", "check", "good", "program", "unsynced"]
+__all__ = ["BUGS", "acknowledges_unsynced", "check", "check_synced", "good", "never_syncs", "program"]
 
 RULE = Subscription.parse("load > 8")
 RECEIVERS = ("mail", "pager")
 KEYS = [frozenset({("host", f"web{number}")}) for number in range(2)]
+DURABLY = "durably "
+"""Begins what is promised for a power cut too, with all that was promised before it."""
 EDGES = [Edge(1, key, firing, 100 * turn, 9.0) for turn in range(2) for firing in (True, False) for key in KEYS]
 
 
@@ -49,7 +51,7 @@ def program(kind: type[Book], deliver: Callable[[Book, Path, Ack], None] | None 
             book = kind(folder / "book")
             if not book.enrolments():
                 book.enrol("ada", RULE, RECEIVERS, 0)
-                ack("enrolled")
+                ack(f"{DURABLY}enrolled")
             for number in range(4 * life, 4 * life + 4):
                 (alert,) = book.record([EDGES[number]], number)
                 ack(f"recorded {number}")
@@ -58,6 +60,12 @@ def program(kind: type[Book], deliver: Callable[[Book, Path, Ack], None] | None 
                     ack(f"kept {alert.id}")
                 else:
                     (deliver or _deliver)(book, folder, ack)
+                if number % 4 == 2:
+                    book.acknowledge(alert.id, "ada", number)
+                    ack(f"{DURABLY}acknowledged {alert.id}")
+                elif number % 4 == 3:
+                    book.sync()
+                    ack(f"{DURABLY}synced")
             book.trim(100)
             book.close()
 
@@ -74,8 +82,8 @@ def _deliver(book: Book, folder: Path, ack: Ack) -> None:
 
 def check(folder: Path, acked: Sequence[str]) -> None:
     """See that nothing acknowledged is lost, that nothing is half there, and that everybody hears of everything."""
-    promised: dict[str, list[str]] = {"enrolled": [], "recorded": [], "told": [], "kept": []}
-    for verb, *what in map(str.split, acked):
+    promised = {verb: list[str]() for verb in ("enrolled", "recorded", "told", "kept", "acknowledged", "synced")}
+    for verb, *what in (line.removeprefix(DURABLY).split() for line in acked):
         promised[verb] += what or [verb]
     with Book(folder / "book") as book:
         if promised["enrolled"]:
@@ -88,6 +96,7 @@ def check(folder: Path, acked: Sequence[str]) -> None:
         waiting = book.notices(5000)
         assert not {said(notice) for notice in waiting} & set(promised["told"]), "told again"
         assert all(book.context(name) for name in promised["kept"]), "what was kept is lost"
+        assert all(book.alert(name).acknowledged == "ada" for name in promised["acknowledged"]), "nobody cares"
         book.record(EDGES, 2000)  # whoever saw them says all of them again
         assert shape_of(book.alerts()) == shapes[-1], "edges that were said again changed something"
         send(folder, book.notices(5000))
@@ -101,6 +110,12 @@ def check(folder: Path, acked: Sequence[str]) -> None:
         assert expected <= set(heard), f"not heard: {expected - set(heard)}"
         for name in promised["told"]:
             assert heard.count(name) == 1, f"{name} was told again"
+
+
+def check_synced(folder: Path, acked: Sequence[str]) -> None:
+    """See that a power cut lost nothing that people did, and nothing before that or before a sync."""
+    durable = [number for number, line in enumerate(acked, 1) if line.startswith(DURABLY)]
+    check(folder, acked[: max(durable, default=0)])
 
 
 Shape = frozenset[tuple[str, int, int | None]]
@@ -128,7 +143,7 @@ class TellsLater(Book):
 
     def record(self, edges: Iterable[Edge], now: int) -> list[Alert]:
         changed = super().record(edges, now)
-        with self._database.change() as write:
+        with self._database.change_unsynced() as write:
             names = [alert.id for alert in changed]
             states = [alert.state.value for alert in changed]
             rows = [
@@ -138,7 +153,7 @@ class TellsLater(Book):
             ]
             for name, state in zip(names, states, strict=True):
                 write("DELETE FROM notice WHERE alert = ? AND state = ?", name, state)
-        with self._database.change() as write:
+        with self._database.change_unsynced() as write:
             for row in rows:
                 write(f"INSERT INTO notice VALUES ({', '.join('?' * len(row))})", *row)
         return changed
@@ -154,11 +169,18 @@ class CommitsLater(Book):
 
 class _Lazy(Database):
     @contextmanager
-    def change(self) -> Generator[Write]:
+    def change_unsynced(self) -> Generator[Write]:
         if self._connection.in_transaction:
             self._connection.execute("COMMIT")
         self._connection.execute("BEGIN IMMEDIATE")
         yield self._write
+
+    @contextmanager
+    def change(self) -> Generator[Write]:
+        if self._connection.in_transaction:
+            self._connection.execute("COMMIT")
+        with super().change() as write:
+            yield write
 
     def close(self) -> None:
         if self._connection.in_transaction:
@@ -166,12 +188,20 @@ class _Lazy(Database):
         super().close()
 
 
-class Unsynced(Book):
-    """Does not wait for the disk."""
+class NeverSyncs(Book):
+    """Does not wait for the disk when it is asked to."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._database.read("PRAGMA synchronous = OFF")
+    def sync(self) -> None:
+        pass
+
+
+class AcknowledgesUnsynced(Book):
+    """Does not wait for the disk when somebody acknowledges."""
+
+    def acknowledge(self, name: str, by: str, now: int) -> Alert:
+        with self._database.change_unsynced() as write:
+            write("UPDATE alert SET acknowledged = ? WHERE id = ?", by, name)
+        return self.alert(name)
 
 
 def _marks_first(book: Book, folder: Path, ack: Ack) -> None:
@@ -189,4 +219,4 @@ BUGS = {
     "marks first": program(Book, _marks_first),
 }
 good = program(Book)
-unsynced = program(Unsynced)
+never_syncs, acknowledges_unsynced = program(NeverSyncs), program(AcknowledgesUnsynced)

@@ -55,15 +55,16 @@ def test_a_kill_or_an_error_at_any_system_call(fault: Fault, tmp_path: Path) -> 
 @pytest.mark.skipif(bool(strace_missing()), reason=strace_missing())
 @pytest.mark.timeout(900)
 def test_a_power_cut_at_any_write(tmp_path: Path) -> None:
-    report = enumerate_traced_states("tests.crash.book_programs:good", programs.check, folder=tmp_path, most=3)
+    report = enumerate_traced_states("tests.crash.book_programs:good", programs.check_synced, folder=tmp_path, most=3)
     assert report.points >= 100
     assert report.violations == ()
 
 
 @pytest.mark.skipif(bool(strace_missing()), reason=strace_missing())
 @pytest.mark.timeout(900)
-def test_cutting_the_power_finds_the_missing_sync(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bug", ["never_syncs", "acknowledges_unsynced"])
+def test_cutting_the_power_finds_the_missing_sync(bug: str, tmp_path: Path) -> None:
     report = enumerate_traced_states(
-        "tests.crash.book_programs:unsynced", programs.check, folder=tmp_path, most=3, first=True
+        f"tests.crash.book_programs:{bug}", programs.check_synced, folder=tmp_path, most=3, first=True
     )
     assert report.violations

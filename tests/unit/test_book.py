@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import sqlite3
 import stat
 import subprocess
@@ -49,6 +51,20 @@ def book(path: Path) -> Iterator[Book]:
     with Book(path) as book:
         book.enrol("ada", RULE, ["mail", "pager"], 100)
         yield book
+
+
+@pytest.fixture
+def syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that were synced."""
+    synced: list[str] = []
+    sync = os.fdatasync
+
+    def note(fd: int) -> None:
+        sync(fd)
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+
+    monkeypatch.setattr(os, "fdatasync", note)
+    return synced
 
 
 # -- subscriptions
@@ -399,11 +415,52 @@ def test_only_its_owner_can_read_it(path: Path) -> None:
     assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
 
 
-def test_every_change_is_synced(path: Path) -> None:
+def test_what_is_to_survive_a_power_cut_is_committed_so(path: Path) -> None:
     database = Database(path, SCRIPTS)
     pragmas = ("journal_mode", "synchronous", "locking_mode", "foreign_keys")
-    assert [database.read(f"PRAGMA {pragma}")[0][0] for pragma in pragmas] == ["wal", 2, "exclusive", 1]
+
+    def found() -> list[object]:
+        return [database.read(f"PRAGMA {pragma}")[0][0] for pragma in pragmas]
+
+    with database.change():
+        assert found() == ["wal", 2, "exclusive", 1]
+    with database.change_unsynced():
+        assert found() == ["wal", 1, "exclusive", 1]
     database.close()
+
+
+def test_what_was_done_is_synced_once(book: Book, syncs: list[str]) -> None:
+    book.record([begins(100)], 110)
+    assert syncs == []
+    book.sync()
+    book.sync()
+    assert syncs == ["book-wal"]
+
+
+def test_a_predecessor_that_was_killed_left_something_to_sync(path: Path, syncs: list[str]) -> None:
+    Book(path).close()
+    with Book(path) as book:
+        book.sync()
+        assert syncs == ["book-wal"]
+
+
+def test_after_a_sync_that_failed_the_log_is_not_relied_on(
+    book: Book, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    book.record([begins(100)], 110)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fdatasync", fail)
+        with pytest.raises(BookError, match=rf"^cannot sync {path}: Input/output error; look into the kernel's log$"):
+            book.sync()
+    log = path.with_name("book-wal")
+    before = log.stat().st_size
+    book.record([ends(120)], 130)  # copies the log into the file, and begins it anew
+    assert 0 < log.stat().st_size < before
+    (alert,) = book.alerts()
+    assert (alert.since, alert.until) == (100, 120)
 
 
 @pytest.mark.usefixtures("book")
