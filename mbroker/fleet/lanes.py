@@ -6,11 +6,16 @@ open; its name goes as soon as both have it. The device has ``role='peer'``: wha
 carried over by a migration, and so the hypervisor refuses to migrate a domain that has a peer. Whoever wants to
 migrate it by other means than this broker takes the lane off before: ``mbroker lane DOMAIN off``. It comes when an
 agent is there that can use it, and goes when this broker ends.
+
+What a broker left that was killed, the next one takes away; what a broker has that is alive, another one on the same
+machine does not touch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -22,7 +27,9 @@ from typing import Final
 
 import attrs
 
+from mbroker.fleet.hold import Hold, HoldError
 from mbroker.hypervisor import DomainInfo, Hypervisor, HypervisorError
+from mchannel.address import runtime_dir
 from mchannel.errors import MChannelError
 from mchannel.transports.ivshmem import LaneGate
 
@@ -72,6 +79,8 @@ class _Lane:
     socket: Path
     size: int
     """Bytes that it asks for; 0 for none."""
+    hold: Hold | None = None
+    """Keeps other brokers of this machine from the device."""
     busy: asyncio.Lock = attrs.field(factory=asyncio.Lock)
     task: asyncio.Task[None] | None = None
 
@@ -87,7 +96,7 @@ class Lanes:
         self._lanes: dict[str, _Lane] = {}
         for left in folder.glob(f"{_PREFIX}*"):
             with suppress(OSError):
-                left.unlink()
+                _remove(left)
 
     def attend(self, info: DomainInfo, gate: LaneGate, socket: Path) -> None:
         """Look after the lane of a domain whose port's *socket* is listened to by *gate*."""
@@ -109,6 +118,8 @@ class Lanes:
             if lane.task is not None:
                 lane.task.cancel()
             lane.gate.unplug()
+            if lane.hold is not None:
+                lane.hold.release()
 
     async def turn_on(self, domain: str, size: int = 0) -> None:
         """Plug memory in, if there is none; raises LaneError, or HypervisorError."""
@@ -171,13 +182,13 @@ class Lanes:
                 _log.warning("%s: its guest did not unmap the shared memory in %g s", lane.name, patience)
             finally:
                 lane.gate.unplug()
-            await self._detach(domain)
+            await self._detach(domain, lane)
 
     async def _settle(self, domain: str, lane: _Lane, *, left: bool) -> None:
         """Bring about what the domain asks for, when its agents found this broker: a device that comes delays that."""
         if left:
             await asyncio.sleep(_UNMAP)
-            await self._insist(lane, lambda: self._detach(domain))
+            await self._insist(lane, lambda: self._detach(domain, lane))
         if lane.size:
             wanted = asyncio.Event()
             lane.gate.when_wanted(wanted.set)
@@ -199,25 +210,30 @@ class Lanes:
         """Make new memory, whatever is plugged in that this broker knows nothing of."""
         if lane.gate.plugged:
             return
-        await self._detach(domain)
+        _claim(lane)
+        await self._detach(domain, lane)
         info = await self._hypervisor.info(domain)
         path = self._folder / f"{_PREFIX}{domain}-{secrets.token_hex(8)}"
+        fd = -1
         try:
-            _make(path, lane)
+            fd = _make(path, lane)
             await _wholly(self._hypervisor.attach(domain, _device(path.name, lane.size, info.free_ports)))
             try:
                 lane.gate.plug(path)
             except BaseException:
-                await self._detach(domain)  # nobody would know of it, and it keeps the domain from being moved
+                await self._detach(domain, lane)  # nobody would know of it, and it keeps the domain from being moved
                 raise
         except OSError as error:
             raise LaneError(f"no shared memory in {self._folder}: {error.strerror}") from None
         finally:
             path.unlink(missing_ok=True)
+            if fd >= 0:
+                os.close(fd)
         _log.info("%s: has %d MiB of shared memory for its channels", lane.name, lane.size >> 20)
 
-    async def _detach(self, domain: str) -> None:
+    async def _detach(self, domain: str, lane: _Lane) -> None:
         if ALIAS in (await self._hypervisor.info(domain)).devices:
+            _claim(lane)
             await self._hypervisor.detach(domain, ALIAS, timeout=_DETACH)
 
     def _lane(self, domain: str) -> _Lane:
@@ -239,14 +255,43 @@ async def _wholly(change: Coroutine[None, None, None]) -> None:
         raise
 
 
-def _make(path: Path, lane: _Lane) -> None:
-    """Make the memory: for the user that made the domain's socket, who is the hypervisor's; raise OSError."""
+def _claim(lane: _Lane) -> None:
+    """See that no other broker of this machine has the domain's device, and none gets it; raise LaneError."""
+    if lane.hold is not None:
+        return
+    name = hashlib.blake2b(os.fsencode(lane.socket), digest_size=10).hexdigest()
+    try:
+        lane.hold = Hold.take(runtime_dir() / "lanes" / name)
+    except HoldError as error:
+        raise LaneError(f"another broker attends to {lane.socket}: {error}; stop one of them") from None
+    except OSError as error:
+        raise LaneError(f"{error.filename}: {error.strerror}") from None
+
+
+def _make(path: Path, lane: _Lane) -> int:
+    """Make the memory, for the user that made the domain's socket, who is the hypervisor's; raise OSError.
+
+    While the descriptor is open that is returned, no other broker takes it for something that was left.
+    """
     owner = lane.socket.stat()
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # one that begins right now may be first: then this fails, and is tried again
         os.posix_fallocate(fd, 0, lane.size)
         if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()):
             os.fchown(fd, owner.st_uid, owner.st_gid)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _remove(left: Path) -> None:
+    """Remove memory unless the broker that made it is alive, and about to give it to a domain; raise OSError."""
+    fd = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        left.unlink()
     finally:
         os.close(fd)
 

@@ -18,6 +18,7 @@ from mbroker.fleet.parked import ParkedFile
 from mbroker.fleet.residents import PORT, Residents
 from mbroker.hypervisor import HypervisorError, StillAttached
 from mbroker.hypervisor.fake import FakeHypervisor, World
+from mchannel.address import runtime_dir
 from mchannel.transports.ivshmem import LaneGate
 from tests.unit.fleet_world import run
 
@@ -91,7 +92,7 @@ async def welcome(*_: object) -> None:
 
 
 def left(folder: Path) -> list[Path]:
-    return list(folder.iterdir())
+    return [each for each in folder.iterdir() if each != runtime_dir()]
 
 
 def attend(site: Site, folder: Path) -> None:
@@ -246,7 +247,8 @@ def test_a_broker_that_ends_does_not_wait_for_devices_that_stay(
         here = await site(tmp_path, lane="1MiB")
         other = here.host.world.boot(here.host, "web2")
         gate = Gate(polite=False)
-        here.lanes.attend(here.host.halves[other].described, cast("LaneGate", gate), tmp_path)
+        (socket := tmp_path / "web2").touch()
+        here.lanes.attend(here.host.halves[other].described, cast("LaneGate", gate), socket)
         await here.lanes.turn_on(other, 1 << 20)
         await asyncio.sleep(1)
         here.host.world.stubborn.add(ALIAS)
@@ -287,6 +289,64 @@ def test_memory_that_a_killed_broker_left_is_removed(tmp_path: Path) -> None:
     other.touch()
     Lanes(World().host("a"), folder=tmp_path)
     assert left(tmp_path) == [other]
+
+
+def test_memory_that_another_broker_is_about_to_plug_in_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    attach = FakeHypervisor.attach
+
+    async def while_another_begins(host: FakeHypervisor, domain: str, xml: str) -> None:
+        Lanes(host, folder=tmp_path)
+        seen.append(len(left(tmp_path)))
+        await attach(host, domain, xml)
+
+    async def main() -> None:
+        monkeypatch.setattr(FakeHypervisor, "attach", while_another_begins)
+        here = await site(tmp_path)
+        await here.lanes.turn_on(here.domain)
+        assert seen == [1]
+        assert (here.gate.plugged, left(tmp_path)) == (True, [])
+
+    run(main())
+
+
+def test_what_another_broker_has_plugged_in_stays_and_that_one_is_named(tmp_path: Path) -> None:
+    async def main() -> None:
+        here = await site(tmp_path)
+        await here.lanes.turn_on(here.domain)
+        other = Site(here.host, here.domain, Gate(), Lanes(here.host, folder=tmp_path))
+        attend(other, tmp_path)
+        await asyncio.sleep(30)
+        for change in (other.lanes.turn_on, other.lanes.turn_off):
+            with pytest.raises(LaneError) as refused:
+                await change(here.domain)
+            says = f"another broker attends to {tmp_path}: process {os.getpid()}; stop one of them"
+            assert str(refused.value) == says
+        assert ALIAS in await here.devices()
+        assert here.gate.calls == ["plug"]
+        here.lanes.part(here.domain)
+        await other.lanes.turn_on(here.domain)
+        assert other.gate.plugged
+
+    run(main())
+
+
+def test_what_a_broker_had_that_was_killed_is_the_next_ones(tmp_path: Path) -> None:
+    async def main() -> None:
+        here = await site(tmp_path)
+        await here.lanes.turn_on(here.domain)
+        (mine,) = (runtime_dir() / "lanes").iterdir()
+        mine.unlink()
+        mine.write_text("1")  # as it looks when nobody has it
+        other = Site(here.host, here.domain, Gate(), Lanes(here.host, folder=tmp_path))
+        attend(other, tmp_path)
+        await other.lanes.turn_on(here.domain)
+        assert other.gate.plugged
+        assert mine.read_text() == str(os.getpid())
+
+    run(main())
 
 
 def test_a_hypervisor_that_refuses_leaves_no_file_and_is_asked_again(tmp_path: Path) -> None:
