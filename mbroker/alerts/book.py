@@ -184,6 +184,11 @@ class Book:
             raise NotThere(f"there is no alert {name:.40}")
         return alert_of(rows[0])
 
+    def alerts_named(self, beginning: str, limit: int = 10) -> list[Alert]:
+        """Return the alerts whose ids begin so, those that fire and the newest first."""
+        found = f"SELECT {ALERT} FROM alert WHERE id BETWEEN ?1 AND ?1 || 'g' ORDER BY until IS NOT NULL, since DESC LIMIT ?"
+        return [alert_of(row) for row in self._database.read(found, beginning, limit)]
+
     def acknowledge(self, name: str, by: str, now: int) -> Alert:
         """Note that somebody cares and return the alert; the first who does is remembered. Raise :exc:`NotThere`."""
         with self._database.change() as write:

@@ -118,6 +118,17 @@ def test_a_withdrawn_subscription_cannot_be_withdrawn_again(book: Book) -> None:
 # -- alerts
 
 
+def test_alerts_are_found_by_how_their_ids_begin_those_that_fire_first(book: Book) -> None:
+    first, second = book.record([begins(100), begins(200, WEB2)], 200)
+    book.record([ends(300, WEB2)], 300)
+    assert [alert.id for alert in book.alerts_named("")] == [first.id, second.id]
+    assert len(book.alerts_named("", limit=1)) == 1
+    for alert in (first, second):
+        assert [found.id for found in book.alerts_named(alert.id[:4])] == [alert.id]
+        assert [found.id for found in book.alerts_named(alert.id)] == [alert.id]
+        assert book.alerts_named(alert.id[1:]) == book.alerts_named(f"{alert.id}0") == []
+
+
 def test_an_alert_begins_and_ends(book: Book) -> None:
     (begun,) = book.record([begins(150)], 160)
     assert begun == Alert(begun.id, 1, WEB1, Severity.CRITICAL, 150, None, 9.0)
