@@ -21,7 +21,6 @@ from . import arrays, image
 from .engine import Engine, Fired, TooMuchError
 from .engine_host import EngineHost, Expect, Follow, InProcess, Leave, Match, Step, Tick
 from .housing import Housing
-from .kernel import KernelError
 from .placement import Anchor
 from .places import Places, Readers
 from .selector import Endpoint, Series
@@ -76,6 +75,7 @@ class Shards:
         self._rules: dict[int, _Followed] = {}
         self._next = 1
         self._waiting: list[Fired] = []
+        self._lacks = ""
 
     @property
     def places(self) -> Places:
@@ -90,7 +90,7 @@ class Shards:
     @property
     def problem(self) -> str:
         """What a rule lacks, in one line; empty when there is nothing."""
-        return self._housing.problem
+        return self._lacks or self._housing.problem
 
     # -- rules
 
@@ -110,11 +110,11 @@ class Shards:
         for leaf in leaves(rule.condition):
             self._readers.file(leaf.selector, name)
         shards = frozenset[int]().union(*wanted.values())
-        try:
-            self._entered({shard: [name] for shard in shards}, self._do({shard: [Follow(rule)] for shard in shards}))
-        except (KernelError, TooMuchError) as error:
+        answers = self._do({shard: [Follow(rule)] for shard in shards})
+        refused = self._entered({shard: [name] for shard in shards}, answers)
+        if refused:
             self.remove(name)
-            raise TooMuchError(str(error)) from None
+            raise TooMuchError(refused)
         return name
 
     def remove(self, number: int) -> None:
@@ -141,18 +141,17 @@ class Shards:
         found = (self._known.accepted(leaf.selector) for leaf in leaves(rule.condition))
         return list(dict.fromkeys(number for _, number in itertools.chain.from_iterable(found)))
 
-    def _entered(self, names: Mapping[int, Sequence[int]], answers: Mapping[int, Sequence[Any]]) -> None:
-        """Note which numbers the rules *names* have in each shard, now that it follows them."""
-        refused: list[Exception] = []
+    def _entered(self, names: Mapping[int, Sequence[int]], answers: Mapping[int, Sequence[Any]]) -> str:
+        """Note which numbers the rules *names* have in each shard, now that it follows them; return what it refused."""
+        refused = ""
         for shard, followed in names.items():
             for name, there in zip(followed, answers[shard], strict=False):
                 if isinstance(there, Exception):
-                    refused.append(there)
+                    refused = str(there)
                 else:
                     self._rules[name].at[shard] = there
                     self._names[shard][there] = name
-        if refused:
-            raise refused[0]
+        return refused
 
     # -- series
 
@@ -205,7 +204,9 @@ class Shards:
                 for shard, numbers in new.items()
             }
         )
-        self._entered(names, answers)
+        refused = self._entered(names, answers)
+        if refused:  # whoever publishes is not to blame
+            self._lacks = f"a rule does not follow all of its series: {refused}"
         newest: dict[int, list[Step]] = {}
         for shard, numbers in new.items():
             there = answers[shard][-1]

@@ -24,23 +24,26 @@ from mchannel.samples import Declared, Offload, Offloaded, Samples
 from . import catalogue, past
 from .alert import Alert, Enrolment, State
 from .book import BookError, Edge
-from .engine import Engine, Fired, TooMuchError
+from .engine import Fired, TooMuchError
 from .image import SnapshotError
 from .intake import Arrived, Bounds, Intake
 from .language import Subscription
+from .matcher import Matcher
 from .offloading import Offloading
 from .places import Places
 from .sample import Sample
 from .selector import Endpoint, Series
+from .slack import Slack
 from .tree import NoData, Rule, leaves
+from .workers import InBroker, Matching
 
 __all__ = ["HEARTBEAT", "Book", "Counts", "History", "Settings", "Watch"]
 
 HEARTBEAT = "broker.heartbeat"
 """A metric of the broker itself: one sample at every tick."""
 
-_VERSION = 1
-_LIMITS = Limits(text=0, binary=(1 << 32) - 1, items=5)
+_VERSION = 2
+_LIMITS = Limits(text=16, binary=(1 << 32) - 1, items=6)
 _SILENT = 3  # intervals
 _REFRESH = 2  # intervals after which a publisher tells a series although nothing has changed
 _MOST_WAITING = 1 << 17  # edges that a book which cannot be written leaves in memory
@@ -102,6 +105,8 @@ class Settings:
     broadest: int = 100_000
     """Series that one comparison may find."""
     bounds: Bounds = attrs.field(factory=Bounds)
+    late: int = 0
+    """Milliseconds that each sample waits, so that those which come late, but no later, are matched in order."""
     offload: bool = False
     """Whether publishers are asked to hold back samples that change no alert; the history lacks those."""
 
@@ -136,24 +141,35 @@ class _Followed:
 class Watch:
     """Follows all subscriptions of the book over all samples that arrive."""
 
-    def __init__(self, settings: Settings, book: Book, history: History, now: int, image: bytes = b"") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        book: Book,
+        history: History,
+        now: int,
+        image: bytes = b"",
+        matching: Matching | None = None,
+    ) -> None:
         """Go on from *image*, a snapshot; when it is missing or of no use, windows begin empty.
 
+        *matching* makes what matches, by default one engine in this thread; it is not closed here.
         What came after :attr:`since`, the time of the snapshot, is for :meth:`replay`; :attr:`spans` tells what before.
         """
         self._anew = ""
         self._is_restored = False
         self.settings = settings
+        self._matching = matching or InBroker()
+        self._slack = Slack(settings.late)
         self._book = book
         self._history = history
-        self.since, self._engine = self._restored(image, now)
+        self.since, self._matcher = self._restored(image, now)
         hosts = settings.hosts | {settings.host}
         self._intake = Intake(hosts, self._number, groups=settings.groups, bounds=settings.bounds)
         self._offloading = Offloading(_REFRESH * settings.interval) if settings.offload else None
         self._followed = dict[Rule, _Followed]()
-        for number, rule in self._engine.rules.items():
+        for number, rule in self._matcher.rules.items():
             if rule in self._followed:  # once it is the opposite of another
-                self._engine.remove(number)
+                self._matcher.remove(number)
             else:
                 self._followed[rule] = _Followed(number, rule)
         if self._offloading is not None:
@@ -188,7 +204,7 @@ class Watch:
         if self._waiting:
             dropped = f", {self._dropped} more were dropped" if self._dropped else ""
             return f"{len(self._waiting)} begins and ends of alerts are not stored yet{dropped}: {self._unwritten}"
-        return self._anew or self._engine.problem
+        return self._anew or self._matcher.problem
 
     @property
     def is_behind(self) -> bool:
@@ -209,7 +225,7 @@ class Watch:
     @property
     def places(self) -> Places:
         """The series that there are."""
-        return self._engine.places
+        return self._matcher.places
 
     # -- what arrives
 
@@ -260,7 +276,7 @@ class Watch:
     def review(self, subscription: Subscription) -> tuple[str, ...]:
         """Return what whoever wants to subscribe should know; raises as :func:`.catalogue.review`."""
         catalogue.check_windows(subscription, self.settings.longest)
-        return catalogue.review(subscription, self._engine.places, self.settings.groups, self.settings.broadest)
+        return catalogue.review(subscription, self._matcher.places, self.settings.groups, self.settings.broadest)
 
     def enrol(
         self, owner: str, subscription: Subscription, receivers: Sequence[str], now: int
@@ -282,7 +298,7 @@ class Watch:
             raise
         followed.takers[enrolment.number] = enrolment
         self._enrolments[enrolment.number] = rule
-        firing = self._engine.firing(known.number) if known else ()
+        firing = self._matcher.firing(known.number) if known else ()
         return enrolment, self._record([Edge(enrolment.number, key, True, now) for key in firing], now)
 
     def withdraw(self, number: int, by: str, now: int) -> None:
@@ -305,7 +321,7 @@ class Watch:
         """Yield the subscriptions, oldest first, each with how many of its alerts fire."""
         for number, rule in sorted(self._enrolments.items()):
             followed = self._followed[rule]
-            yield followed.takers[number], len(self._engine.firing(followed.number))
+            yield followed.takers[number], len(self._matcher.firing(followed.number))
 
     @property
     def counts(self) -> Counts:
@@ -313,7 +329,7 @@ class Watch:
         return Counts(
             subscriptions=len(self._enrolments),
             rules=len(self._followed),
-            series=len(self._engine.places),
+            series=len(self._matcher.places),
             samples=self._samples,
             refused=self._intake.refused,
         )
@@ -325,19 +341,25 @@ class Watch:
         if self._waiting:
             return b""
         self._anew = ""
-        return pack((_VERSION, self.settings.interval, self.settings.longest, now, self._engine.save()))
+        return pack((*self._form, now, self._matcher.save()))
 
     def replay(self, samples: Iterable[Sample], now: int) -> None:
         """Let the engine see, in the order of time, what was stored since the snapshot; nobody is told of it yet.
 
-        What it saw before the snapshot it drops as late.
+        What it saw before the snapshot it drops as late. Samples that waited are in the history, and wait again.
         """
         for second, batch in itertools.groupby(samples, lambda sample: sample.at // 1000):
             clock = min(max(self.since, 1000 * (second + 1)), now)
-            for fired in self._engine.batch(clock, batch):
-                self._began[fired.rule, fired.key] = fired.at
+            fired = self._matcher.tick(clock)  # before there are series that were not heard of until now
+            columns = Arrived.none()
+            for sample in batch:
+                columns.numbers.append(self._matcher.number(sample.series))
+                columns.values.append(sample.value)
+                columns.times.append(sample.at)
+            fired += self._matched(columns, clock)
+            self._began.update(((each.rule, each.key), each.at) for each in fired)
 
-    def _restored(self, image: bytes, now: int) -> tuple[int, Engine]:
+    def _restored(self, image: bytes, now: int) -> tuple[int, Matcher]:
         if image:
             try:
                 found = self._unpacked(image)
@@ -346,14 +368,19 @@ class Watch:
             else:
                 self._is_restored = True
                 return found
-        return now, Engine(now, interval=self.settings.interval, longest=self.settings.longest)
+        return now, self._matching.fresh(now, interval=self.settings.interval, longest=self.settings.longest)
 
-    def _unpacked(self, image: bytes) -> tuple[int, Engine]:
+    @property
+    def _form(self) -> tuple[int, str, int, int]:
+        """What snapshots must have in common."""
+        return _VERSION, self._matching.form, self.settings.interval, self.settings.longest
+
+    def _unpacked(self, image: bytes) -> tuple[int, Matcher]:
         said: Any = unpack(image, _LIMITS)
-        *form, since, engine = said
-        if form != [_VERSION, self.settings.interval, self.settings.longest]:
-            raise ValueError("it is of another version, or of another interval or longest window")
-        return int(since), Engine.load(engine)
+        *form, since, matcher = said
+        if tuple(form) != self._form:
+            raise ValueError("it was made by another version, or with another interval, longest or shards")
+        return int(since), self._matching.load(matcher)
 
     def _differences(self, now: int) -> list[Edge]:
         """Return the edges between what the book says and what the engine found, where one lacks some.
@@ -366,7 +393,7 @@ class Watch:
             told[alert.enrolment].add(alert.key)
         edges: list[Edge] = []
         for followed in self._rules.values():
-            firing = self._engine.firing(followed.number)
+            firing = self._matcher.firing(followed.number)
             for number in followed.takers:
                 begun = [(key, self._began.get((followed.number, key), now)) for key in firing - told[number]]
                 edges += [Edge(number, key, True, at) for key, at in begun]
@@ -381,7 +408,7 @@ class Watch:
             else:
                 self._trust(followed)
         self._began.clear()
-        edges += self._edges(self._engine.batch(now, ()))
+        edges += self._edges(self._matched(Arrived.none(), now))
         doubted = [followed for followed in self._rules.values() if followed.doubted]
         return edges + [edge for followed in doubted for edge in self._found_false(followed, now)]
 
@@ -390,9 +417,9 @@ class Watch:
         if followed.opposite is None:  # nothing will ever tell
             false = set(followed.doubted)
         else:
-            false = followed.doubted & self._engine.firing(followed.opposite)
+            false = followed.doubted & self._matcher.firing(followed.opposite)
         if followed.rule.nodata is NoData.CLEAR:
-            false |= followed.doubted - past.heard(followed.rule, self._engine.places)
+            false |= followed.doubted - past.heard(followed.rule, self._matcher.places)
         return [edge for key in false for edge in self._ends(followed, key, now)]
 
     def _ends(self, followed: _Followed, key: Endpoint, at: int, value: float = math.nan) -> list[Edge]:
@@ -404,7 +431,7 @@ class Watch:
         """Look for where a rule is false: that it does not fire may mean that too little is known of it."""
         if followed.opposite is None:
             with suppress(TooMuchError, ValueError):
-                followed.opposite = self._engine.add(past.opposite(followed.rule))
+                followed.opposite = self._matcher.add(past.opposite(followed.rule))
                 self._opposites[followed.opposite] = followed
 
     def _settle(self, followed: _Followed, key: Endpoint) -> None:
@@ -418,27 +445,27 @@ class Watch:
         followed.doubted.clear()
         if followed.opposite is not None:
             del self._opposites[followed.opposite]
-            self._engine.remove(followed.opposite)
+            self._matcher.remove(followed.opposite)
             followed.opposite = None
 
     # -- the way of a sample
 
     def _take(self, columns: Arrived, now: int) -> list[Alert]:
         """Match, note in the book, and only then store."""
-        changed = self._record(self._edges(self._passed(now)), now)
-        fired = self._engine.push(now, columns.numbers, columns.values, columns.times)
-        changed += self._record(self._edges(fired), now)
+        if self._unsettled is not None:  # soon after a restart all have been silent: what that makes is not told
+            passed = self._matcher.tick(now)
+            self._began.update(((each.rule, each.key), each.at) for each in passed if each.firing)
+        changed = self._record(self._edges(self._matched(columns, now)), now)
         self._history.append(columns.numbers, columns.values, columns.times)
         self._samples += len(columns)
         return changed
 
-    def _passed(self, now: int) -> list[Fired]:
-        """Return the edges that time alone makes: none soon after a restart, when all have been silent."""
-        fired = self._engine.tick(now)
-        if self._unsettled is None:
-            return fired
-        self._began.update(((each.rule, each.key), each.at) for each in fired if each.firing)
-        return []
+    def _matched(self, columns: Arrived, now: int) -> list[Fired]:
+        """Match samples that arrive, or those that waited long enough; return the edges, of time alone too."""
+        if not self._slack.length:
+            return self._matcher.push(now, columns.numbers, columns.values, columns.times)
+        self._slack.put(columns.numbers, columns.values, columns.times)
+        return self._matcher.push(now, *self._slack.due(now))
 
     def _edges(self, fired: Iterable[Fired]) -> list[Edge]:
         edges: list[Edge] = []
@@ -477,7 +504,7 @@ class Watch:
         return changed
 
     def _number(self, series: Series) -> int:
-        number = self._engine.number(series)
+        number = self._matcher.number(series)
         self._history.name(number, series)
         return number
 
@@ -490,7 +517,7 @@ class Watch:
         self._enrolments[enrolment.number] = rule
 
     def _add(self, rule: Rule) -> _Followed:
-        followed = self._followed[rule] = _Followed(self._engine.add(rule), rule)
+        followed = self._followed[rule] = _Followed(self._matcher.add(rule), rule)
         self._rules[followed.number] = followed
         if self._offloading is not None:
             self._offloading.follow(followed.number, rule)
@@ -502,4 +529,4 @@ class Watch:
         del self._rules[followed.number]
         if self._offloading is not None:
             self._offloading.leave(followed.number, rule)
-        self._engine.remove(followed.number)
+        self._matcher.remove(followed.number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -15,9 +15,12 @@ from mbroker.alerts import Subscription
 from mbroker.alerts.alert import Alert, State
 from mbroker.alerts.book import Book, BookError, Edge, NotThere
 from mbroker.alerts.catalogue import NoSuchGroup, TooBroad
+from mbroker.alerts.engine_host import InProcess
+from mbroker.alerts.growth import Growth
 from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Series
 from mbroker.alerts.watch import HEARTBEAT, Settings, Watch
+from mbroker.alerts.workers import InBroker, Matching, Workers
 from mchannel.samples import Declared, Named, Samples
 
 NOW = 1_700_000_000_000
@@ -54,6 +57,8 @@ class World:
     lives: int = 0
     reach: int | None = None
     """Milliseconds before the snapshot that the history has; None for all that is asked for."""
+    make: Callable[[], Matching] = InBroker
+    matching: Matching = attrs.field(factory=InBroker)
     watch: Watch = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -61,7 +66,9 @@ class World:
 
     def start(self, changed: Settings = SETTINGS) -> None:
         self.lives += 1
-        self.watch = Watch(changed, self.book, self.history, self.now, self.image)
+        self.matching.close()
+        self.matching = self.make()
+        self.watch = Watch(changed, self.book, self.history, self.now, self.image, self.matching)
         reach = max(10_000, *self.watch.spans.values(), 0) if self.reach is None else self.reach
         self.watch.replay(self.history.since(self.watch.since - reach), self.now)
 
@@ -96,10 +103,14 @@ def seconds(at: int) -> int:
 WEB1, WEB2 = {"domain": "web1"}, {"domain": "web2"}
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def shards(hosts: int) -> Callable[[], Matching]:
+    return lambda: Workers(InProcess, Growth(least=hosts))
+
+
+@pytest.fixture(params=[InBroker, shards(2)], ids=["engine", "shards"])
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
     with Book(tmp_path / "book.db") as book:
-        yield World(book)
+        yield World(book, make=request.param)
 
 
 # -- what is told

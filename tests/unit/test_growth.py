@@ -58,3 +58,8 @@ def test_under_a_steady_load_it_comes_to_rest(load: float, hosts: int) -> None:
     assert set(changes[-20:]) == {STAY}
     assert load / hosts <= 0.9
     assert len(set(changes) - {STAY}) <= 1
+
+
+def test_what_is_missing_of_those_to_begin_with_is_asked_for_at_once_and_none_of_them_goes() -> None:
+    growth = Growth(patience=3, least=2)
+    assert wishes(growth, {"a": 0.0}, *[{"a": 0.0, "b": 0.0}] * 8) == [GROW] + [STAY] * 8
