@@ -186,8 +186,9 @@ class Book:
 
     def alerts_named(self, beginning: str, limit: int = 10) -> list[Alert]:
         """Return the alerts whose ids begin so, those that fire and the newest first."""
-        found = f"SELECT {ALERT} FROM alert WHERE id BETWEEN ?1 AND ?1 || 'g' ORDER BY until IS NOT NULL, since DESC LIMIT ?"
-        return [alert_of(row) for row in self._database.read(found, beginning, limit)]
+        order = "ORDER BY until IS NOT NULL, since DESC LIMIT ?2"
+        statement = f"SELECT {ALERT} FROM alert WHERE id BETWEEN ?1 AND ?1 || 'g' {order}"
+        return [alert_of(row) for row in self._database.read(statement, beginning, limit)]
 
     def acknowledge(self, name: str, by: str, now: int) -> Alert:
         """Note that somebody cares and return the alert; the first who does is remembered. Raise :exc:`NotThere`."""
@@ -276,12 +277,11 @@ class Book:
 
     # -- what was seen around an alert
 
-    def keep(self, name: str, state: State, samples: Iterable[Sample], through: int) -> None:
-        """Keep *samples*, seen through that time, around an alert's begin or end, in place of earlier ones.
+    def keep(self, name: str, state: State, packed: bytes, through: int) -> None:
+        """Keep what :func:`.context.packed` made of samples around an alert's begin or end, in place of earlier ones.
 
-        Raises :exc:`NotThere` if the alert was forgotten meanwhile.
+        They were seen until the time *through*. Raises :exc:`NotThere` if the alert was forgotten meanwhile.
         """
-        packed = context.packed(samples)
         with self._database.change_unsynced() as write:
             if write("SELECT 1 FROM alert WHERE id = ?", name).fetchone() is None:
                 raise NotThere(f"there is no alert {name:.40}")
