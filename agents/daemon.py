@@ -144,7 +144,7 @@ class Daemon:
                     events = metrics.sample()
                     for event in events:
                         await channel.write(event)
-                    feed.take([reading for event in events for reading in readings(event)])
+                    feed.take([reading for event in events for reading in readings(event)], self._pace.seconds)
                 await self._pace.wait()
 
         await either(measure(), feed.send(channel))

@@ -57,12 +57,13 @@ class Feed:
     _spent: tuple[float, float] = attrs.field(factory=lambda: (time.monotonic(), time.process_time()), init=False)
     _is_strained: bool = attrs.field(default=False, init=False)
 
-    def take(self, readings: list[Reading]) -> None:
-        """Take what was read now."""
-        if self.publisher.withheld:
-            readings.append(Reading(Named("agent.withheld"), float(self.publisher.withheld)))
+    def take(self, readings: list[Reading], interval: float) -> None:
+        """Take what was read now, and will be again in *interval* seconds."""
         self.measure(time.monotonic(), time.process_time())
-        self.publisher.take(readings, time.time_ns() // 1_000_000)
+        now = time.time_ns() // 1_000_000
+        self.publisher.take(readings, now, max(1, round(1000 * interval)))
+        if self.publisher.withheld:
+            self.publisher.take([Reading(Named("agent.withheld"), float(self.publisher.withheld))], now)
         self._news.set()
         self._tell()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from array import array
 from collections.abc import Iterable
@@ -54,7 +55,11 @@ class Publisher:
     """Readings of series that have no valid name, or are too many."""
     _numbers: dict[Named, int] = attrs.field(factory=dict[Named, int], init=False)
     _told: int = attrs.field(default=0, init=False)
-    """Series that were declared: those with lower numbers."""
+    """Series that were declared: those with lower numbers,"""
+    _changed: set[int] = attrs.field(factory=set[int], init=False)
+    """but for these, which have another interval since."""
+    _intervals: array[int] = attrs.field(factory=lambda: array("q"), init=False)
+    """Of each series, in milliseconds; 0 while it is not known."""
     _dropped_before: int = attrs.field(default=0, init=False)
     """How many had been dropped when this run began."""
     _read: array[int] = attrs.field(factory=lambda: array("q"), init=False)
@@ -68,8 +73,8 @@ class Publisher:
     _sieve: Sieve | None = attrs.field(default=None, init=False)
     _is_strained: bool = attrs.field(default=False, init=False)
     _answer: Event | None = attrs.field(default=None, init=False)
-    _leaving: tuple[Event, int, int] | None = attrs.field(default=None, init=False)
-    """The event that is being sent, and how many series and samples are gone with it."""
+    _leaving: tuple[Event, range, int] | None = attrs.field(default=None, init=False)
+    """The event that is being sent, and which series are declared and how many samples are gone with it."""
 
     def __len__(self) -> int:
         """Return how many samples wait."""
@@ -80,17 +85,22 @@ class Publisher:
         """How many series have a number."""
         return len(self._numbers)
 
-    def take(self, readings: Iterable[Reading], now: int) -> None:
-        """Take what was read at *now*, in milliseconds; the oldest samples give way to it."""
+    def take(self, readings: Iterable[Reading], now: int, interval: int | None = None) -> None:
+        """Take what was read at *now*, in milliseconds; the oldest samples give way to it.
+
+        *interval*: milliseconds until it will be read again, if that is known.
+        """
         if self._is_full and now - min(self._read) >= _IDLE:
             self._begin()
-        known, sieve, last = self._numbers.get, self._sieve, self._read
+        known, sieve, last, intervals = self._numbers.get, self._sieve, self._read, self._intervals
         for series, value, said in readings:
             number = known(series)
             if number is None and (number := self._number(series)) is None:
                 self.refused += 1
                 continue
             last[number] = now
+            if interval is not None and intervals[number] != interval:
+                self._pace(number, interval)
             at = now if said is None else said
             self._newest = max(self._newest, at)
             if sieve is None or number not in sieve:
@@ -129,7 +139,16 @@ class Publisher:
             self._is_full = True
             return None
         self._read.append(_NEVER)
+        self._intervals.append(0)
         return self._numbers.setdefault(series, len(self._numbers))
+
+    def _pace(self, number: int, interval: int) -> None:
+        """Declare a series with another interval."""
+        self._intervals[number] = interval
+        if number < self._told:
+            self._changed.add(number)
+        if self._leaving is not None and number in self._leaving[1]:
+            self._leaving = None
 
     def _begin(self) -> None:
         """Begin a new run without the series that are gone, once nothing waits that speaks of them by number."""
@@ -138,13 +157,15 @@ class Publisher:
             return
         self.run = secrets.randbits(62)
         self._numbers.clear()
-        del self._read[:]
+        self._changed.clear()
+        del self._read[:], self._intervals[:]
         self._told, self._dropped_before, self._is_full, self._leaving = 0, self.dropped, False, None
         self._answer = None
 
     def again(self) -> None:
         """Declare all series again: somebody listens who does not know them, nor what others asked for."""
         self._told = 0
+        self._changed.clear()
         self._leaving = self._answer = None
         self._sift(None)
 
@@ -187,7 +208,7 @@ class Publisher:
     def first(self) -> Event | None:
         """Return what is to be sent next, the same until :meth:`pop`; None when there is nothing."""
         if self._leaving is None:
-            answer = (self._answer, 0, 0) if self._answer is not None else None
+            answer = (self._answer, range(0), 0) if self._answer is not None else None
             self._leaving = self._declaration() or answer or self._samples()
         return self._leaving[0] if self._leaving else None
 
@@ -195,7 +216,8 @@ class Publisher:
         """Forget what :meth:`first` returned."""
         if self._leaving is not None:
             event, series, rows = self._leaving
-            self._told += series
+            self._told = max(self._told, series.stop)
+            self._changed.difference_update(series)
             for column in self._columns:
                 del column[:rows]
             if event is self._answer:
@@ -208,17 +230,22 @@ class Publisher:
         self._leaving = None
         return self.room < was
 
-    def _declaration(self) -> tuple[Event, int, int] | None:
-        if self._told == len(self._numbers):
+    def _declaration(self) -> tuple[Event, range, int] | None:
+        first = min(self._changed, default=self._told)
+        if first == len(self._numbers):
             return None
-        series = list(self._numbers)[self._told :]
-        declared: Declared = next(declarations(self.run, self._told, series, self.room))
-        return declared.to_event(), len(declared.series), 0
+        untold = self._changed if first < self._told else range(first, len(self._numbers))
+        interval, end = self._intervals[first], first + 1
+        while end in untold and self._intervals[end] == interval:
+            end += 1
+        series = list(itertools.islice(self._numbers, first, end))
+        declared: Declared = next(declarations(self.run, first, series, self.room, interval or None))
+        return declared.to_event(), range(first, first + len(declared.series)), 0
 
-    def _samples(self) -> tuple[Event, int, int] | None:
+    def _samples(self) -> tuple[Event, range, int] | None:
         if not self._columns[0]:
             return None
         rows = slice(Samples.most_in(self.room))
         numbers, values, times = self._columns
         sent = Samples(self.run, numbers[rows], values[rows], times[rows], self.dropped - self._dropped_before)
-        return sent.to_event(sent.times[-1] / 1000), 0, len(sent)
+        return sent.to_event(sent.times[-1] / 1000), range(0), len(sent)

@@ -98,7 +98,7 @@ class Watch:
         said = ""
         async for _ in ticks(source.interval):
             found, why = await source.look()
-            self.feed.take(found)
+            self.feed.take(found, source.interval)
             if bool(why) != bool(said):
                 _log.log(logging.WARNING if why else logging.INFO, "%s: %s", source.name, why or "can be read again")
             said = why

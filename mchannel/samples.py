@@ -35,6 +35,7 @@ __all__ = [
     "GROUP",
     "MOST_CUTS",
     "MOST_DECLARED",
+    "MOST_INTERVAL",
     "MOST_LABELS",
     "MOST_SAMPLES",
     "MOST_SERIES",
@@ -68,6 +69,8 @@ MOST_SERIES = 1 << 20
 """Series of one publisher: numbers are below."""
 MOST_DECLARED = 4096
 """Series in one declaration."""
+MOST_INTERVAL = 86_400_000
+"""Milliseconds between two samples of a series."""
 MOST_SAMPLES = 1 << 15
 """Samples in one event."""
 MOST_CUTS = 4096
@@ -148,6 +151,8 @@ class Declared:
     run: int = attrs.field(validator=_run)
     first: int
     series: tuple[Named, ...]
+    interval: int | None = None
+    """Milliseconds between two samples of each; None if the publisher does not say."""
 
     def __attrs_post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -155,12 +160,20 @@ class Declared:
             raise ValueError(f"{len(self.series)} series in one declaration; {MOST_DECLARED} are the most")
         if type(self.first) is not int or not 0 <= self.first <= MOST_SERIES - len(self.series):
             raise ValueError(f"series must have numbers below {MOST_SERIES}")
+        if self.interval is not None and (type(self.interval) is not int or not 0 < self.interval <= MOST_INTERVAL):
+            raise ValueError(f"interval must be 1 to {MOST_INTERVAL} milliseconds, not {self.interval!r:.60}")
         for named in self.series:
             named.check()
 
     def to_event(self) -> Event:
         """Return the event that says so."""
-        return Event(SERIES, value=self.first, detail={"run": self.run, "series": pack([*map(_flat, self.series)])})
+        detail: dict[str, Scalar | tuple[Scalar, ...]] = {
+            "run": self.run,
+            "series": pack([*map(_flat, self.series)]),
+        }
+        if self.interval is not None:
+            detail["interval"] = self.interval
+        return Event(SERIES, value=self.first, detail=detail)
 
     @classmethod
     def from_event(cls, event: Event) -> Self:
@@ -170,21 +183,24 @@ class Declared:
                 cast("int", event.detail.get("run")),
                 cast("int", event.value),
                 tuple(map(_named, unpack(_bytes(event, "series"), _LIMITS))),
+                cast("int | None", event.detail.get("interval")),
             )
         )
 
 
-def declarations(run: int, first: int, series: Sequence[Named], room: int) -> Iterator[Declared]:
+def declarations(
+    run: int, first: int, series: Sequence[Named], room: int, interval: int | None = None
+) -> Iterator[Declared]:
     """Yield declarations of all *series*, numbered from *first* on, of which each fits a message of *room* bytes."""
     begin, size = 0, _OVERHEAD
     for at, named in enumerate(series):
         more = len(pack(_flat(named)))
         if at > begin and (size + more > room or at - begin == MOST_DECLARED):
-            yield Declared(run, first + begin, tuple(series[begin:at]))
+            yield Declared(run, first + begin, tuple(series[begin:at]), interval)
             begin, size = at, _OVERHEAD
         size += more
     if begin < len(series):
-        yield Declared(run, first + begin, tuple(series[begin:]))
+        yield Declared(run, first + begin, tuple(series[begin:]), interval)
 
 
 def _flat(named: Named) -> tuple[str, ...]:

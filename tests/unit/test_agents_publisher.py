@@ -23,6 +23,9 @@ class Broker:
     def __init__(self) -> None:
         self.run = -1
         self.names: dict[int, Named] = {}
+        self.intervals: dict[Named, int | None] = {}
+        self.declared: list[int] = []
+        """How many series each declaration had."""
         self.heard: list[tuple[Named, float, int]] = []
         self.dropped = 0
 
@@ -32,6 +35,8 @@ class Broker:
             if declared.run != self.run:
                 self.run, self.names = declared.run, {}
             self.names.update(enumerate(declared.series, declared.first))
+            self.intervals.update(dict.fromkeys(declared.series, declared.interval))
+            self.declared.append(len(declared.series))
             return None
         if event.topic == OFFLOADED:
             return None
@@ -61,6 +66,68 @@ def test_a_series_is_declared_once_and_then_told_by_number() -> None:
     assert event is not None
     assert event.topic == "metrics.samples"
     assert sent(publisher, broker).heard == [(LOAD, 1.0, 1000), (CPU, 0.5, 1000), (CPU, 0.75, 2000)]
+
+
+def test_each_series_is_declared_with_the_interval_of_what_reads_it() -> None:
+    publisher, names = Publisher(), [Named(f"m{n}") for n in range(5)]
+    for series, interval in zip(names, (10, 10, 60, None, 10), strict=True):
+        publisher.take([Reading(series, 1.0)], 1, interval)
+    broker = sent(publisher, Broker())
+    assert broker.intervals == dict(zip(names, (10, 10, 60, None, 10), strict=True))
+    assert broker.declared == [2, 1, 1, 1]
+
+
+def test_only_series_whose_interval_changes_are_declared_anew() -> None:
+    publisher, names = Publisher(), [Named(f"m{n}") for n in range(6)]
+    publisher.take([Reading(series, 1.0) for series in names], 1, 10)
+    broker = sent(publisher, Broker())
+    publisher.take([Reading(names[n], 2.0) for n in (0, 2, 3)], 2, 60)
+    publisher.take([Reading(names[1], 2.0)], 2)
+    publisher.take([Reading(Named("new"), 2.0)], 2, 60)
+    sent(publisher, broker)
+    assert [broker.intervals[series] for series in (*names, Named("new"))] == [60, 10, 60, 60, 10, 10, 60]
+    assert broker.declared == [6, 1, 2, 1]
+    publisher.take([Reading(names[0], 3.0)], 3, 60)
+    assert sent(publisher, broker).declared == [6, 1, 2, 1]
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_an_interval_that_changes_while_it_is_being_told_is_told_again(is_told: bool) -> None:
+    publisher, broker = Publisher(), Broker()
+    publisher.take([Reading(LOAD, 1.0), Reading(CPU, 1.0)], 1, 10)
+    if is_told:
+        sent(publisher, broker)
+        publisher.take([Reading(LOAD, 1.0), Reading(CPU, 1.0)], 2, 20)
+    leaving = publisher.first()
+    assert leaving is not None
+    publisher.take([Reading(CPU, 2.0)], 3, 60)
+    broker.hear(leaving)
+    publisher.pop()
+    assert sent(publisher, broker).intervals == {LOAD: 20 if is_told else 10, CPU: 60}
+
+
+def test_an_interval_that_changes_while_samples_are_sent_sends_them_once() -> None:
+    publisher, broker = Publisher(), Broker()
+    publisher.take([Reading(LOAD, 1.0)], 1, 10)
+    while (leaving := publisher.first()) is not None and leaving.topic == SERIES:
+        publisher.pop()
+        broker.hear(leaving)
+    assert leaving is not None
+    publisher.take([Reading(LOAD, 2.0)], 2, 60)
+    broker.hear(leaving)
+    publisher.pop()
+    assert sent(publisher, broker).heard == [(LOAD, 1.0, 1), (LOAD, 2.0, 2)]
+    assert broker.intervals == {LOAD: 60}
+
+
+def test_who_asks_again_is_told_all_intervals() -> None:
+    publisher = Publisher()
+    publisher.take([Reading(LOAD, 1.0)], 1, 10)
+    publisher.take([Reading(CPU, 1.0)], 1, 60)
+    sent(publisher, Broker())
+    publisher.take([Reading(LOAD, 1.0)], 2, 30)
+    publisher.again()
+    assert sent(publisher, Broker()).intervals == {LOAD: 30, CPU: 60}
 
 
 def test_a_reading_keeps_the_time_that_it_says_itself() -> None:

@@ -47,6 +47,7 @@ class Heard:
     def __init__(self, channel: mchannel.Channel[Event]) -> None:
         self.channel = channel
         self.names: dict[int, Named] = {}
+        self.intervals: dict[str, int | None] = {}
         self.run = 0
 
     def until(self, metric: str) -> float:
@@ -56,6 +57,7 @@ class Heard:
             if event.topic == SERIES:
                 declared = Declared.from_event(event)
                 self.names.update(enumerate(declared.series, declared.first))
+                self.intervals.update((named.metric, declared.interval) for named in declared.series)
                 continue
             samples = Samples.from_event(event)
             self.run = samples.run
@@ -91,11 +93,20 @@ def test_a_configuration_is_read_again_and_one_that_is_wrong_is_refused(tmp_path
     plugin = '[[read]]\nkind = "nagios"\nname = "{0}"\ncommand = ["/bin/echo", "|{0}=1"]\ninterval = 0.2\n'
     config.write_text(plugin.format("one"))
     with mchannel.listen(address) as listener, running("--address", address, "--config", config) as agent:
-        assert Heard(listener.accept(timeout=60)).until("nagios.value") == 1
+        heard = Heard(listener.accept(timeout=60))
+        assert heard.until("nagios.value") == 1
+        assert (heard.intervals["nagios.value"], heard.intervals["read.up"]) == (200, 200)
         config.write_text("[[read]]\n")
         agent.send_signal(signal.SIGHUP)
         heard = Heard(listener.accept(timeout=60))
         assert heard.until("nagios.value") == 1
+        config.write_text(plugin.format("one").replace("0.2", "0.5"))
+        agent.send_signal(signal.SIGHUP)
+        heard = Heard(listener.accept(timeout=60))
+        assert heard.until("nagios.value") == 1
+        while heard.intervals["nagios.value"] == 200:
+            heard.until("nagios.value")
+        assert heard.intervals["nagios.value"] == 500
         config.write_text("")
         agent.send_signal(signal.SIGHUP)
         assert Heard(listener.accept(timeout=60)).until("load") >= 0
@@ -188,20 +199,20 @@ async def sent(feed: Feed, channel: Narrow) -> list[Samples]:
 async def test_what_was_read_while_no_broker_was_there_is_sent_when_one_comes() -> None:
     feed = Feed()
     for value in range(5):
-        feed.take([Reading(LOAD, float(value))])
+        feed.take([Reading(LOAD, float(value))], 10.0)
     (samples,) = await sent(feed, Narrow(60_000))
     assert list(samples.values) == [0, 1, 2, 3, 4]
 
 
 async def test_a_channel_that_takes_only_short_messages_gets_short_ones() -> None:
     feed = Feed()
-    feed.take([Reading(Named(f"m{n}"), 1.0) for n in range(1000)])
+    feed.take([Reading(Named(f"m{n}"), 1.0) for n in range(1000)], 10.0)
     assert sum(map(len, await sent(feed, Narrow(2000)))) == 1000
 
 
 async def test_a_channel_that_takes_nothing_at_all_is_an_error() -> None:
     feed = Feed()
-    feed.take([Reading(LOAD, 1.0)])
+    feed.take([Reading(LOAD, 1.0)], 10.0)
     with pytest.raises(MessageTooBig):
         await feed.send(Narrow(10))
 
@@ -209,7 +220,7 @@ async def test_a_channel_that_takes_nothing_at_all_is_an_error() -> None:
 async def test_loss_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     feed = Feed(Publisher(most=1))
     for _ in range(5):
-        feed.take([Reading(LOAD, 1.0), Reading(Named("no name"), 1.0)])
+        feed.take([Reading(LOAD, 1.0), Reading(Named("no name"), 1.0)], 10.0)
     assert [record.message.partition(":")[0] for record in caplog.records] == [
         "readings are left out",
         "the broker is away for long",
@@ -237,7 +248,7 @@ async def test_a_busy_process_compares_nothing_for_the_broker_until_it_takes_hal
 async def test_what_was_held_back_is_told_as_a_metric_of_the_agent() -> None:
     feed = Feed()
     feed.publisher.withheld = 7
-    feed.take([Reading(LOAD, 1.0)])
+    feed.take([Reading(LOAD, 1.0)], 10.0)
     (samples,) = await sent(feed, Narrow(60_000))
     assert list(samples.values) == [1.0, 7.0]
 

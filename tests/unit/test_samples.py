@@ -6,6 +6,7 @@ import math
 import struct
 from array import array
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 from mbroker.alerts import selector
 from mchannel import EventCodec
 from mchannel.errors import CodecError
-from mchannel.event import Event
+from mchannel.event import Event, Scalar
 from mchannel.packing import pack
 from mchannel.samples import (
     GROUP,
     MOST_DECLARED,
+    MOST_INTERVAL,
     MOST_LABELS,
     MOST_SAMPLES,
     MOST_SERIES,
@@ -81,6 +83,24 @@ def test_a_declaration_arrives_as_it_was_sent() -> None:
     assert (event.topic, Declared.from_event(event)) == ("metrics.series", sent)
 
 
+def test_a_declaration_says_how_often_its_series_are_read() -> None:
+    sent = Declared(RUN, 3, (CPU,), MOST_INTERVAL)
+    assert Declared.from_event(over_the_wire(sent.to_event())) == sent
+
+
+def test_a_declaration_that_does_not_say_it_is_as_older_ones_are() -> None:
+    event = Declared(RUN, 3, (CPU,)).to_event()
+    assert event.detail.keys() == {"run", "series"}
+    assert Declared.from_event(event).interval is None
+
+
+@pytest.mark.parametrize("interval", [0, -1, MOST_INTERVAL + 1, True, 1.5, "10"])
+def test_an_interval_that_has_no_meaning_is_refused(interval: Scalar) -> None:
+    event = Declared(RUN, 3, (CPU,)).to_event()
+    with pytest.raises(CodecError, match="interval must be 1 to 86400000 milliseconds"):
+        Declared.from_event(attrs.evolve(event, detail={**event.detail, "interval": interval}))
+
+
 def test_a_broker_asks_again_for_the_run_that_it_does_not_know() -> None:
     assert Again.from_event(over_the_wire(Again(RUN).to_event())) == Again(RUN)
 
@@ -98,7 +118,7 @@ def test_as_many_samples_as_are_said_to_fit_do(room: int) -> None:
 @given(st.integers(1, 4000), st.integers(0, 60), st.integers(0, 100))
 def test_declarations_fit_their_room_and_are_all_of_them(room: int, count: int, first: int) -> None:
     series = [Named(f"m{n}", (("label", "x" * (n + 1)),)) for n in range(count)]
-    parts = list(declarations(RUN, first, series, room))
+    parts = list(declarations(RUN, first, series, room, MOST_INTERVAL))
     assert [named for part in parts for named in part.series] == series
     assert [part.first for part in parts] == [first + sum(len(p.series) for p in parts[:n]) for n in range(len(parts))]
     assert all(len(part.series) == 1 or len(EventCodec().encode(part.to_event())) <= room for part in parts)
