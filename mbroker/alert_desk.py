@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import logging
 import os
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 import attrs
@@ -45,6 +46,7 @@ _REPLAYED = 600_000  # of all metrics, before a start without a snapshot
 _ALERTS = 10_000  # of late, that a restart looks at
 
 _log = logging.getLogger("mbroker.alerts")
+_LEISURE = 4  # times as long as it took to keep what is around one alert: others need the interpreter too
 
 
 def _section(loaded: Loaded) -> AlertsSection:
@@ -188,9 +190,10 @@ class Desk:
         """Keep what is around alerts, one after the other; another thread looks for it."""
         while True:
             while (due := self._keeper.due(unix_ms())) is not None:
-                now = unix_ms()
-                samples = await asyncio.to_thread(self._keeper.look, due, now)
-                self._try(self._keeper.keep, due, samples, now)
+                now, began = unix_ms(), time.monotonic()
+                packed = await asyncio.to_thread(self._keeper.look, due, now)
+                self._try(self._keeper.keep, due, packed, now)
+                await asyncio.sleep(_LEISURE * (time.monotonic() - began))
             await asyncio.sleep(_TICK)
 
     def _tick(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 from mchannel import packing
 
@@ -12,27 +12,29 @@ from .columns import deflate, inflate, pack_times, pack_values, unpack_times, un
 from .sample import Sample
 from .selector import Series
 
-__all__ = ["MOST", "packed", "unpacked"]
+__all__ = ["MOST", "Seen", "packed", "unpacked"]
 
-MOST = 1_000_000
+Seen: TypeAlias = "tuple[Series, array[int], array[float]]"
+"""A series, times (code ``q``) of samples of it and their values (code ``d``)."""
+
+MOST = 100_000
 """Samples that are kept around one edge of an alert, at most."""
 _LARGEST = 64 << 20
-_LIMITS = packing.Limits(binary=_LARGEST, items=MOST)
+_LIMITS = packing.Limits(binary=_LARGEST, items=1_000_000)
 
 
-def packed(samples: Iterable[Sample]) -> bytes:
-    """Return *samples*, at most :data:`MOST` of them, in few bytes."""
-    columns: dict[Series, tuple[array[int], array[float]]] = {}
-    for _, sample in zip(range(MOST), samples, strict=False):
-        times, values = columns.setdefault(sample.series, (array("q"), array("d")))
-        times.append(sample.at)
-        values.append(sample.value)
-    data = packing.pack(
-        [
-            [series.metric, sorted(series.endpoint), len(times), pack_times(times), pack_values(values)]
-            for series, (times, values) in columns.items()
-        ]
-    )
+def packed(seen: Iterable[Seen]) -> bytes:
+    """Return the first of what was *seen*, at most :data:`MOST` samples, in few bytes."""
+    columns: list[list[object]] = []
+    room = MOST
+    for series, times, values in seen:
+        count = min(room, len(times))
+        kept = pack_times(times[:count]), pack_values(values[:count])
+        columns.append([series.metric, sorted(series.endpoint), count, *kept])
+        room -= count
+        if not room:
+            break
+    data = packing.pack(columns)
     return packing.pack([len(data), deflate(data)])
 
 

@@ -21,6 +21,7 @@ from typing import Protocol, Self
 
 from mchannel.errors import JournalError
 
+from .context import Seen
 from .live import Live
 from .names import Names
 from .sample import Sample
@@ -165,14 +166,8 @@ class History:
 
     def read(self, wanted: Accepts, begin: int, end: int) -> Iterator[Sample]:
         """Yield the samples of the series that are *wanted*, from *begin* to before *end*, in time order."""
-        with self._lock:
-            known = list(self._names.series.items())
-            segments = [one for one in self._segments if one.begin < end and one.end >= begin]
-            lives = [live for live in self._lives if len(live.series)]
-        series = {number: one for number, one in known if wanted.accepts(one)}
-        sources: list[tuple[int, Segment | Live]] = [(segment.begin, segment) for segment in segments]
-        sources += [(live.begin, live) for live in lives]
-        sources.sort(key=lambda source: source[0])
+        series, found = self._sources(wanted, begin, end)
+        sources = sorted(((source.begin, source) for source in found), key=lambda source: source[0])
         later = [*(first for first, _ in sources[1:]), math.inf]
         rest: list[Row] = []  # samples that may not be told before those of a later source
         for (_, source), horizon in zip(sources, later, strict=False):
@@ -184,6 +179,26 @@ class History:
                     break
                 at, number, value = row
                 yield Sample(series[number], at, value)
+
+    def columns(self, wanted: Accepts, begin: int, end: int) -> Iterator[Seen]:
+        """Yield the same samples series by series; one may come several times, of different times."""
+        series, sources = self._sources(wanted, begin, end)
+        for source in sources:
+            try:
+                for number, times, values in source.columns(series.keys(), begin, end):
+                    yield series[number], times, values
+            except FileNotFoundError:
+                pass  # it became too old just now
+            except (OSError, ValueError) as error:
+                assert isinstance(source, Segment)
+                self._explain(source.path, error)
+
+    def _sources(self, wanted: Accepts, begin: int, end: int) -> tuple[dict[int, Series], list[Segment | Live]]:
+        with self._lock:
+            known = list(self._names.series.items())
+            segments = [one for one in self._segments if one.begin < end and one.end >= begin]
+            lives = [live for live in self._lives if len(live.series)]
+        return {number: one for number, one in known if wanted.accepts(one)}, [*segments, *lives]
 
     def _rows(self, source: Segment | Live, series: dict[int, Series], begin: int, end: int) -> Iterator[Row]:
         try:

@@ -6,17 +6,16 @@ It is taken out of the history twice: at once, so that whoever is told can look,
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Protocol
 
 import attrs
 
+from . import context
 from .alert import Alert, State
 from .delivery import changed
 from .language import Subscription
-from .sample import Sample
 from .selector import Endpoint, Selector, Series
 from .tree import leaves
 
@@ -25,13 +24,12 @@ __all__ = ["AROUND", "Due", "Keeper"]
 AROUND = 600_000
 """Milliseconds before and after that are kept."""
 
-_MOST = 100_000  # samples around one begin or end
 _LATER = 60_000  # milliseconds until a disk that failed is tried again
-_WAITING = 10_000  # alerts whose surroundings are to be kept; the first of them go when there are more
+_WAITING = 10_000  # alerts whose surroundings are to be kept; when there are more, nothing is kept of those
 
 
 class _Book(Protocol):
-    def keep(self, name: str, state: State, samples: Iterable[Sample], through: int) -> None: ...
+    def keep(self, name: str, state: State, packed: bytes, through: int) -> None: ...
     def kept(self, name: str) -> dict[State, int]: ...
 
 
@@ -44,7 +42,7 @@ class Accepts(Protocol):
 
 
 class _Past(Protocol):
-    def read(self, wanted: Accepts, begin: int, end: int) -> Iterator[Sample]: ...
+    def columns(self, wanted: Accepts, begin: int, end: int) -> Iterator[context.Seen]: ...
 
 
 @attrs.frozen
@@ -62,6 +60,10 @@ class _Wanted:
         if self.source is None:
             return any(selector.accepts(series) for selector in self.selectors)
         return self.source == _source(series.endpoint)
+
+    def is_first(self, series: Series) -> bool:
+        """Whether *series* was named, rather than being of the same source."""
+        return series.metric in self.metrics or any(selector.accepts(series) for selector in self.selectors)
 
 
 @attrs.frozen(order=True)
@@ -106,17 +108,18 @@ class Keeper:
         """Return what is to be kept next, and is not remembered any more; None when nothing is due."""
         return heapq.heappop(self._due) if self._due and self._due[0].at <= now else None
 
-    def look(self, due: Due, now: int) -> list[Sample]:
-        """Return what to keep; this takes its time, and may be done by another thread."""
+    def look(self, due: Due, now: int) -> bytes:
+        """Return what to keep, packed; this takes its time, and may be done by another thread."""
         at = changed(due.alert)
         end = min(at + AROUND, now)
-        return list(itertools.islice(self._past.read(due.wanted, at - AROUND, end + 1), _MOST))
+        seen = self._past.columns(due.wanted, at - AROUND, end + 1)
+        return context.packed(sorted(seen, key=lambda one: not due.wanted.is_first(one[0])))
 
-    def keep(self, due: Due, samples: list[Sample], now: int) -> None:
+    def keep(self, due: Due, packed: bytes, now: int) -> None:
         """Keep it; when the book refuses, which is raised, it is due again later."""
         try:
             with suppress(LookupError):  # it was forgotten meanwhile
-                self._book.keep(due.id, due.alert.state, samples, min(changed(due.alert) + AROUND, now))
+                self._book.keep(due.id, due.alert.state, packed, min(changed(due.alert) + AROUND, now))
         except OSError:
             self._push(attrs.evolve(due, at=now + _LATER))
             raise

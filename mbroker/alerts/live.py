@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from array import array
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ _FULL = 1 << 20  # samples
 _LONG = 3_600_000  # milliseconds
 _ROW = 20  # bytes of a sample
 _MOST = MAX_RECORD // _ROW
+_FOREVER = 1 << 63
 
 
 @attrs.define(eq=False)
@@ -77,16 +77,16 @@ class Live:
         rows = zip(self.times, self.series, self.values, strict=False)
         return sorted(row for row in rows if row[1] in numbers and begin <= row[0] < end)
 
-    def columns(self, order: Iterable[int]) -> Iterator[Columns]:
-        """Yield the columns of each series, in that *order*."""
-        found: defaultdict[int, tuple[array[int], array[float]]] = defaultdict(lambda: (array("q"), array("d")))
-        for number, at, value in zip(self.series, self.times, self.values, strict=True):
-            times, values = found[number]
-            times.append(at)
-            values.append(value)
-        for number in order:
-            if number in found:
-                times, values = found.pop(number)
+    def columns(self, order: Iterable[int], begin: int = -_FOREVER, end: int = _FOREVER) -> Iterator[Columns]:
+        """Yield the columns of each series, in that *order*, from *begin* to before *end*."""
+        found: dict[int, tuple[array[int], array[float]]] = {number: (array("q"), array("d")) for number in order}
+        for number, at, value in zip(self.series, self.times, self.values, strict=False):  # as in rows
+            if number in found and begin <= at < end:
+                times, values = found[number]
+                times.append(at)
+                values.append(value)
+        for number, (times, values) in found.items():
+            if times:
                 yield number, *_ascending(times, values)
 
 

@@ -12,6 +12,7 @@ import os
 import struct
 import zlib
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -93,10 +94,18 @@ class Segment:
 
         Raises OSError, or ValueError if the file is damaged.
         """
+        return heapq.merge(*(_between(columns, begin, end) for columns in self._found(numbers, begin, end)))
+
+    def columns(self, numbers: Collection[int], begin: int, end: int) -> Iterator[Columns]:
+        """Yield the columns of the series *numbers* from *begin* to before *end*; raises what :meth:`rows` does."""
+        for number, times, values in self._found(numbers, begin, end):
+            first, last = bisect_left(times, begin), bisect_left(times, end)
+            if first < last:
+                yield number, times[first:last], values[first:last]
+
+    def _found(self, numbers: Collection[int], begin: int, end: int) -> list[Columns]:
         with self.path.open("rb", buffering=0) as file:
-            reader = _Reader(file.fileno(), self.size)
-            found = list(reader.series(numbers, begin, end))
-        return heapq.merge(*(_between(columns, begin, end) for columns in found))
+            return list(_Reader(file.fileno(), self.size).series(numbers, begin, end))
 
 
 def _footer(fd: int, size: int) -> tuple[int, ...]:

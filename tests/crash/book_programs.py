@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mbroker.alerts import Subscription
+from mbroker.alerts import Subscription, context
 from mbroker.alerts.alert import Alert, Notice, State
 from mbroker.alerts.book import Book, Edge
 from mbroker.alerts.database import Database, Write
-from mbroker.alerts.sample import Sample
 from mbroker.alerts.segment import sync_folder
 from mbroker.alerts.selector import Series
 
@@ -56,7 +56,8 @@ def program(kind: type[Book], deliver: Callable[[Book, Path, Ack], None] | None 
                 (alert,) = book.record([EDGES[number]], number)
                 ack(f"recorded {number}")
                 if number % 2:
-                    book.keep(alert.id, alert.state, [Sample(Series("load", alert.key), number, 9.0)], number)
+                    seen = (Series("load", alert.key), array("q", [number]), array("d", [9.0]))
+                    book.keep(alert.id, alert.state, context.packed([seen]), number)
                     ack(f"kept {alert.id}")
                 else:
                     (deliver or _deliver)(book, folder, ack)

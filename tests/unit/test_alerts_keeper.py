@@ -89,6 +89,16 @@ def test_what_is_kept_is_the_source_and_what_was_asked_for(
     assert world.seen(alert) == {(SERIES[number], 0) for number in kept}
 
 
+def test_what_was_named_is_kept_first_when_not_all_can_be(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mbroker.alerts.context.MOST", 3)
+    for at in range(3):
+        world.measure(NOW - at)
+    alert = world.alert("cpu.busy > 1", Endpoint({HOST, ("cpu", "0")}))
+    world.keeper.add([alert], NOW)
+    world.work(NOW)
+    assert {series.metric for series, _ in world.seen(alert)} == {"cpu.busy"}
+
+
 def test_ten_minutes_before_and_after_are_kept(world: World) -> None:
     for at in (-AROUND - 1, -AROUND, 0, AROUND, AROUND + 1):
         world.measure(NOW + at)

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +20,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mbroker.action import Severity
-from mbroker.alerts import Subscription
+from mbroker.alerts import Subscription, context
 from mbroker.alerts.alert import Alert, Notice, State
 from mbroker.alerts.book import Book, BookError, Edge, NotThere
 from mbroker.alerts.database import Database
@@ -39,6 +40,10 @@ def begins(at: int, key: frozenset[tuple[str, str]] = WEB1, enrolment: int = 1) 
 
 def ends(at: int, key: frozenset[tuple[str, str]] = WEB1, enrolment: int = 1) -> Edge:
     return Edge(enrolment, key, firing=False, at=at, value=2.0)
+
+
+def packed(*samples: Sample) -> bytes:
+    return context.packed((one.series, array("q", [one.at]), array("d", [one.value])) for one in samples)
 
 
 @pytest.fixture
@@ -343,9 +348,10 @@ def test_the_audit_trail_says_who_did_what_and_when(book: Book) -> None:
 def test_what_was_seen_around_an_alert_is_kept(book: Book) -> None:
     (alert,) = book.record([begins(150)], 150)
     load, fan = (Series(metric, WEB1) for metric in ("load", "fan"))
-    book.keep(alert.id, State.FIRING, [Sample(load, 140, 7.5)], 150)
-    book.keep(alert.id, State.FIRING, [Sample(load, 140, 7.5), Sample(fan, 145, 900.0), Sample(load, 150, 9.0)], 160)
-    book.keep(alert.id, State.RESOLVED, [Sample(load, 150, 9.0), Sample(fan, 170, math.pi)], 170)
+    book.keep(alert.id, State.FIRING, packed(Sample(load, 140, 7.5)), 150)
+    again = packed(Sample(load, 140, 7.5), Sample(fan, 145, 900.0), Sample(load, 150, 9.0))
+    book.keep(alert.id, State.FIRING, again, 160)
+    book.keep(alert.id, State.RESOLVED, packed(Sample(load, 150, 9.0), Sample(fan, 170, math.pi)), 170)
     assert book.kept(alert.id) == {State.FIRING: 160, State.RESOLVED: 170}
     assert [(sample.series.metric, sample.at, sample.value) for sample in book.context(alert.id)] == [
         ("load", 140, 7.5),
@@ -359,7 +365,7 @@ def test_the_context_of_an_alert_that_is_not_there(book: Book) -> None:
     with pytest.raises(NotThere):
         book.context("123")
     with pytest.raises(NotThere):
-        book.keep("123", State.FIRING, [], 0)
+        book.keep("123", State.FIRING, packed(), 0)
 
 
 # -- retention
@@ -367,7 +373,7 @@ def test_the_context_of_an_alert_that_is_not_there(book: Book) -> None:
 
 def test_an_alert_is_forgotten_when_its_time_is_over(book: Book) -> None:
     (alert,) = book.record([begins(150), ends(170)], 170)
-    book.keep(alert.id, State.FIRING, [Sample(Series("load", WEB1), 140, 7.5)], 150)
+    book.keep(alert.id, State.FIRING, packed(Sample(Series("load", WEB1), 140, 7.5)), 150)
     book.told(book.notices(170), 180)
     assert book.trim(170 + DAY - 1) == 0
     assert book.trim(170 + DAY) == 1

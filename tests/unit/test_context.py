@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Iterable
 from contextlib import suppress
 
 import pytest
@@ -11,26 +12,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbroker.alerts.columns import deflate, pack_times, pack_values
-from mbroker.alerts.context import packed, unpacked
+from mbroker.alerts.context import Seen, packed, unpacked
 from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Series
 from mchannel import packing
 
 SERIES = [Series(metric, frozenset({("host", "web1"), ("group", "a"), ("group", "b")})) for metric in ("load", "fan")]
-samples = st.builds(Sample, st.sampled_from(SERIES), st.integers(0, 1 << 45), st.floats(allow_nan=False))
+rows = st.lists(st.tuples(st.integers(0, 1 << 45), st.floats(allow_nan=False)))
 
 
-@given(st.lists(samples))
-def test_it_comes_back_series_by_series(kept: list[Sample]) -> None:
-    expected = [
-        sample for series in dict.fromkeys(one.series for one in kept) for sample in kept if sample.series == series
-    ]
-    assert list(unpacked(packed(kept))) == expected
+def column(series: Series, rows: Iterable[tuple[int, float]]) -> Seen:
+    rows = list(rows)
+    return series, array("q", [at for at, _ in rows]), array("d", [value for _, value in rows])
+
+
+@given(st.lists(st.tuples(st.sampled_from(SERIES), rows)))
+def test_it_comes_back_series_by_series(kept: list[tuple[Series, list[tuple[int, float]]]]) -> None:
+    blob = packed(column(series, rows) for series, rows in kept)
+    assert list(unpacked(blob)) == [Sample(series, *row) for series, rows in kept for row in rows]
 
 
 def test_there_is_a_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mbroker.alerts.context.MOST", 3)
-    assert len(list(unpacked(packed(Sample(SERIES[0], at, 1.0) for at in range(9))))) == 3
+    monkeypatch.setattr("mbroker.alerts.context.MOST", 5)
+    blob = packed(column(series, [(at, 1.0) for at in range(3)]) for series in (*SERIES, *SERIES))
+    assert [(sample.series.metric, sample.at) for sample in unpacked(blob)] == [
+        *(("load", at) for at in range(3)),
+        *(("fan", at) for at in range(2)),
+    ]
 
 
 @given(st.binary(max_size=99))
@@ -58,7 +66,7 @@ def test_other_things_are_refused(other: object) -> None:
 
 
 def test_what_was_damaged_is_refused() -> None:
-    blob = bytearray(packed([Sample(SERIES[0], at, math.sin(at)) for at in range(99)]))
+    blob = bytearray(packed([column(SERIES[0], [(at, math.sin(at)) for at in range(99)])]))
     blob[-30] ^= 1
     with pytest.raises(ValueError, match="damaged"):
         list(unpacked(bytes(blob)))

@@ -101,9 +101,15 @@ def test_it_holds_what_a_list_would(tmp_path_factory: pytest.TempPathFactory, st
             history = opened(folder)
     with history:
         found = list(history.read(LOAD, 10, 50))
+        columns = [
+            Sample(series, at, value)
+            for series, times, values in history.columns(LOAD, 10, 50)
+            for at, value in zip(times, values, strict=True)
+        ]
     wanted = [sample for sample in expected if sample.series.metric == "load" and 10 <= sample.at < 50]
     assert [sample.at for sample in found] == sorted(sample.at for sample in wanted)
     assert sorted(map(str, found)) == sorted(map(str, wanted))
+    assert sorted(map(str, columns)) == sorted(map(str, wanted))
     assert history.problem == ""
 
 
@@ -295,6 +301,8 @@ def test_a_damaged_file_never_raises_and_is_said(tmp_path_factory: pytest.TempPa
     with opened(folder) as history:
         found = seen(history)
         assert found == whole or str(sealed) in history.problem
+        columns = sum(len(times) for _, times, _ in history.columns(LOAD, 0, 1 << 50))
+        assert columns == len(whole) or str(sealed) in history.problem
 
 
 def test_names_that_cannot_be_trusted_are_refused_in_one_line(folder: Path) -> None:
