@@ -17,7 +17,7 @@ import attrs
 from . import arrays, image, lower
 from .kernel import ABSENT, NOTHING, Counters, Flip, Kernel, KernelError, Term, View
 from .places import Places, Readers, Runs
-from .sample import Sample
+from .sample import SILENT, Sample
 from .selector import Endpoint, Selector, Series, project
 from .slack import Slack
 from .tree import Absent, Comparison, Handling, Rule, Spatial, leaves
@@ -89,13 +89,13 @@ class Engine:
     """Follows any number of rules over any number of series. Times are whole milliseconds."""
 
     def __init__(self, now: int = 0, *, interval: int = 10_000, longest: int = 1 << 20, slack: int = 0) -> None:
-        """Make one at time *now*; *interval* of samples, of which three may miss; *longest*: samples of a series.
+        """Make one at time *now*; *interval* of samples at least, see :meth:`pace`; *longest*: samples of a series.
 
         With *slack* each sample waits until it is so old by the broker's clock, so that those that come late, but no
         later than that, are matched in the order of their times. Without, they are dropped.
         """
         self._kernel = Kernel(clock=now, longest=longest)
-        self._patience = 3 * interval
+        self._patience = SILENT * interval
         self._nothing = self._kernel.open_series(_FOREVER)  # counts what it drops
         self._known = Places()
         self._readers = Readers()
@@ -180,6 +180,13 @@ class Engine:
         """Return the number of *series* for :meth:`push`; from now on its samples are expected."""
         number = self._known.find(series)
         return self._register(series) if number is None else number
+
+    def pace(self, number: int, interval: int | None) -> None:
+        """Expect samples of the series of that *number* every *interval* milliseconds, if that is longer than usual.
+
+        The series is silent when :data:`.sample.SILENT` of them are missing. None: it is as any other.
+        """
+        self._kernel.patience(number, max(SILENT * (interval or 0), self._patience))
 
     def tick(self, now: int) -> list[Fired]:
         """Return the edges that time itself makes."""

@@ -144,11 +144,12 @@ class Intake:
         self,
         hosts: Collection[str],
         number: Callable[[Series], int],
+        pace: Callable[[int, int | None], None],
         *,
         groups: Mapping[str, Collection[str]] | None = None,
         bounds: Bounds | None = None,
     ) -> None:
-        """Take sources that are among *hosts* for hosts, others for domains; *number* is the engine's.
+        """Take sources that are among *hosts* for hosts, others for domains; *number* and *pace* are the engine's.
 
         *groups* names, for each group, its members among the sources.
         """
@@ -156,6 +157,7 @@ class Intake:
         self._hosts = frozenset(hosts)
         self._groups = {name: frozenset(members) for name, members in (groups or {}).items()}
         self._number = number
+        self._pace = pace
         self._sources: dict[str, _Source] = {}
         self._refused: Counter[tuple[str, Refusal]] = Counter()
         self._total = 0
@@ -184,9 +186,11 @@ class Intake:
                 refused[Refusal.IMPERSONATION] += 1
             elif (known := origin.known.get(series)) is not None:
                 table[at] = known
+                self._pace(known, declared.interval)
             elif granted:
                 granted -= 1
                 table[at] = origin.known[series] = self._number(series)
+                self._pace(table[at], declared.interval)
             elif len(origin.known) >= most:
                 table[at] = _BANNED
                 refused[Refusal.SERIES] += 1

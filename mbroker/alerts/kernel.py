@@ -186,6 +186,14 @@ class Kernel:
         """Return a new series, which is silent after *patience* milliseconds without a sample."""
         return self._checked(lib.match_open_series(self._engine, patience))
 
+    def patience(self, series: int, patience: int) -> None:
+        """Change the patience with *series*. If it is silent already, it stays so until its next sample."""
+        self._checked(lib.match_patience(self._engine, series, patience))
+
+    def seen(self, series: int) -> int:
+        """Return what the clock was at the newest sample of *series* or, before the first one, when it was opened."""
+        return self._checked(lib.match_seen(self._engine, series))
+
     def close_series(self, series: int) -> None:
         """Forget *series*, which no rule and no group may need."""
         self._checked(lib.match_close_series(self._engine, series))

@@ -47,6 +47,10 @@ class Matcher(Protocol):
         """Return the number of *series* for :meth:`push`; from now on its samples are expected."""
         ...
 
+    def pace(self, number: int, interval: int | None) -> None:
+        """Expect samples of that series every *interval* milliseconds, if that is longer than usual."""
+        ...
+
     def tick(self, now: int) -> list[Fired]:
         """Return the edges that time itself makes."""
         ...

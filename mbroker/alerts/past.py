@@ -8,6 +8,7 @@ import attrs
 
 from .canonical import canonical
 from .places import Places
+from .sample import SILENT
 from .selector import Endpoint, project
 from .terms import Function, Span
 from .tree import Absent, NoData, Not, Rule, Spatial, Temporal, leaves
@@ -15,7 +16,6 @@ from .tree import Absent, NoData, Not, Rule, Spatial, Temporal, leaves
 __all__ = ["heard", "opposite", "span"]
 
 _TAIL = math.ceil(math.log(1e6))  # spans of an EWMA after which what came before is a millionth
-_SILENT = 3  # intervals
 _OPPOSITE = {NoData.KEEP: NoData.KEEP, NoData.CLEAR: NoData.FIRE, NoData.FIRE: NoData.CLEAR}
 
 
@@ -31,7 +31,7 @@ def span(rule: Rule, interval: int) -> int:
             window = expression.window
             length = window.milliseconds if isinstance(window, Span) else window.count * interval
             longest = max(longest, length * (_TAIL if expression.function is Function.EWMA else 1))
-    return longest + (rule.hold.milliseconds if rule.hold else 0) + _SILENT * interval
+    return longest + (rule.hold.milliseconds if rule.hold else 0) + SILENT * interval
 
 
 def opposite(rule: Rule) -> Rule:

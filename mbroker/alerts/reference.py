@@ -15,7 +15,7 @@ from typing import TypeAlias
 import attrs
 
 from .functions import spatial, temporal
-from .sample import Sample
+from .sample import SILENT, Sample
 from .selector import Endpoint, Series, project
 from .terms import Count, Function, Span
 from .tree import Absent, And, Comparison, Condition, Instant, NoData, Not, Or, Rule, Spatial, Temporal, leaves
@@ -59,6 +59,10 @@ class History:
     """How many samples came before a window was kept; of any other window, :attr:`start`."""
     start: int = 0
     """How many samples came before the rule was added."""
+    interval: int = 0
+    """Milliseconds between two samples, if that is longer than usual."""
+    is_hushed: bool = False
+    """Whether it had been silent when its interval changed, and no sample came since."""
 
     def window(self, expression: Temporal) -> list[tuple[int, float]]:
         """Return the samples that the window of *expression* may hold."""
@@ -98,7 +102,9 @@ class Reference:
         self._interval = interval
         self._now = now
         self._histories = {
-            series: History(history.heard, [*history.samples], {**history.begins}, len(history.samples))
+            series: attrs.evolve(
+                history, samples=[*history.samples], begins={**history.begins}, start=len(history.samples)
+            )
             for series, history in (known or {}).items()
         }
         self._alerts: dict[Endpoint, _Alert] = {}
@@ -114,6 +120,12 @@ class Reference:
             for key in self._keys(one):
                 if key not in self._alerts:
                     self._alerts[key] = _Alert(at=self._newest(key))
+
+    def pace(self, series: Series, interval: int | None) -> None:
+        """Expect samples of *series*, which is known, every *interval* milliseconds, if that is longer than usual."""
+        history = self._histories[series]
+        history.is_hushed = history.is_hushed or self._now - history.heard >= self._patience(history)
+        history.interval = interval or 0
 
     def tick(self, now: int) -> list[Change]:
         """Return the edges that the time itself makes, and those of adding the rule; *now* never runs backwards."""
@@ -137,7 +149,7 @@ class Reference:
             )
             self.register(sample.series)
             history = self._histories[sample.series]
-            history.heard = now
+            history.heard, history.is_hushed = now, False
             history.samples.append((sample.at, sample.value))
             for key, alert in self._alerts.items():
                 if self._concerns(sample.series, key):
@@ -260,9 +272,12 @@ class Reference:
             return _or_unknown(spatial(expression, direction, known))
         return Truth.NODATA if values and all(value is Truth.NODATA for value in values) else Truth.UNKNOWN
 
+    def _patience(self, history: History) -> int:
+        return SILENT * max(history.interval, self._interval)
+
     def _sampled(self, expression: Instant | Temporal, series: Series) -> float | Truth:
-        history = self._histories[series]
-        if self._now - history.heard >= (_window_span(expression) or 3 * self._interval):
+        history, span = self._histories[series], _window_span(expression)
+        if self._now - history.heard >= (span or self._patience(history)) or (history.is_hushed and not span):
             return Truth.NODATA
         if not history.samples:
             return Truth.UNKNOWN

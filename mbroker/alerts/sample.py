@@ -1,4 +1,4 @@
-"""One value of one series."""
+"""One value of one series, and what it means that there is none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import attrs
 
 from .selector import Series
 
-__all__ = ["Sample"]
+__all__ = ["SILENT", "Sample"]
+
+SILENT = 3
+"""Intervals without a sample after which a series is silent."""
 
 
 @attrs.frozen

@@ -31,7 +31,7 @@ from .language import Subscription
 from .matcher import Matcher
 from .offloading import Offloading
 from .places import Places
-from .sample import Sample
+from .sample import SILENT, Sample
 from .selector import Endpoint, Series
 from .slack import Slack
 from .tree import NoData, Rule, leaves
@@ -44,7 +44,6 @@ HEARTBEAT = "broker.heartbeat"
 
 _VERSION = 2
 _LIMITS = Limits(text=16, binary=(1 << 32) - 1, items=6)
-_SILENT = 3  # intervals
 _REFRESH = 2  # intervals after which a publisher tells a series although nothing has changed
 _MOST_WAITING = 1 << 17  # edges that a book which cannot be written leaves in memory
 _ALL = 1 << 30  # alerts
@@ -164,7 +163,7 @@ class Watch:
         self._history = history
         self.since, self._matcher = self._restored(image, now)
         hosts = settings.hosts | {settings.host}
-        self._intake = Intake(hosts, self._number, groups=settings.groups, bounds=settings.bounds)
+        self._intake = Intake(hosts, self._number, self._matcher.pace, groups=settings.groups, bounds=settings.bounds)
         self._offloading = Offloading(_REFRESH * settings.interval) if settings.offload else None
         self._followed = dict[Rule, _Followed]()
         for number, rule in self._matcher.rules.items():
@@ -190,7 +189,7 @@ class Watch:
         self._dropped = 0
         self._news: list[str] = []
         self._began: dict[tuple[int, Endpoint], int] = {}
-        self._unsettled: int | None = now + _SILENT * settings.interval
+        self._unsettled: int | None = now + SILENT * settings.interval
         self._knows = False  # of all series what they did since the start
         for alert in book.alerts(State.FIRING, limit=_ALL):
             if alert.enrolment in self._enrolments:

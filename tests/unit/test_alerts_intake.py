@@ -23,12 +23,19 @@ def names() -> Names:
 
 
 @pytest.fixture
-def made(names: Names) -> Callable[..., Intake]:
+def paces() -> dict[int, int | None]:
+    """The intervals, by the engine's numbers."""
+    return {}
+
+
+@pytest.fixture
+def made(names: Names, paces: dict[int, int | None]) -> Callable[..., Intake]:
     def number(series: Series) -> int:
         return names.setdefault(series, 100 + len(names))
 
     def make(groups: dict[str, Sequence[str]] | None = None, **bounds: float) -> Intake:
-        return Intake(("node1",), number, groups=groups, bounds=Bounds(**bounds))  # type: ignore[arg-type]
+        own = Bounds(**bounds)  # type: ignore[arg-type]
+        return Intake(("node1",), number, paces.__setitem__, groups=groups, bounds=own)
 
     return make
 
@@ -260,3 +267,25 @@ def test_a_clock_that_runs_backwards_gives_nothing_away(made: Callable[..., Inta
     for now in itertools.chain(range(NOW, NOW - 5000, -1000), range(NOW - 5000, NOW, 1000)):
         passed(intake, "web1", samples(*[(0, 1.0, now)] * 10), now)
     assert intake.refused >= 90
+
+
+def test_the_engine_is_told_how_often_a_series_is_read_and_when_that_changes(
+    made: Callable[..., Intake], paces: dict[int, int | None]
+) -> None:
+    intake, load, cpu = made(), Named("load"), Named("cpu")
+    intake.declare("web1", Declared(1, 0, (load,), 60_000), NOW)
+    intake.declare("web1", declared(cpu, first=1), NOW)
+    assert paces == {100: 60_000, 101: None}
+    intake.declare("web1", Declared(1, 0, (load, cpu), 30_000), NOW)
+    assert paces == {100: 30_000, 101: 30_000}
+    intake.declare("web1", declared(load, run=2), NOW)  # such as an agent of an older version
+    assert paces == {100: None, 101: 30_000}
+
+
+def test_nobody_changes_how_often_series_of_others_are_read(
+    made: Callable[..., Intake], paces: dict[int, int | None]
+) -> None:
+    intake = made()
+    intake.declare("web1", Declared(1, 0, (Named("load"),), 10_000), NOW)
+    intake.declare("web2", Declared(1, 0, (Named("load", (("domain", "web1"),)), Named("load")), 60_000), NOW)
+    assert paces == {100: 10_000, 101: 60_000}

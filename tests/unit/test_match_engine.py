@@ -137,6 +137,34 @@ def test_columns_have_the_edges_of_samples_whose_series_were_registered(text: st
         assert by_key(edges) == by_key(wanted), (text, now, samples)
 
 
+@pytest.mark.parametrize("text", [*RULES, *(f"{text} nodata clear" for text in RULES if "nodata" not in text)])
+def test_series_of_other_intervals_have_the_edges_of_the_reference(text: str) -> None:
+    rule, dice = Subscription.parse(text).rule, random.Random(f"paced {text}")
+    engine, reference = Engine(START, interval=1000), Reference(rule, START, interval=1000)
+    engine.add(rule)
+    for now, samples in stream(dice, 60):
+        for series in {sample.series for sample in samples if dice.random() < 0.1}:
+            interval = dice.choice([None, 500, 1000, 5000, 20_000])
+            number = engine.number(series)
+            reference.register(series)
+            engine.pace(number, interval)
+            reference.pace(series, interval)
+        engine = Engine.load(engine.save()) if dice.random() < 0.1 else engine
+        assert by_key(engine.batch(now, samples)) == by_key(reference.batch(now, samples)), (text, now, samples)
+
+
+@pytest.mark.parametrize(("interval", "patience"), [(60_000, 180_000), (1000, 30_000), (None, 30_000)])
+def test_a_series_is_silent_after_three_intervals_of_its_own_if_they_are_longer(
+    interval: int | None, patience: int
+) -> None:
+    engine = Engine(START, interval=10_000)
+    engine.add(Subscription.parse("load > 5 nodata clear").rule)
+    engine.pace(engine.number(Series("load", HOSTS[0])), interval)
+    assert [fired.firing for fired in engine.batch(START, [Sample(Series("load", HOSTS[0]), START, 9.0)])] == [True]
+    assert engine.tick(START + patience - 1) == []
+    assert [(fired.firing, fired.at) for fired in engine.tick(START + patience)] == [(False, START + patience)]
+
+
 SHARING = [
     "mean(load) > 4",
     "mean(load) > 5 clear < 3",
