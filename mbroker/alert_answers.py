@@ -18,7 +18,7 @@ from mbroker.alerts.book import Book, NotThere
 from mbroker.alerts.catalogue import NoSuchGroup, TooBroad, unknown
 from mbroker.alerts.engine import TooMuchError
 from mbroker.alerts.sample import Sample
-from mbroker.alerts.selector import Selector, Series
+from mbroker.alerts.selector import Label, Relation, Selector, Series
 from mbroker.alerts.silence import Silence, condition
 from mbroker.alerts.watch import Watch
 from mbroker.values import Invalid, build, plain
@@ -29,6 +29,8 @@ _POINTS = 60  # of one series around an alert, for a person
 _SERIES = 1000  # in one answer
 _AROUND = 200  # series around one alert
 _PAGE = 500  # subscriptions in one answer
+_CANDIDATES = 5  # alerts that one may have meant
+_COUNTED = 10_000  # alerts and endpoints that are looked at for what a silence would mute
 
 
 class Answers:
@@ -126,13 +128,13 @@ class Answers:
         return [self._row(each) for each in self._book.alerts(state, wanted.subscription, since, wanted.limit)]
 
     def alert(self, value: str) -> rows.AlertRow:
-        """Return the alert of that id."""
-        return self._row(self._book.alert(value))
+        """Return the alert of that id, or whose id alone begins so."""
+        return self._row(self._named(value))
 
     def context(self, value: str) -> list[rows.ContextRow]:
-        """Return what was seen around the alert of that id."""
+        """Return what was seen around that alert."""
         seen: dict[Series, list[Sample]] = {}
-        for sample in self._book.context(value):
+        for sample in self._book.context(self._named(value).id):
             seen.setdefault(sample.series, []).append(sample)
         shown = sorted(seen.items(), key=lambda item: (item[0].metric, sorted(item[0].endpoint)))
         return [_context(series, samples) for series, samples in shown[:_AROUND]]
@@ -140,15 +142,53 @@ class Answers:
     def acknowledge(self, value: str) -> rows.AlertRow:
         """Note who takes care of an alert."""
         wanted: rows.AcknowledgeWanted = build(rows.AcknowledgeWanted, json.loads(value))
-        row = self._row(self._book.acknowledge(wanted.id, wanted.by, self._clock()))
+        row = self._row(self._book.acknowledge(self._named(wanted.id).id, wanted.by, self._clock()))
         self._changed(())
         return row
+
+    def _named(self, said: str) -> Alert:
+        found = self._book.alerts_named(said) if rows.is_id(said) else []
+        match found:
+            case []:
+                raise control.NoSuchThing(f"there is no alert {said:.40}; see: mbroker alerts list --state all")
+            case [alert]:
+                return alert
+            case _:
+                shown = ", ".join(f"{each.id} ({rows.about(rows.labels(each.key))})" for each in found[:_CANDIDATES])
+                more = ", and others" if len(found) > _CANDIDATES else ""
+                raise control.Refused(f"several alerts begin with {said}: {shown}{more}; give more of the id")
 
     def _row(self, alert: Alert) -> rows.AlertRow:
         enrolment = self._watch.enrolment(alert.enrolment)
         return rows.alert(alert, str(enrolment.subscription) if enrolment else "")
 
     # -- silences and what was done
+
+    def muted(self, value: str) -> rows.MutedRow:
+        """Return what a silence of these labels, or of those of an alert, would mute now."""
+        said: tuple[str, ...] = build(tuple[str, ...], json.loads(value))
+        now = self._clock()
+        silence = Silence(0, tuple(itertools.chain.from_iterable(map(self._conditions, said))), now, now + 1, "", "")
+        firing = self._book.alerts(State.FIRING, limit=_COUNTED)
+        every = self._watch.places.endpoints
+        endpoints = every[:: max(len(every) // _COUNTED, 1)]  # of very many, equally spread ones stand for all
+        heard = sum(silence.mutes(endpoint, now) for endpoint in endpoints)
+        return rows.MutedRow(
+            _silence(silence).labels,
+            sum(silence.mutes(alert.key, now) for alert in firing),
+            len(firing),
+            round(heard * len(every) / max(len(endpoints), 1)),
+            len(every),
+        )
+
+    def _conditions(self, said: str) -> tuple[Label, ...]:
+        """Return the condition that is *said*, or those by which an alert is known whose id is."""
+        if not rows.is_id(said):
+            return (condition(said),)
+        alert = self._named(said)
+        if not alert.key:
+            raise control.Refused(f"alert {alert.id} is about all and has no labels; name some, such as domain=web1")
+        return tuple(Label(name, Relation.IS, value) for name, value in sorted(alert.key))
 
     def silence(self, value: str) -> rows.SilenceRow:
         """Make a silence."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 
 import attrs
 
@@ -21,13 +23,16 @@ __all__ = [
     "ExplainWanted",
     "MetricRow",
     "MetricRows",
+    "MutedRow",
     "Named",
     "SilenceRow",
     "SilenceWanted",
     "SubscribeWanted",
     "SubscriptionRow",
     "Task",
+    "about",
     "alert",
+    "is_id",
     "labels",
     "number",
 ]
@@ -44,6 +49,7 @@ TOPICS = {
         "alert",
         "context",
         "acknowledge",
+        "muted",
         "silence",
         "silences",
         "unsilence",
@@ -55,9 +61,17 @@ TOPICS = {
 """Questions, and the methods of :class:`mbroker.alert_answers.Answers` that answer them."""
 
 
+_ID = re.compile(r"[0-9a-f]{4,20}")
+
+
 def _within_a_year(_: object, attribute: attrs.Attribute[float], value: float) -> None:
     if not 0 < value <= 366 * 86400:
         raise ValueError(f"'{attribute.name}' must be above 0, and a year at most")
+
+
+def is_id(text: str) -> bool:
+    """Tell whether *text* can name an alert: its id, or the first four characters of it or more."""
+    return _ID.fullmatch(text) is not None
 
 
 def number(value: float) -> float | None:
@@ -71,6 +85,11 @@ def labels(endpoint: Endpoint) -> dict[str, str]:
     for name, value in sorted(endpoint):
         named[name] = f"{named[name]},{value}" if name == GROUP and name in named else value
     return named
+
+
+def about(named: Mapping[str, str]) -> str:
+    """Return labels in one line."""
+    return ", ".join(f"{name}={value}" for name, value in named.items()) or "all"
 
 
 @attrs.frozen
@@ -200,10 +219,24 @@ class SilenceWanted:
     """A silence that is asked for."""
 
     labels: tuple[str, ...]
-    """As ``domain=web1`` or ``host=~node.*``."""
+    """As ``domain=web1`` or ``host=~node.*``; an id of an alert stands for the alert's own."""
     seconds: float = attrs.field(validator=_within_a_year)
     by: str
     why: str
+
+
+@attrs.frozen
+class MutedRow:
+    """What a silence would mute, if it were made now."""
+
+    labels: tuple[str, ...]
+    """Its conditions."""
+    firing: int
+    """How many of the alerts that fire."""
+    all_firing: int
+    endpoints: int
+    """How many of the endpoints that are watched: sets of labels from which there are metrics."""
+    all_endpoints: int
 
 
 @attrs.frozen

@@ -402,10 +402,10 @@ def _policy_row(report: PolicyReport) -> tuple[str, ...]:
 
 
 for _command in (
-    alert_commands.subscribe,
-    alert_commands.unsubscribe,
-    alert_commands.subscriptions,
-    alert_commands.metrics,
+    rule_commands.subscribe,
+    rule_commands.unsubscribe,
+    rule_commands.subscriptions,
+    rule_commands.metrics,
     alert_commands.alerts,
     rule_commands.explain,
     rule_commands.import_rules,

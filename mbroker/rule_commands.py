@@ -1,4 +1,4 @@
-"""The commands of ``mbroker`` that try subscriptions, and take them over from elsewhere."""
+"""The commands of ``mbroker`` about subscriptions: what there is to watch, and to try, make, list and end them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,115 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from mbroker import alert_rows as rows
 from mbroker import control
-from mbroker.alert_commands import ask, counted, figure, lasted, moment, named, parsed, seconds, user, warn
+from mbroker.alert_asking import (
+    all_subscriptions,
+    ask,
+    counted,
+    figure,
+    lasted,
+    moment,
+    parsed,
+    seconds,
+    user,
+    warn,
+    with_by,
+    with_number,
+)
 from mbroker.exits import Failure, Misuse
 from mbroker.options import with_control, with_output
 from mbroker.terminal import clean, print_json, print_line, print_table
 from mbroker.values import plain
 
-__all__ = ["explain", "import_rules"]
+__all__ = ["explain", "import_rules", "metrics", "subscribe", "subscriptions", "unsubscribe"]
 
 _LOOK = 0.1
 """Seconds between two looks at a trial."""
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mbroker subscribe 'load > 8 for 2m'
+  mbroker subscribe 'mean(cpu{domain="web1"}[30s]) > 0.9 clear < 0.7 severity critical keep memory' --receiver oncall
+  mbroker subscribe 'absent(broker.heartbeat[1m])'
+\b
+The language: docs/reference/language.md. What it would have fired on: mbroker explain TEXT"""
+)
+@click.argument("text")
+@click.option("--receiver", "receivers", multiple=True, metavar="NAME", help="Who is told; by default everybody.")
+@click.option("--owner", default=user, show_default="you", help="Whose subscription it is.")
+@with_control
+@with_output
+def subscribe(text: str, receivers: Sequence[str], owner: str, address: str, output: str) -> None:
+    """Be told once when the condition TEXT begins to hold, and once when it ceases to."""
+    wanted = rows.SubscribeWanted(owner, str(parsed(text)), tuple(receivers))
+    row: rows.SubscriptionRow = ask(address, rows.SubscriptionRow, "control.subscribe", wanted)
+    if output == "json":
+        print_json(plain(row))
+    else:
+        print_line(
+            f"subscription {row.number} of {row.owner}, told to {', '.join(row.receivers) or 'nobody'}: {row.text}"
+        )
+    warn(row.warnings)
+
+
+@click.command(epilog="\b\nExample:\n  mbroker unsubscribe 7")
+@with_number
+@with_by
+@with_control
+@with_output
+def unsubscribe(number: int, by: str, address: str, output: str) -> None:
+    """End the subscription NUMBER and its alerts."""
+    ask(address, None, "control.unsubscribe", rows.Named(number, by))
+    if output == "json":
+        print_json({"number": number, "ended": True})
+        return
+    print_line(f"subscription {number} ended")
+
+
+@click.command(epilog="\b\nExample:\n  mbroker subscriptions --output json | jq '.[] | select(.firing > 0)'")
+@with_control
+@with_output
+def subscriptions(address: str, output: str) -> None:
+    """List the subscriptions, and how many alerts of each fire."""
+    found = all_subscriptions(address)
+    if output == "json":
+        print_json([plain(row) for row in found])
+        return
+    if not found:
+        print_line(
+            "there are no subscriptions; what there is to watch: mbroker metrics; then: mbroker subscribe --help"
+        )
+        return
+    print_table(
+        ("NUMBER", "OWNER", "FIRING", "RECEIVERS", "SUBSCRIPTION"),
+        ((str(row.number), row.owner, str(row.firing), ", ".join(row.receivers), row.text) for row in found),
+    )
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  mbroker metrics
+  mbroker metrics disk.busy_ms --output json"""
+)
+@click.argument("name", default="")
+@with_control
+@with_output
+def metrics(name: str, address: str, output: str) -> None:
+    """List the metrics that are published or, with NAME, the series of one: what can be subscribed to."""
+    found: rows.MetricRows = control.ask(address, rows.MetricRows, "control.metrics", name)
+    if output == "json":
+        print_json(plain(found))
+        return
+    if not found.rows:
+        print_line("nothing is published yet; start magent run in a guest, or magent host here")
+    elif name:
+        print_table(("METRIC", "LABELS"), ((row.metric, rows.about(row.labels)) for row in found.rows))
+    else:
+        print_table(("METRIC", "SERIES"), ((row.metric, str(row.series)) for row in found.rows))
+    if found.more:
+        print_line(f"and {found.more} more")
 
 
 @click.command(
@@ -55,7 +154,7 @@ def explain(text: str, since: str, address: str, output: str) -> None:
         print_line(f"the history of these series reaches back to {moment(row.oldest)}")
     print_line(f"cost of a sample: {row.cost}; can be matched by the {row.place}")
     if row.alerts:
-        found = ((moment(each.since), lasted(each), named(each.labels), figure(each.value)) for each in row.alerts)
+        found = ((moment(each.since), lasted(each), rows.about(each.labels), figure(each.value)) for each in row.alerts)
         print_table(("SINCE", "LASTED", "ABOUT", "VALUE"), found)
     if row.more:
         print_line(f"and {row.more} more")

@@ -17,6 +17,8 @@ from rich.text import Text
 __all__ = ["abandon_output", "clean", "numbers", "print_json", "print_line", "print_table", "span"]
 
 _WIDE = 200  # columns where there is no terminal to ask
+_NARROW = 12  # columns of what is cut, at least
+_GAP = 2  # columns between two of a table
 
 
 def print_json(value: object) -> None:
@@ -29,14 +31,21 @@ def print_line(text: str, style: str = "") -> None:
     _console().print(Text(text, style=style))
 
 
-def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print *rows* below their *heads*, without lines."""
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, cut: bool = False) -> None:
+    """Print *rows* below their *heads*, without lines; what is last in a row ends where a terminal does, if *cut*."""
+    console = _console()
+    cells = [[Text(clean(cell)) for cell in row] for row in rows]
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for head in heads:
-        table.add_column(head)
-    for row in rows:
-        table.add_row(*(Text(clean(cell)) for cell in row))
-    _console().print(table)
+    room = console.width
+    for place, head in enumerate(heads):
+        if cut and console.is_terminal and place == len(heads) - 1:
+            table.add_column(head, no_wrap=True, overflow="ellipsis", max_width=max(room, _NARROW))
+        else:
+            table.add_column(head, overflow="fold")
+            room -= max([len(head), *(row[place].cell_len for row in cells)]) + _GAP
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
 
 
 def clean(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 
 import attrs
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from rich.cells import cell_len
+from rich.console import Console
 
 from mbroker import control
 from mbroker.alert_answers import Answers
-from mbroker.alert_commands import moment
+from mbroker.alert_asking import moment
 from mbroker.alert_trials import Trials
 from mbroker.alerts.book import Book
 from mbroker.alerts.history import History
@@ -202,6 +206,38 @@ def test_alerts_are_listed_shown_and_acknowledged(daemon: Daemon) -> None:
     assert "acknowledged by ann" in text
 
 
+def test_the_beginning_of_an_id_names_its_alert(daemon: Daemon) -> None:
+    run("subscribe", "load > 8")
+    daemon.say(9)
+    (alert,) = json_of("alerts", "list")
+    begun = alert["id"][:4]
+    assert json_of("alerts", "show", begun)["id"] == alert["id"]
+    assert [each["metric"] for each in json_of("alerts", "show", alert["id"])["context"]] == ["load"]
+    assert json_of("alerts", "ack", begun, "--by", "ann")["acknowledged"] == "ann"
+    assert alert["id"][:8] in run("alerts", "list").stdout
+    hint = "see: mbroker alerts list --state all"
+    for wrong in (alert["id"][:3], alert["id"][1:], f"{alert['id']}0", "%", f"{begun[:3]}%"):
+        assert failure("alerts", "show", wrong) == (4, f"mbroker: there is no alert {wrong}; {hint}\n")
+
+
+def test_a_beginning_that_several_ids_have_lists_them(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    def alike(enrolment: int, *_: object) -> str:
+        return f"abcdef{enrolment:014x}"
+
+    monkeypatch.setattr("mbroker.alerts.edges.alert_id", alike)
+    run("subscribe", "load > 8 severity critical")
+    run("subscribe", "load > 7")
+    daemon.say(9)
+    first, second = sorted(row["id"] for row in json_of("alerts", "list"))
+    code, line = failure("alerts", "ack", "abcd")
+    assert (code, line.count("\n")) == (1, 1)
+    assert line.startswith("mbroker: several alerts begin with abcd: ")
+    assert all(f"{each} (domain=web1)" in line for each in (first, second))
+    listed = run("alerts", "list").stdout
+    assert first in listed
+    assert second in listed
+
+
 def test_alerts_are_chosen_by_subscription_time_and_number(daemon: Daemon) -> None:
     run("subscribe", "load > 8")
     run("subscribe", "load > 9")
@@ -229,8 +265,120 @@ def test_a_silence_is_made_listed_and_ended() -> None:
     made = json_of("alerts", "silence", "domain=web1", "host!=", "--for", "2h", "--why", "new disk", "--by", "ann")
     assert (made["number"], made["labels"], made["until"]) == (1, ["domain=web1", "host!="], NOW / 1000 + 7200)
     assert [(row["by"], row["why"]) for row in json_of("alerts", "silences")] == [("ann", "new disk")]
-    assert run("alerts", "unsilence", "1").exit_code == 0
+    assert run("alerts", "unsilence", "1").stdout == "silence 1 ended\n"
     assert json_of("alerts", "silences") == []
+
+
+def test_what_a_silence_mutes_is_told(daemon: Daemon) -> None:
+    run("subscribe", "load > 8")
+    for source in ("web1", "web2", "web3"):
+        daemon.say(9, source=source)
+    said = run("alerts", "silence", "domain=web1", "--for", "2h", "--why", "new disk").stdout
+    assert said.startswith("silence 1 of domain=web1 until ")
+    assert "\nit mutes 1 of 3 alerts that fire; to end it: mbroker alerts unsilence 1\n" in said
+
+
+@pytest.mark.parametrize("label", ["domain=~web.*", "domain!=web9", "group="])
+def test_a_silence_of_more_than_half_of_what_is_watched_is_to_be_meant(daemon: Daemon, label: str) -> None:
+    run("subscribe", "load > 8")
+    for source in ("web1", "web2", "web3"):
+        daemon.say(9, source=source)
+    silence = ("alerts", "silence", label, "--for", "2h", "--why", "new disk")
+    code, line = failure(*silence)
+    assert (code, line.count("\n")) == (2, 1)
+    assert line.endswith(" endpoints that are watched, and 3 of 3 alerts that fire; add --yes if you mean it\n")
+    assert json_of("alerts", "silences") == []
+    assert json_of(*silence, "--yes")["labels"] == [label]
+
+
+def test_a_silence_takes_the_labels_of_an_alert_that_is_named(daemon: Daemon) -> None:
+    run("subscribe", "load > 8")
+    run("subscribe", "all(load) > 8")
+    for source in ("web1", "web2", "web3"):
+        daemon.say(9, source=source)
+    ids = {row["labels"].get("domain", ""): row["id"] for row in json_of("alerts", "list")}
+    options = ("--for", "2h", "--why", "new disk")
+    assert json_of("alerts", "silence", ids["web1"][:6], *options)["labels"] == ["domain=web1"]
+    code, line = failure("alerts", "silence", ids[""], *options)
+    assert (code, "is about all and has no labels; name some" in line) == (1, True)
+    assert failure("alerts", "silence", "0000", *options)[0] == 4
+    assert len(json_of("alerts", "silences")) == 1
+
+
+def test_what_is_ended_is_told_to_programs_too(daemon: Daemon) -> None:
+    daemon.say(1)
+    run("subscribe", "load > 8")
+    json_of("alerts", "silence", "domain=web9", "--for", "2h", "--why", "new disk")
+    assert json_of("unsubscribe", "1") == json_of("alerts", "unsilence", "1") == {"number": 1, "ended": True}
+
+
+@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize(
+    ("arguments", "next_step"),
+    [
+        (("alerts", "list"), "mbroker alerts list --state all"),
+        (("alerts", "list", "--state", "all"), "mbroker subscriptions"),
+        (("alerts", "silences"), "mbroker alerts silence domain=web1"),
+        (("subscriptions",), "mbroker metrics"),
+    ],
+)
+def test_where_there_is_nothing_to_list_the_next_step_is_named(arguments: tuple[str, ...], next_step: str) -> None:
+    listed = run(*arguments)
+    assert (listed.exit_code, listed.stdout.count("\n")) == (0, 1)
+    assert next_step in listed.stdout
+    assert json_of(*arguments) == []
+
+
+def completed(*words: str) -> dict[str, str]:
+    """Return what a shell offers for the last of *words*, and what it says about each."""
+    found = ShellComplete(main, {}, "mbroker", "_MBROKER_COMPLETE").get_completions(list(words[:-1]), words[-1])
+    return {item.value: item.help or "" for item in found}
+
+
+def test_a_shell_completes_alerts_subscriptions_and_silences(daemon: Daemon) -> None:
+    run("subscribe", "load > 8")
+    run("subscribe", "memory > 8")
+    daemon.say(9)
+    daemon.say(1, source="web2")
+    json_of("alerts", "silence", "domain=web1", "--for", "2h", "--why", "new disk", "--yes")
+    (alert,) = (row["id"] for row in json_of("alerts", "list"))
+    firing = {alert: "warning, domain=web1: load > 8"}
+    assert completed("alerts", "show", "") == completed("alerts", "ack", alert[:3]) == firing
+    assert completed("alerts", "silence", alert[:3]) == firing
+    assert completed("alerts", "show", "x") == {}
+    assert completed("unsubscribe", "2") == {"2": "memory > 8"}
+    assert completed("alerts", "list", "--subscription", "1") == {"1": "load > 8"}
+    assert completed("alerts", "unsilence", "") == {"1": "domain=web1: new disk"}
+
+
+def test_a_shell_is_offered_nothing_where_no_daemon_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def absent(address: str, *_: object) -> None:
+        asked.append(address)
+        raise control.Unreachable("nobody")
+
+    monkeypatch.setattr("mbroker.control.ask", absent)
+    assert completed("alerts", "show", "--control", "shm:///other", "") == completed("unsubscribe", "") == {}
+    assert asked == ["shm:///other", "shm:///mbroker"]
+
+
+def test_on_a_terminal_of_80_columns_each_alert_is_a_line(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("subscribe", "load > 8 clear < 1.25 severity critical keep memory")
+    for source in ("web1", "web2"):
+        daemon.say(9, source=source)
+    piped = run("alerts", "list").stdout
+    assert "severity critical" in piped
+    assert "\x1b" not in piped
+    monkeypatch.setattr("mbroker.terminal._console", lambda: Console(width=80, force_terminal=True, no_color=True))
+    shown = run("alerts", "list").stdout.splitlines()
+    assert len(shown) == 3
+    assert max(map(cell_len, map(strip, shown))) <= 80
+    assert all("1: load >" in line and strip(line).rstrip().endswith("…") for line in shown[1:])
+
+
+def strip(line: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", line)
 
 
 def test_the_audit_trail_says_who_did_what(daemon: Daemon) -> None:
