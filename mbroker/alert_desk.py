@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import attrs
 
 from mbroker.alert_answers import Answers
+from mbroker.alert_matching import matching
 from mbroker.alert_receivers import notifiers
 from mbroker.alert_rows import AlertsStatus
 from mbroker.alert_trials import Trials
@@ -25,6 +26,7 @@ from mbroker.alerts.book import Book
 from mbroker.alerts.clock import unix_ms
 from mbroker.alerts.deadman import Heart
 from mbroker.alerts.delivery import Manner, Notifier
+from mbroker.alerts.engine_host import LostError
 from mbroker.alerts.history import History
 from mbroker.alerts.keeper import Keeper
 from mbroker.alerts.notify import Pipeline, Teller
@@ -44,9 +46,9 @@ _MINUTE, _DAY = 60_000, 86_400_000
 _SLACK = 60_000  # before a snapshot: what was on its way when it was taken, the engine tells apart
 _REPLAYED = 600_000  # of all metrics, before a start without a snapshot
 _ALERTS = 10_000  # of late, that a restart looks at
+_LEISURE = 4  # times as long as it took to keep what is around one alert: others need the interpreter too
 
 _log = logging.getLogger("mbroker.alerts")
-_LEISURE = 4  # times as long as it took to keep what is around one alert: others need the interpreter too
 
 
 def _section(loaded: Loaded) -> AlertsSection:
@@ -96,12 +98,17 @@ class Desk:
             self._history = History(folder / "history", span=span, size=section.history_mib << 20)
             self._files.callback(self._history.close)
             image = self._image.read_bytes() if self._image.exists() else b""
-            self._watch = Watch(_settings(loaded, section), self._book, self._history, now, image)
+            self._matching = matching(loaded)
+            self._files.callback(self._matching.close)
+            self._watch = Watch(_settings(loaded, section), self._book, self._history, now, image, self._matching)
             self._replay(now)
             told = notifiers(loaded, self._wording(loaded))
         except (OSError, MChannelError, Invalid) as error:
             self._files.close()
             raise loaded.error("alerts", "folder", reason=error) from None
+        except LostError as error:
+            self._files.close()
+            raise loaded.error("alerts", "shards", reason=error) from None
         except BaseException:
             self._files.close()
             raise
@@ -199,7 +206,7 @@ class Desk:
     def _tick(self) -> None:
         now = unix_ms()
         self._happened(self._watch.tick(now))
-        for line in self._watch.complaints(now):
+        for line in (*self._watch.complaints(now), *self._matching.look(time.monotonic_ns())):
             _log.warning("%s", line)
         if now - self._snapped >= _MINUTE:
             self._snapped = now
@@ -244,6 +251,7 @@ class Desk:
             teller.delivered,
             dict(teller.failures),
             self._watch.problem or self._book.problem or self._history.problem,
+            dict(self._matching.shares),
         )
 
     # -- parts
@@ -294,6 +302,7 @@ def _settings(loaded: Loaded, section: AlertsSection) -> Settings:
         frozenset((*section.hosts, *fleet)),
         section.groups,
         interval=round(section.interval * 1000),
+        late=round(section.late * 1000),
         longest=section.longest,
         broadest=section.broadest,
         bounds=section.bounds,

@@ -311,3 +311,5 @@ class AlertsStatus:
     unreachable: dict[str, str]
     """Receivers that were not told the last time that it was tried, and why."""
     problem: str
+    engines: dict[str, float] = attrs.field(factory=dict[str, float])
+    """How much of a processor each engine beside the broker took of late; none when the broker matches itself."""

@@ -117,6 +117,9 @@ def status(address: str, output: str) -> None:
             f"{alerts.subscriptions} subscriptions to {alerts.series} series, {alerts.samples} samples; "
             f"{alerts.refused} refused; {alerts.delivered} deliveries (see: mbroker alerts list)"
         )
+        if alerts.engines:
+            busy = ", ".join(f"{clean(name)} {share:.0%}" for name, share in alerts.engines.items())
+            print_line(f"{len(alerts.engines)} engines beside the broker, busy so much of a processor: {busy}")
         for line in (alerts.problem, *(f"{name} was not told: {why}" for name, why in alerts.unreachable.items())):
             if line:
                 print_line(f"problem: {clean(line)}", "bold red")

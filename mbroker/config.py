@@ -20,6 +20,7 @@ import attrs
 from mbroker.alerts.deadman import DeadmanSection
 from mbroker.alerts.intake import Bounds
 from mbroker.alerts.notifiers import ReceiverSection
+from mbroker.alerts.sample import SILENT
 from mbroker.alerts.selector import is_name
 from mbroker.broker import ISOLATED_SECONDS, Budget
 from mbroker.values import Fault, Invalid, Where, build
@@ -35,12 +36,14 @@ __all__ = [
     "Config",
     "ConfigError",
     "DomainSection",
+    "EngineSite",
     "HostSection",
     "Isolation",
     "ListenSection",
     "Loaded",
     "NoSuchFile",
     "PolicySection",
+    "ShardsSection",
     "load",
 ]
 
@@ -225,6 +228,33 @@ class FleetSection:
     hosts: dict[str, MemberSection] = attrs.field(factory=dict[str, MemberSection])
 
 
+class EngineSite(Enum):
+    """Where engines of alerts are, besides the broker."""
+
+    PROCESSES = "processes"
+    """In processes of this machine."""
+    RAY = "ray"
+    """In the Ray cluster that this machine is in; needs the extra ``ray``."""
+
+
+@attrs.frozen
+class ShardsSection:
+    """``[alerts.shards]``: match by several engines beside the broker, when one processor is too slow for all rules."""
+
+    engines: int = attrs.field(default=1, validator=[attrs.validators.ge(1), attrs.validators.le(64)])
+    """Engines to begin with; one that is lost is replaced."""
+    most: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional([attrs.validators.ge(1), attrs.validators.le(64)])
+    )
+    """Engines that there may be: one more when one takes 90 % of a processor; by default no more than to begin with."""
+    on: EngineSite = EngineSite.PROCESSES
+
+    @property
+    def limit(self) -> int:
+        """Engines that there may be."""
+        return self.engines if self.most is None else self.most
+
+
 @attrs.frozen
 class AlertsSection:
     """``[alerts]``: match what agents measure against subscriptions, and tell people."""
@@ -233,6 +263,8 @@ class AlertsSection:
     """Folder of the book of alerts, the history and the snapshots; by default ``alerts`` in ``broker.state``."""
     interval: float = attrs.field(default=10.0, validator=[attrs.validators.ge(0.1), attrs.validators.le(3600)])
     """Seconds between two samples of a series; when three are missing it is silent."""
+    late: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0), attrs.validators.le(60)])
+    """Seconds that each sample waits, so that those that come late, but no later, are matched in order. Alerts too."""
     history_hours: float = attrs.field(default=24.0, validator=[attrs.validators.gt(0), attrs.validators.le(24 * 366)])
     """How long every sample is kept, to try subscriptions on."""
     history_mib: int = attrs.field(default=1024, validator=[attrs.validators.ge(8), attrs.validators.le(1 << 20)])
@@ -249,6 +281,8 @@ class AlertsSection:
     """``[alerts.groups]``: for each group its members, names of hosts and domains."""
     bounds: Bounds = attrs.field(factory=Bounds)
     """``[alerts.bounds]``: what each host or domain may send."""
+    shards: ShardsSection | None = None
+    """``[alerts.shards]``: engines beside the broker; without it there is one, in the broker."""
     offload: bool = False
     """Ask publishers to hold back samples that change no alert. Alerts stay the same; the history lacks the samples."""
     receivers: dict[str, ReceiverSection] = attrs.field(factory=dict[str, ReceiverSection])
@@ -428,6 +462,11 @@ def _misjudged(alerts: AlertsSection) -> list[Fault]:
         for name in alerts.groups
         if not is_name(name)
     ]
+    if alerts.late >= SILENT * alerts.interval:
+        reason = f"must be less than {SILENT} intervals, after which a series is silent"
+        faults.append(Fault(("alerts", "late"), reason))
+    if alerts.shards and alerts.shards.limit < alerts.shards.engines:
+        faults.append(Fault(("alerts", "shards", "most"), "must not be less than there are engines to begin with"))
     for name in alerts.deadman.receivers if alerts.deadman else ():
         if name not in alerts.receivers:
             known = ", ".join(alerts.receivers) or "none"

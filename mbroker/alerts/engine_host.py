@@ -23,6 +23,7 @@ __all__ = [
     "Leave",
     "LostError",
     "Match",
+    "Pace",
     "Report",
     "Save",
     "Step",
@@ -62,6 +63,19 @@ class Follow:
     def __call__(self, engine: Engine) -> int:
         """Do it."""
         return engine.add(self.rule)
+
+
+@attrs.frozen
+class Pace:
+    """Learn how often series are read."""
+
+    intervals: tuple[tuple[int, int | None], ...]
+    """Numbers of series, and milliseconds."""
+
+    def __call__(self, engine: Engine) -> None:
+        """Do it."""
+        for number, interval in self.intervals:
+            engine.pace(number, interval)
 
 
 @attrs.frozen

@@ -14,7 +14,13 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from .engine_host import LostError, Report, Tasks, Worker
 
-__all__ = ["RayHost"]
+__all__ = ["RayHost", "connect"]
+
+
+def connect() -> None:
+    """Join the Ray cluster of this machine, once; raise ConnectionError if there is none."""
+    if not ray.is_initialized():
+        ray.init(address="auto", configure_logging=False, log_to_driver=False)  # pyright: ignore[reportUnknownMemberType]
 
 
 class RayHost:

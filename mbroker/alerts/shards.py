@@ -19,7 +19,7 @@ import attrs
 
 from . import arrays, image
 from .engine import Engine, Fired, TooMuchError
-from .engine_host import EngineHost, Expect, Follow, InProcess, Leave, Match, Step, Tick
+from .engine_host import EngineHost, Expect, Follow, InProcess, Leave, Match, Pace, Step, Tick
 from .housing import Housing
 from .placement import Anchor
 from .places import Places, Readers
@@ -71,6 +71,8 @@ class Shards:
         self._routed = 0  # how many of them shards were told of; the others wait for whatever is done next
         self._routes: list[dict[int, int]] = []  # of each series: its numbers in shards, by shard
         self._plans: dict[bytes, list[tuple[int, array[int], array[int]]]] = {}  # of batches, by their numbers
+        self._intervals: dict[int, int | None] = {}  # of series that are not read as often as usual
+        self._repaced: set[int] = set()  # those of them that shards were not told of
         self._values, self._times = array("d"), array("q")  # of each series: the newest sample
         self._rules: dict[int, _Followed] = {}
         self._next = 1
@@ -167,6 +169,12 @@ class Shards:
             self._times.append(_NEVER)
         return number
 
+    def pace(self, number: int, interval: int | None) -> None:
+        """Expect samples of the series of that *number* so often, in milliseconds, as an engine does."""
+        if self._intervals.get(number) != interval:
+            self._intervals[number] = interval
+            self._repaced.add(number)
+
     def register(self, *series: Series) -> None:
         """Expect samples of *series*, from now on."""
         for each in series:
@@ -186,6 +194,13 @@ class Shards:
         first, self._routed = self._routed, len(self._series)
         if first < self._routed:
             self._route({number: self._needed(number) for number in range(first, self._routed)})
+        if self._repaced:
+            repaced: defaultdict[int, list[tuple[int, int | None]]] = defaultdict(list)
+            for number in sorted(self._repaced):
+                for shard, there in self._routes[number].items():
+                    repaced[shard].append((there, self._intervals[number]))
+            self._repaced.clear()
+            self._do({shard: [Pace(tuple(intervals))] for shard, intervals in repaced.items()})
 
     def _route(self, wanted: Mapping[int, frozenset[int]]) -> None:
         """Show series to shards that do not see them yet, as they are now, and to the rules for which they came."""
@@ -207,6 +222,7 @@ class Shards:
         refused = self._entered(names, answers)
         if refused:  # whoever publishes is not to blame
             self._lacks = f"a rule does not follow all of its series: {refused}"
+        self._repaced |= {number for numbers in new.values() for number in numbers} & self._intervals.keys()
         newest: dict[int, list[Step]] = {}
         for shard, numbers in new.items():
             there = answers[shard][-1]
@@ -352,7 +368,7 @@ class Shards:
             [self._count, self._interval, self._longest, self._now, self._next],
             [[*endpoint] for endpoint in self._known.endpoints],
             [[series.metric, self._known.place(series.endpoint)] for series in self._series],
-            [self._values.tobytes(), self._times.tobytes()],
+            [self._values.tobytes(), self._times.tobytes(), [*self._intervals.items()]],
             [
                 [name, arrays.arrays(followed.rule, Handling()), [[*key] for key in followed.firing]]
                 for name, followed in self._rules.items()
@@ -385,7 +401,7 @@ class Shards:
         return made
 
     def _restore(
-        self, endpoints: Any, series: Any, newest: tuple[bytes, bytes], rules: Any, shards: Any, waiting: Any
+        self, endpoints: Any, series: Any, newest: Any, rules: Any, shards: Any, waiting: Any
     ) -> None:
         for endpoint in endpoints:
             self._known.place(frozenset(endpoint))
@@ -393,7 +409,8 @@ class Shards:
             self._known.enter(metric, place, number)
             self._series.append(Series(metric, self._known.endpoints[int(place)]))
             self._routes.append({})
-        values, times = newest
+        values, times, intervals = newest
+        self._intervals.update(intervals)
         self._values.frombytes(values)
         self._times.frombytes(times)
         self._routed = len(self._series)

@@ -438,3 +438,22 @@ def test_hosts_say_which_share_of_a_processor_they_took() -> None:
     assert shares.keys() == {"host 1", "host 2"}
     assert sum(shares.values()) > 0
     assert shards.shares(1000) == {"host 1": 0.0, "host 2": 0.0}
+
+
+def test_series_that_are_seldom_read_are_not_silent_wherever_they_are_seen() -> None:
+    shards, engine = Shards(START, count=3, hosts=2, interval=1000), Engine(START, interval=1000)
+    seldom = [Series("load", host) for host in HOSTS[:4]]
+    for each in (shards, engine):
+        for text in ("load > 5 nodata fire", "max(load) by (rack) > 5 nodata fire"):
+            each.add(rule(text))
+        for series in seldom:
+            each.pace(each.number(series), 60_000)
+    told: list[int] = []
+    for after in (100_000, 150_000, 1_000_000):
+        mine, one = shards.tick(START + after), engine.tick(START + after)
+        assert by_alert(mine) == by_alert(one)
+        told.append(len(one))
+        shards = Shards.load(shards.save(), hosts=3)
+        for each in (shards, engine):  # as often as any other from now on
+            each.pace(each.number(seldom[0]), None)
+    assert told == [0, 1, 6]
