@@ -400,9 +400,7 @@ class Shards:
             raise image.SnapshotError(f"the snapshot makes no sense to this version: {error}") from None
         return made
 
-    def _restore(
-        self, endpoints: Any, series: Any, newest: Any, rules: Any, shards: Any, waiting: Any
-    ) -> None:
+    def _restore(self, endpoints: Any, series: Any, newest: Any, rules: Any, shards: Any, waiting: Any) -> None:
         for endpoint in endpoints:
             self._known.place(frozenset(endpoint))
         for number, (metric, place) in enumerate(series):
