@@ -151,7 +151,7 @@ def silence(labels: Sequence[str], duration: str, why: str, yes: bool, by: str, 
     if not yes and 2 * muted.endpoints > muted.all_endpoints:
         raise Misuse(
             f"that mutes {muted.endpoints} of {counted(muted.all_endpoints, 'endpoint')} that are watched, and "
-            f"{muted.firing} of {counted(muted.all_firing, 'alert')} that fire; add --yes if you mean it"
+            f"{_muted(muted)}; add --yes if you mean it"
         )
     wanted = rows.SilenceWanted(muted.labels, length, by, why)
     row: rows.SilenceRow = ask(address, rows.SilenceRow, "control.silence", wanted)
@@ -159,8 +159,7 @@ def silence(labels: Sequence[str], duration: str, why: str, yes: bool, by: str, 
         print_json(plain(row))
         return
     print_line(f"silence {row.number} of {', '.join(row.labels)} until {moment(row.until)}")
-    firing_now = f"{muted.firing} of {counted(muted.all_firing, 'alert')} that fire"
-    print_line(f"it mutes {firing_now}; to end it: mbroker alerts unsilence {row.number}")
+    print_line(f"it mutes {_muted(muted)}; to end it: mbroker alerts unsilence {row.number}")
 
 
 @alerts.command(epilog="\b\nExample:\n  mbroker alerts silences")
@@ -206,6 +205,10 @@ def history(limit: int, address: str, output: str) -> None:
         print_json([plain(row) for row in found])
         return
     print_table(("AT", "WHO", "DID", "WHAT"), ((moment(row.at), row.who, row.did, row.what) for row in found))
+
+
+def _muted(muted: rows.MutedRow) -> str:
+    return f"{muted.firing} of {counted(muted.all_firing, 'alert')} that {'fires' if muted.all_firing == 1 else 'fire'}"
 
 
 def _print_list(found: Sequence[rows.AlertRow], *, ended: bool) -> None:

@@ -1,4 +1,4 @@
-"""The systemd unit of the daemon: what it may do is what it needs, tried out under the same bounds."""
+"""The systemd units: what systemd makes of them, and that what the daemon may do is what it needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-UNIT = Path(__file__).resolve().parents[2] / "mbroker/systemd/mbrokerd.service"
+from mchannel.agents.main import main
+
+UNITS = Path(__file__).resolve().parents[2] / "mbroker/systemd"
+UNIT = UNITS / "mbrokerd.service"
 SOMEBODY = 65534
 NEEDED = {
     "CAP_CHOWN": f"import os; fd = os.memfd_create('lane'); os.fchown(fd, {SOMEBODY}, {SOMEBODY})",
@@ -54,3 +57,26 @@ def _tried(under: list[str], script: str) -> str:
     command = [*under, sys.executable, "-c", script]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
     return done.stderr if done.returncode else ""
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+@pytest.mark.parametrize("unit", sorted(UNITS.iterdir()), ids=lambda unit: unit.name)
+def test_systemd_has_nothing_to_say_against_a_unit(unit: Path) -> None:
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unit", sorted(UNITS.iterdir()), ids=lambda unit: unit.name)
+def test_a_unit_gives_up_what_no_daemon_of_ours_needs(unit: Path) -> None:
+    given_up = {"NoNewPrivileges=yes", "ProtectSystem=strict", "PrivateTmp=yes", "RestrictSUIDSGID=yes", "LimitCORE=0"}
+    assert given_up <= set(unit.read_text().splitlines())
+
+
+def test_the_agent_of_a_host_is_started_as_its_command_line_allows(capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = re.findall(
+        r"^ExecStart=/usr/bin/env magent (.*)$", (UNITS / "magent-host.service").read_text(), re.MULTILINE
+    )
+    with pytest.raises(SystemExit) as end:
+        main([*command.replace("%H", "node1").split(), "--config", "/nowhere.toml"])
+    assert (end.value.code, capsys.readouterr().err) == (4, "magent: there is no configuration /nowhere.toml\n")
