@@ -96,7 +96,9 @@ def user() -> str:
 
 def with_by(function: F) -> F:
     """Add ``--by``."""
-    return click.option("--by", default=user, show_default="you", help="Who does it, for the audit trail.")(function)
+    return click.option(
+        "--by", metavar="NAME", default=user, show_default="you", help="Who does it, for the audit trail."
+    )(function)
 
 
 def with_number(function: F) -> F:

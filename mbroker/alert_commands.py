@@ -27,7 +27,15 @@ def _silences(address: str) -> list[tuple[str, str]]:
     return [(str(row.number), f"{', '.join(row.labels)}: {row.why}") for row in found]
 
 
-@click.group()
+@click.group(
+    epilog="""\b
+Examples:
+  mbroker alerts list
+  mbroker alerts show 3f0c9a1b
+  mbroker alerts ack 3f0c9a1b
+\b
+They come from subscriptions; see: mbroker subscribe --help"""
+)
 def alerts() -> None:
     """Alerts: what fires, what ended, and who takes care of it."""
 
@@ -52,12 +60,17 @@ Examples:
 )
 @click.option("--since", metavar="SPAN", help="That began within this time, such as 30m or 2h.")
 @click.option(
-    "--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="How many, the newest first."
+    "--limit",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="How many, the newest first.",
 )
 @with_control
 @with_output
 def list_(state: str, subscription: int | None, since: str | None, limit: int, address: str, output: str) -> None:
-    """List alerts."""
+    """List the alerts that fire or, with --state, those that ended."""
     begin = None if since is None else time.time() - seconds("--since", since)
     wanted = rows.AlertsWanted("" if state == "all" else state, subscription, begin, limit)
     found: tuple[rows.AlertRow, ...] = ask(address, tuple[rows.AlertRow, ...], "control.alerts", wanted)
@@ -74,7 +87,10 @@ def list_(state: str, subscription: int | None, since: str | None, limit: int, a
         print_line("there are no such alerts; what they come from: mbroker subscriptions")
 
 
-@alerts.command(epilog="\b\nExamples:\n  mbroker alerts show 3f0c9a1b\n  mbroker alerts show 3f0c9a1b --output json")
+@alerts.command(
+    short_help="Show an alert, and what was seen around it.",
+    epilog="\b\nExamples:\n  mbroker alerts show 3f0c9a1b\n  mbroker alerts show 3f0c9a1b --output json",
+)
 @with_id
 @with_control
 @with_output
@@ -106,7 +122,10 @@ def show(id: str, address: str, output: str) -> None:  # noqa: A002 - what every
     )
 
 
-@alerts.command(epilog="\b\nExample:\n  mbroker alerts ack 3f0c9a1b")
+@alerts.command(
+    short_help="Say that you take care of an alert.",
+    epilog="\b\nExample:\n  mbroker alerts ack 3f0c9a1b",
+)
 @with_id
 @with_by
 @with_control
@@ -121,11 +140,12 @@ def ack(id: str, by: str, address: str, output: str) -> None:  # noqa: A002
 
 
 @alerts.command(
+    short_help="Tell nobody of some alerts for a while.",
     epilog="""\b
 Examples:
   mbroker alerts silence domain=web1 --for 2h --why 'new disk'
   mbroker alerts silence 3f0c9a1b --for 1d --why 'the new fan comes tomorrow'
-  mbroker alerts silence 'host=~node[12]' --for 30m --why maintenance"""
+  mbroker alerts silence 'host=~node[12]' --for 30m --why maintenance""",
 )
 @click.argument("labels", nargs=-1, required=True, shell_complete=completed_by(firing))
 @click.option("--for", "duration", required=True, metavar="SPAN", help="How long, such as 30m or 2h.")
@@ -194,8 +214,13 @@ def unsilence(number: int, by: str, address: str, output: str) -> None:
     print_line(f"silence {number} ended")
 
 
-@alerts.command(epilog="\b\nExample:\n  mbroker alerts history --limit 20")
-@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="How many lines.")
+@alerts.command(
+    short_help="Show who did what, and what began, ended and was told.",
+    epilog="\b\nExample:\n  mbroker alerts history --limit 20",
+)
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), metavar="N", default=100, show_default=True, help="How many lines."
+)
 @with_control
 @with_output
 def history(limit: int, address: str, output: str) -> None:

@@ -76,21 +76,27 @@ def _fail(ctx: click.Context, error: Exception, line: str) -> NoReturn:
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
+  mbroker check-config /etc/mbroker/mbroker.toml
   mbroker status
   mbroker list --output json
-  mbroker check-config /etc/mbroker/mbroker.toml
-  mbroker replay --policy adaptive trace.jsonl
+  mbroker subscribe 'load > 8 for 2m'
+  mbroker alerts list
 \b
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unreachable, 4 not found, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 unreachable,
+4 not found, 130 interrupted.
 \b
-Completion: eval "$(_MBROKER_COMPLETE=bash_source mbroker)"   (or zsh_source, fish_source)""",
+Completion, also for zsh_source and fish_source:
+  eval "$(_MBROKER_COMPLETE=bash_source mbroker)"
+""",
 )
 @click.version_option(package_name="mchannel")
 def main() -> None:
     """Ask and prepare an M-broker."""
 
 
-@main.command(epilog="\b\nExample:\n  mbroker status")
+@main.command(
+    short_help="Show how the daemon is doing.", epilog="\b\nExamples:\n  mbroker status\n  mbroker status --output json"
+)
 @with_control
 @with_output
 def status(address: str, output: str) -> None:
@@ -136,7 +142,11 @@ def status(address: str, output: str) -> None:
     )
 
 
-@main.command("list", epilog="\b\nExample:\n  mbroker list --output json | jq '.[] | select(.state != \"live\")'")
+@main.command(
+    "list",
+    short_help="List the agents that the daemon knows.",
+    epilog="\b\nExample:\n  mbroker list --output json | jq '.[] | select(.state != \"live\")'",
+)
 @with_control
 @with_output
 def list_(address: str, output: str) -> None:
@@ -162,21 +172,27 @@ def list_(address: str, output: str) -> None:
     )
 
 
-@main.group()
+@main.group(epilog="\b\nExample:\n  mbroker policy list")
 def policy() -> None:
     """Policies that are installed."""
 
 
 @policy.command(
     "list",
+    short_help="List the installed policies, and how each is hosted.",
     epilog="""\b
 Examples:
   mbroker policy list
   mbroker policy list --config /etc/mbroker/mbroker.toml
   mbroker policy list --control shm:///mbroker""",
 )
-@click.option("--config", type=click.Path(path_type=Path), help="Show which sections of this configuration host each.")
-@click.option("--control", "address", help="Show how the daemon that answers here hosts each.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Show which sections of this configuration host each.",
+)
+@click.option("--control", "address", metavar="ADDRESS", help="Show how the daemon that answers here hosts each.")
 @with_output
 def policy_list(config: Path | None, address: str | None, output: str) -> None:
     """List the installed policies; if asked, how each is hosted: trusted in the broker's process, or isolated."""
@@ -229,7 +245,11 @@ def policy_show(name: str, output: str) -> None:
 
 
 @main.command(
-    "check-config", epilog="\b\nExample:\n  mbroker check-config /etc/mbroker/mbroker.toml && systemctl reload mbrokerd"
+    "check-config",
+    short_help="Check a configuration; nothing is started.",
+    epilog="""\b
+Example:
+  mbroker check-config /etc/mbroker/mbroker.toml && systemctl reload mbrokerd""",
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @with_output
@@ -250,12 +270,24 @@ def check_config(file: Path, output: str) -> None:
         click.echo(f"{file}: good")
 
 
-@main.command("replay", epilog="\b\nExample:\n  mbroker replay --policy basic --set patience=3 examples/trace.jsonl")
-@click.option("--policy", "name", required=True, help="Name of an installed policy; see: mbroker policy list.")
+@main.command(
+    "replay",
+    short_help="Run a policy over a recorded trace of events.",
+    epilog="\b\nExample:\n  mbroker replay --policy basic --set patience=3 examples/trace.jsonl",
+)
+@click.option(
+    "--policy", "name", metavar="NAME", required=True, help="Name of an installed policy; see: mbroker policy list."
+)
 @click.option(
     "--set", "settings", multiple=True, metavar="OPTION=VALUE", help="An option of the policy; VALUE as in TOML."
 )
-@click.option("--p-states", default="1000,1800,2000,2200,2400", show_default=True, help="The host's p-states in MHz.")
+@click.option(
+    "--p-states",
+    metavar="MHZ,...",
+    default="1000,1800,2000,2200,2400",
+    show_default=True,
+    help="The host's p-states, slowest first.",
+)
 @click.argument("trace", type=click.Path())
 @with_output
 def replay_(name: str, settings: Sequence[str], p_states: str, trace: str, output: str) -> None:
@@ -290,21 +322,26 @@ def _text(file: str) -> IO[str]:
     return cast("IO[str]", click.open_file(file, "r", encoding="utf-8", errors="replace"))
 
 
-@main.group("keys")
+@main.group("keys", short_help="Keys for channels between hosts.", epilog="\b\nExample:\n  mbroker keys show --trusted")
 def keys_() -> None:
     """Keys for channels between hosts: this end's own, and those it trusts."""
 
 
-@keys_.command("new", epilog="\b\nExample:\n  mbroker keys new node1")
+@keys_.command("new", short_help="Make this end's key pair.", epilog="\b\nExample:\n  mbroker keys new node1")
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Replace the key that is there; peers must trust the new one.")
 @_with_folder
-def keys_new(name: str, force: bool, folder: Path | None) -> None:
+@with_output
+def keys_new(name: str, force: bool, folder: Path | None, output: str) -> None:
     """Make this end's key pair, called NAME, and print its fingerprint."""
-    click.echo(keys.new(folder or keys.default_folder(), name, force=force).public.fingerprint)
+    _print_key(name, keys.new(folder or keys.default_folder(), name, force=force).public, output)
 
 
-@keys_.command("show", epilog="\b\nExamples:\n  mbroker keys show > node1.pub\n  mbroker keys show --trusted")
+@keys_.command(
+    "show",
+    short_help="Print this end's public key, or those it trusts.",
+    epilog="\b\nExamples:\n  mbroker keys show > node1.pub\n  mbroker keys show --trusted",
+)
 @click.option("--trusted", is_flag=True, help="List the keys that this end trusts instead.")
 @_with_folder
 @with_output
@@ -323,24 +360,39 @@ def keys_show(trusted: bool, folder: Path | None, output: str) -> None:
     print_table(("NAME", "ROLE", "FINGERPRINT"), rows)
 
 
-@keys_.command("trust", epilog="\b\nExample:\n  ssh web1 mbroker keys show | mbroker keys trust web1")
+@keys_.command(
+    "trust",
+    short_help="Let the holder of a key connect.",
+    epilog="\b\nExample:\n  ssh web1 mbroker keys show | mbroker keys trust web1",
+)
 @click.argument("name")
 @click.argument("file", type=click.Path(), default="-")
 @click.option("--server", is_flag=True, help="It is the key of a broker that this end dials.")
 @_with_folder
-def keys_trust(name: str, file: str, server: bool, folder: Path | None) -> None:
+@with_output
+def keys_trust(name: str, file: str, server: bool, folder: Path | None, output: str) -> None:
     """Let the holder of the public key in FILE (or standard input) connect, as the domain NAME."""
     with _text(file) as text:
         key = keys.trust(folder or keys.default_folder(), name, text.read(4096), server=server)
-    click.echo(key.fingerprint)
+    _print_key(name, key, output)
 
 
 @keys_.command("untrust", epilog="\b\nExample:\n  mbroker keys untrust web1")
 @click.argument("name")
 @_with_folder
-def keys_untrust(name: str, folder: Path | None) -> None:
+@with_output
+def keys_untrust(name: str, folder: Path | None, output: str) -> None:
     """Refuse the key called NAME from its next connection on."""
     keys.untrust(folder or keys.default_folder(), name)
+    if output == "json":
+        print_json({"name": name, "trusted": False})
+
+
+def _print_key(name: str, key: keys.PublicKey, output: str) -> None:
+    if output == "json":
+        print_json({"name": name, "fingerprint": key.fingerprint, "server": key.server})
+    else:
+        click.echo(key.fingerprint)
 
 
 def _setting(text: str) -> tuple[str, Any]:

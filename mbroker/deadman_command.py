@@ -17,15 +17,18 @@ __all__ = ["deadman"]
 
 
 @click.command(
+    short_help="Tell people when mbrokerd falls silent.",
     epilog="""\b
 Example:
   mbroker deadman --config /etc/mbroker/mbroker.toml
 \b
-It needs [alerts.deadman] there. Let the service manager start it beside mbrokerd, and again when it ends."""
+It needs [alerts.deadman] there. Let the service manager start it beside
+mbrokerd, and again when it ends.""",
 )
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
+    metavar="FILE",
     default=Path("/etc/mbroker/mbroker.toml"),
     show_default=True,
     help="The configuration of the mbrokerd that is watched.",

@@ -238,14 +238,19 @@ def _versions(uri: str) -> str:
 
 
 @click.command(
+    short_help="Check this host, and say what to do.",
     epilog="""\b
 Examples:
   mbroker doctor
-  mbroker doctor --uri xen:///system --output json | jq '.[] | select(.verdict != "ok")'
+  mbroker doctor --output json | jq '.[] | select(.verdict != "ok")'
+  mbroker doctor --uri xen:///system
 \b
-Exit codes: 0 when nothing failed, 1 otherwise; 4 when the FILE that was named is not there."""
+Exit codes: 0 when nothing failed, 1 otherwise; 4 when the FILE that was named
+is not there.""",
 )
-@click.option("--uri", help="The hypervisor of this host.  [default: hypervisor.uri in the configuration]")
+@click.option(
+    "--uri", metavar="URI", help="The hypervisor of this host.  [default: hypervisor.uri in the configuration]"
+)
 @click.option(
     "--config",
     type=click.Path(path_type=Path),

@@ -16,7 +16,7 @@ from mbroker import control
 from mbroker.exits import Failure, Interrupted, Misuse
 from mbroker.fleet.migration import Result
 from mbroker.hosting import Begun, DomainRow, LaneRow, LaneWanted, MemberRow, MigrationRow, Wanted
-from mbroker.options import with_control, with_output
+from mbroker.options import completed_by, with_control, with_output
 from mbroker.terminal import print_json, print_line, print_table, span
 from mbroker.values import plain
 
@@ -28,7 +28,10 @@ _SILENCE = 60.0
 """Seconds without an answer of the daemon after which nobody looks any more."""
 
 
-@click.command(epilog="\b\nExample:\n  mbroker domains")
+@click.command(
+    short_help="List the domains of this host.",
+    epilog="\b\nExamples:\n  mbroker domains\n  mbroker domains --output json",
+)
 @with_control
 @with_output
 def domains(address: str, output: str) -> None:
@@ -43,7 +46,10 @@ def domains(address: str, output: str) -> None:
     )
 
 
-@click.command(epilog="\b\nExample:\n  mbroker fleet --output json")
+@click.command(
+    short_help="List the other hosts of the fleet.",
+    epilog="\b\nExamples:\n  mbroker fleet\n  mbroker fleet --output json",
+)
 @with_control
 @with_output
 def fleet(address: str, output: str) -> None:
@@ -58,23 +64,36 @@ def fleet(address: str, output: str) -> None:
     )
 
 
+def _domains(address: str) -> list[tuple[str, str]]:
+    found = control.ask(address, tuple[DomainRow, ...], "control.domains")
+    return [(row.name, f"{row.state}, {row.uuid}") for row in found]
+
+
+def _hosts(address: str) -> list[tuple[str, str]]:
+    found = control.ask(address, tuple[MemberRow, ...], "control.fleet")
+    return [(row.name, row.address) for row in found]
+
+
 @click.command(
+    short_help="Move a domain to another host of the fleet.",
     epilog="""\b
 Examples:
   mbroker migrate web1 host2
   mbroker migrate web1 host2 --no-live --timeout 600
 \b
-An interrupted command (exit code 130) leaves the migration to the daemon; see: mbroker domains"""
+An interrupted command (exit code 130) leaves the migration to the daemon;
+see: mbroker domains""",
 )
-@click.argument("domain")
-@click.argument("host")
+@click.argument("domain", shell_complete=completed_by(_domains))
+@click.argument("host", shell_complete=completed_by(_hosts))
 @click.option("--live/--no-live", default=True, show_default=True, help="Let the domain run while it is copied.")
 @click.option(
     "--timeout",
     type=float,
+    metavar="SECONDS",
     default=300.0,
     show_default=True,
-    help="Seconds after which it is called off and the domain stays.",
+    help="When it is called off, and the domain stays.",
 )
 @with_control
 @with_output
@@ -99,25 +118,31 @@ def migrate(domain: str, host: str, live: bool, timeout: float, address: str, ou
 
 
 @click.command(
+    short_help="Plug shared memory into a domain, or take it out.",
     epilog="""\b
 Examples:
   mbroker lane web1 on
   mbroker lane web1 off && virsh migrate --live web1 qemu+tls://host2/system
 \b
-A domain cannot be migrated while it has shared memory. "mbroker migrate" takes it out by itself and plugs it in
-again; before any other program migrates or saves the domain, turn it off."""
+A domain cannot be migrated while it has shared memory. "mbroker migrate"
+takes it out by itself and plugs it in again; before any other program
+migrates or saves the domain, turn it off.""",
 )
-@click.argument("domain")
+@click.argument("domain", shell_complete=completed_by(_domains))
 @click.argument("state", type=click.Choice(["on", "off"]))
 @with_control
-def lane(domain: str, state: str, address: str) -> None:
+@with_output
+def lane(domain: str, state: str, address: str, output: str) -> None:
     """Plug shared memory for its channels into DOMAIN, a name or UUID, or take it out."""
     wanted = json.dumps(plain(LaneWanted(domain, state == "on")))
     while True:
         row: LaneRow = control.ask(address, LaneRow, "control.lane", wanted)
         if row.done:
-            print_line(f"{domain}: shared memory is {state}")
-            return
+            break
+    if output == "json":
+        print_json({"domain": domain, "lane": state})
+    else:
+        print_line(f"{domain}: shared memory is {state}")
 
 
 def _begun(address: str, wanted: Wanted) -> int:

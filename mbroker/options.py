@@ -36,6 +36,7 @@ def with_control(function: F) -> F:
     return click.option(
         "--control",
         "address",
+        metavar="ADDRESS",
         envvar="MBROKER_CONTROL",
         default=_CONTROL,
         show_default=True,

@@ -40,17 +40,20 @@ _LOOK = 0.1
 
 
 @click.command(
+    short_help="Be told when a condition begins and ceases to hold.",
     epilog="""\b
 Examples:
   mbroker subscribe 'load > 8 for 2m'
-  mbroker subscribe 'mean(cpu{domain="web1"}[30s]) > 0.9 clear < 0.7 severity critical keep memory' --receiver oncall
+  mbroker subscribe 'mean(cpu{domain="web1"}[30s]) > 0.9 clear < 0.7' \\
+      --receiver oncall
   mbroker subscribe 'absent(broker.heartbeat[1m])'
 \b
-The language: docs/reference/language.md. What it would have fired on: mbroker explain TEXT"""
+The language: docs/reference/language.md.
+What it would have fired on: mbroker explain TEXT""",
 )
 @click.argument("text")
 @click.option("--receiver", "receivers", multiple=True, metavar="NAME", help="Who is told; by default everybody.")
-@click.option("--owner", default=user, show_default="you", help="Whose subscription it is.")
+@click.option("--owner", metavar="NAME", default=user, show_default="you", help="Whose subscription it is.")
 @with_control
 @with_output
 def subscribe(text: str, receivers: Sequence[str], owner: str, address: str, output: str) -> None:
@@ -101,10 +104,11 @@ def subscriptions(address: str, output: str) -> None:
 
 
 @click.command(
+    short_help="List the metrics that can be subscribed to.",
     epilog="""\b
 Examples:
   mbroker metrics
-  mbroker metrics disk.busy_ms --output json"""
+  mbroker metrics disk.busy_ms --output json""",
 )
 @click.argument("name", default="")
 @with_control
@@ -126,10 +130,11 @@ def metrics(name: str, address: str, output: str) -> None:
 
 
 @click.command(
+    short_help="Try a subscription on the stored past.",
     epilog="""\b
 Examples:
   mbroker explain 'mean(load[5m]) > 8 for 2m'
-  mbroker explain 'cpu > 0.9' --since 1h --output json"""
+  mbroker explain 'cpu > 0.9' --since 1h --output json""",
 )
 @click.argument("text")
 @click.option("--since", default="24h", show_default=True, metavar="SPAN", help="How much of the past, such as 2h.")
@@ -190,6 +195,7 @@ class _Taken:
 
 @click.command(
     "import-rules",
+    short_help="Subscribe to what alerting rules of Prometheus say.",
     epilog="""\b
 Examples:
   mbroker import-rules prometheus.yml --dry-run
@@ -198,7 +204,7 @@ Examples:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Show what the rules become; subscribe to nothing.")
 @click.option("--receiver", "receivers", multiple=True, metavar="NAME", help="Who is told; by default everybody.")
-@click.option("--owner", default=user, show_default="you", help="Whose subscriptions they are.")
+@click.option("--owner", metavar="NAME", default=user, show_default="you", help="Whose subscriptions they are.")
 @with_control
 @with_output
 def import_rules(file: Path, dry_run: bool, receivers: Sequence[str], owner: str, address: str, output: str) -> None:

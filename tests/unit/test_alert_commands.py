@@ -443,11 +443,3 @@ def test_what_comes_from_publishers_cannot_steer_the_terminal(daemon: Daemon) ->
     for table in (run("alerts", "list"), run("alerts", "history"), run("subscriptions")):
         assert table.exit_code == 0
         assert "\x9b" not in table.stdout
-
-
-@pytest.mark.parametrize(
-    "command", ["subscribe", "metrics", "unsubscribe", "subscriptions", "alerts", "import-rules", "deadman"]
-)
-def test_every_command_shows_an_example(command: str) -> None:
-    text = run(command, "--help").stdout
-    assert "Example" in text or "Commands:" in text

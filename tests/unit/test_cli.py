@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -69,24 +72,33 @@ def test_what_cannot_be_printed_is_one_line_and_exit_code_1() -> None:
     assert (done.returncode, done.stderr) == (1, "mbroker: standard output: No space left on device\n")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("status",),
-        ("list",),
-        ("policy", "list"),
-        ("policy", "show"),
-        ("check-config",),
-        ("replay",),
-        ("keys", "new"),
-        ("keys", "show"),
-        ("keys", "trust"),
-    ],
-)
-def test_help_has_an_example(arguments: tuple[str, ...]) -> None:
-    result = run(*arguments, "--help")
+def tree(group: click.Group, *words: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield *group* and all its commands, each with the words by which it is called."""
+    yield words, group
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from tree(command, *words, name)
+        else:
+            yield (*words, name), command
+
+
+COMMANDS = dict(tree(main))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_has_an_example_and_fits_a_terminal(words: tuple[str, ...]) -> None:
+    result = run(*words, "--help")
     assert result.exit_code == 0
-    assert "Example" in result.stdout
+    assert f"mbroker {' '.join(words)}" in result.stdout.partition("\n  Example")[2]
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert not re.search(r"[a-z,]\.\.\.$", result.stdout, re.MULTILINE), "a summary is cut"
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_that_tells_something_tells_programs_too(words: tuple[str, ...]) -> None:
+    if words == ("deadman",) or isinstance(COMMANDS[words], click.Group):
+        return  # the one is a service
+    assert "--output" in {option for param in COMMANDS[words].params for option in param.opts}
 
 
 def test_policies_are_listed_with_what_they_do() -> None:
@@ -284,6 +296,15 @@ def test_keys_are_made_shown_and_trusted(tmp_path: Path) -> None:
     listed = json.loads(run("keys", "show", "--trusted", "--folder", ours, "--output", "json").stdout)
     assert listed == {"web1": {"fingerprint": fingerprint.strip(), "server": False}}
     assert run("keys", "untrust", "web1", "--folder", ours).exit_code == 0
+    told = json.loads(run("keys", "trust", "web1", "--folder", ours, "--output", "json", text=public).stdout)
+    assert told == {"name": "web1", "fingerprint": fingerprint.strip(), "server": False}
+    assert json.loads(run("keys", "untrust", "web1", "--folder", ours, "--output", "json").stdout) == {
+        "name": "web1",
+        "trusted": False,
+    }
+    remade = json.loads(run("keys", "new", "web1", "--force", "--folder", theirs, "--output", "json").stdout)
+    assert remade["name"] == "web1"
+    assert remade["fingerprint"] != fingerprint.strip()
     assert run("keys", "untrust", "web1", "--folder", ours).exit_code == 4
 
 

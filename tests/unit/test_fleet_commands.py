@@ -8,12 +8,13 @@ from typing import Any
 
 import attrs
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from mbroker import control
 from mbroker.cli import main
 from mbroker.fleet import migration
-from mbroker.hosting import Begun, MigrationRow
+from mbroker.hosting import Begun, DomainRow, LaneRow, MemberRow, MigrationRow
 
 MOVING = MigrationRow(7, "web1", "node2", migration.Progress("move", 3, 0.5))
 MOVED = attrs.evolve(MOVING, result=migration.Result("web1", moved=True, host="node2", seconds=2.0))
@@ -116,3 +117,35 @@ def test_a_timeout_that_is_no_number_of_seconds_is_wrong_usage_in_one_line(migra
 def test_a_migration_that_the_daemon_forgot_is_a_failure_with_its_reason(migrate: Migrate) -> None:
     result = migrate(MOVING, control.ControlError("no migration has the number 7: this broker was started since"))
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+
+
+def test_a_lane_is_told_of_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [LaneRow(done=False), LaneRow(done=True), LaneRow(done=True)]
+
+    def ask(*_: object) -> LaneRow:
+        return answers.pop(0)
+
+    monkeypatch.setattr("mbroker.control.ask", ask)
+    told = CliRunner().invoke(main, ["lane", "web1", "on", "--output", "json"])
+    assert (json.loads(told.stdout), len(answers)) == ({"domain": "web1", "lane": "on"}, 1)
+    assert CliRunner().invoke(main, ["lane", "web1", "off"]).stdout == "web1: shared memory is off\n"
+
+
+def test_a_shell_completes_domains_and_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {
+        "control.domains": (DomainRow("web1", "6d636861", "running", port=True, attended=True),),
+        "control.fleet": (MemberRow("node2", "tcp://10.0.0.2:7700", present=True, hypervisor=""),),
+    }
+
+    def ask(_address: str, _kind: object, topic: str) -> object:
+        return rows[topic]
+
+    monkeypatch.setattr("mbroker.control.ask", ask)
+    shell = ShellComplete(main, {}, "mbroker", "_MBROKER_COMPLETE")
+    for words, begun, offered, meaning in (
+        (["migrate"], "w", "web1", "running, 6d636861"),
+        (["migrate", "web1"], "", "node2", "tcp://10.0.0.2:7700"),
+        (["lane"], "", "web1", "running, 6d636861"),
+    ):
+        (found,) = shell.get_completions(words, begun)
+        assert (found.value, found.help) == (offered, meaning)
