@@ -9,7 +9,7 @@ from pathlib import Path
 from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
-PARTS = ["bag", "exact", "group", "image", "rule", "store", "stream", "timer", "window"]
+PARTS = ["bag", "exact", "group", "image", "rule", "sample", "store", "stream", "timer", "window"]
 
 
 def declarations(header: str) -> str:

@@ -125,63 +125,7 @@ int match_close_series(match_engine *e, uint32_t which) {
   return 0;
 }
 
-/* The lines of the cache that the next samples will touch: first a series, then what it leads to, then what that does.
- * It does no harm that some of it is perhaps not there. Always inline: of a function that only does this, compilers
- * think that it does nothing. */
-static inline __attribute__((always_inline)) void ahead(match_engine *e, const uint32_t *which, size_t left) {
-  if (UNLIKELY(left <= 12)) return;
-  if (which[12] < e->series.used) __builtin_prefetch(SERIES(e) + which[12], 1);
-  if (which[8] < e->series.used) {
-    const series *s = SERIES(e) + which[8];
-    uintptr_t windows = (uintptr_t)s->windows, slot = (s->head & MASK(s)) * sizeof(double);
-    for (uint32_t i = 0; i < 4; i++) __builtin_prefetch((void *)(windows + i * LINE), 1);
-    __builtin_prefetch((void *)((uintptr_t)s->ring + slot), 1);
-    __builtin_prefetch((void *)((uintptr_t)s->ring + slot + (sizeof(double) << s->scale)), 1);
-  }
-  if (which[4] < e->series.used) {
-    const series *s = SERIES(e) + which[4];
-    for (uint32_t i = 0; i < s->width && i < 3; i++)
-      for (uint32_t k = 0; k < s->windows[i].bag.width && k < 4; k++)
-        __builtin_prefetch(s->windows[i].bag.streams + k, 1);
-  }
-}
-
 void match_settle(match_engine *e) {
   if (e->dirty_groups.count) groups_settle(e);
   if (e->dirty_rules.count) rules_settle(e);
-}
-
-HOT size_t match_push(match_engine *e, const uint32_t *which, const double *values, const int64_t *times, size_t count,
-                      size_t room) {
-  size_t i = 0;
-  uint64_t accepted = 0, infinite = 0;
-  for (; i < count && e->made - e->taken < room && !e->broken; i++) {
-    ahead(e, which + i, count - i);
-    double x = values[i];
-    int64_t at = times[i];
-    if (UNLIKELY(!is_series(e, which[i]))) {
-      e->counters.unknown++;
-      continue;
-    }
-    series *s = SERIES(e) + which[i];
-    if (UNLIKELY(x != x)) {
-      e->counters.nans++;
-      continue;
-    }
-    if (UNLIKELY(at <= s->time)) {
-      e->counters.late++;
-      continue;
-    }
-    s->seen = e->clock;
-    accepted++, infinite += isinf(x) != 0;
-    if (UNLIKELY(s->flags & (SERIES_ASKED | SERIES_EAGER))) {
-      if (s->flags & SERIES_ASKED) series_heard(e, which[i], at);
-      if (s->flags & SERIES_EAGER) rules_look(e, &EXTRAS(e)[which[i]].eager, at);
-    }
-    s->flags |= SERIES_ANY;
-    series_take(e, s, x, at);
-    if (UNLIKELY(at >= s->due)) watch_due(e, &EXTRAS(e)[which[i]].watch, at);
-  }
-  e->counters.samples += accepted, e->counters.infinite += infinite;
-  return i;
 }

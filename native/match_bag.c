@@ -4,8 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static inline void add(bag *b, double x) { exact_add(&b->sum, &b->lost, &b->inexact, x); }
-
 /* ---- order statistics */
 
 static uint32_t upper(const double *x, uint32_t n, double v) { /* how many are <= v */
@@ -45,6 +43,23 @@ static uint32_t copy(double *to, values v) {
   return n;
 }
 
+/* The k-th if it is the neighbour of the guard: one value that came or went does not move it further. */
+static bool neighbour(const stream *s, values v, int64_t k, double *value) {
+  bool up = k == s->below_high, down = k + 1 == s->below_low;
+  double low = s->low, high = s->high, most = -INFINITY, least = INFINITY;
+  if (low > high || !(up | down)) return false; /* it has no guard, and did not count */
+  for (int part = 0; part < 2; part++) {
+    const double *x = part ? v.second : v.first;
+    uint32_t n = part ? v.rest : v.count;
+    for (uint32_t i = 0; i < n; i++) {
+      double below = x[i] < low ? x[i] : -INFINITY, above = x[i] >= high ? x[i] : INFINITY;
+      most = below > most ? below : most, least = above < least ? above : least;
+    }
+  }
+  *value = up ? least : most;
+  return true;
+}
+
 void stream_count(stream *s, values v) {
   uint32_t a = 0, b = 0;
   double low = s->low, high = s->high;
@@ -54,10 +69,8 @@ void stream_count(stream *s, values v) {
 }
 
 static void order_move(bag *b, double x, uint32_t by) {
-  if (b->sorted) return;
-  for (uint32_t i = 0; i < b->width; i++) {
+  for (uint32_t i = 0; i < b->orders; i++) {
     stream *s = b->streams + i;
-    if (!is_order(s->function)) continue;
     s->below_low += x < s->low ? by : 0;
     s->below_high += x < s->high ? by : 0;
   }
@@ -69,23 +82,23 @@ static int ascending(const void *a, const void *b) {
 }
 
 bool bag_reserve(bag *b, size_t count) {
-  if (!b->sorted || count <= b->room) return true;
+  if (!b->sorted || count <= b->sorted->room) return true;
   if (count > UINT32_MAX / 2) return false;
   size_t room = count + count / 2;
-  double *sorted = realloc(b->sorted, room * sizeof *sorted);
-  if (!sorted) return false;
-  b->sorted = sorted, b->room = (uint32_t)room;
+  sorted *grown = realloc(b->sorted, sizeof *grown + room * sizeof *grown->values);
+  if (!grown) return false;
+  b->sorted = grown, grown->room = (uint32_t)room;
   return true;
 }
 
 bool bag_sort(match_engine *e, bag *b, values v) {
   if (b->sorted) return true;
   size_t room = (size_t)v.count + v.rest + 16;
-  double *sorted = malloc(room * sizeof *sorted);
-  if (!sorted) return false;
-  uint32_t n = copy(sorted, v);
-  qsort(sorted, n, sizeof *sorted, ascending);
-  b->sorted = sorted, b->room = (uint32_t)room;
+  sorted *made = malloc(sizeof *made + room * sizeof *made->values);
+  if (!made) return false;
+  uint32_t n = copy(made->values, v);
+  qsort(made->values, n, sizeof *made->values, ascending);
+  b->sorted = made, made->room = (uint32_t)room;
   (void)e;
   return true;
 }
@@ -100,37 +113,37 @@ static void m2_move(bag *b, double x, double old_mean, double new_mean, double s
 }
 
 void bag_enter(bag *b, double x) {
-  if (b->needs & NEEDS_ORDER) {
+  if (b->sorted) {
+    double *all = b->sorted->values;
+    uint32_t at = upper(all, b->count, x);
+    memmove(all + at + 1, all + at, (b->count - at) * sizeof x);
+    all[at] = x;
+  } else {
     order_move(b, x, 1);
-    if (b->sorted) {
-      uint32_t at = upper(b->sorted, b->count, x);
-      memmove(b->sorted + at + 1, b->sorted + at, (b->count - at) * sizeof x);
-      b->sorted[at] = x;
-    }
   }
   b->count++;
   if (UNLIKELY(isinf(x))) {
-    b->infinite++;
+    b->infinite++, b->reached = NONE;
     return;
   }
   if (!(b->needs & NEEDS_SUM)) return;
   uint32_t n = summed(b);
   double before = n > 1 ? b->sum / (n - 1) : 0;
-  add(b, x);
+  sum_add(b, x);
   if (b->needs & NEEDS_M2) m2_move(b, x, n > 1 ? before : x, b->sum / n, 1);
 }
 
 void bag_leave(bag *b, double x) {
-  if (b->needs & NEEDS_ORDER) {
+  if (b->sorted) {
+    double *all = b->sorted->values;
+    uint32_t at = upper(all, b->count, x) - 1;
+    memmove(all + at, all + at + 1, (b->count - at - 1) * sizeof x);
+  } else {
     order_move(b, x, UINT32_MAX); /* one less */
-    if (b->sorted) {
-      uint32_t at = upper(b->sorted, b->count, x) - 1;
-      memmove(b->sorted + at, b->sorted + at + 1, (b->count - at - 1) * sizeof x);
-    }
   }
   b->count--;
   if (UNLIKELY(isinf(x))) {
-    b->infinite--;
+    b->infinite--, b->reached = NONE;
     return;
   }
   if (!(b->needs & NEEDS_SUM)) return;
@@ -141,7 +154,7 @@ void bag_leave(bag *b, double x) {
     return;
   }
   double before = b->sum / (n + 1);
-  add(b, -x);
+  sum_add(b, -x);
   if (b->needs & NEEDS_M2) m2_move(b, x, before, b->sum / n, -1);
 }
 
@@ -152,17 +165,17 @@ void bag_exchange(bag *b, double old, double x) {
     return;
   }
   if (b->sorted) {
-    uint32_t from = upper(b->sorted, b->count, old) - 1, to = upper(b->sorted, b->count, x);
+    double *all = b->sorted->values;
+    uint32_t from = upper(all, b->count, old) - 1, to = upper(all, b->count, x);
     if (to > from) {
       to--;
-      memmove(b->sorted + from, b->sorted + from + 1, (to - from) * sizeof x);
+      memmove(all + from, all + from + 1, (to - from) * sizeof x);
     } else {
-      memmove(b->sorted + to + 1, b->sorted + to, (from - to) * sizeof x);
+      memmove(all + to + 1, all + to, (from - to) * sizeof x);
     }
-    b->sorted[to] = x;
-  } else if (b->needs & NEEDS_ORDER) {
-    for (uint32_t i = 0; i < b->width; i++)
-      if (is_order(b->streams[i].function)) order_swap(b->streams + i, old, x);
+    all[to] = x;
+  } else {
+    for (uint32_t i = 0; i < b->orders; i++) order_swap(b->streams + i, old, x);
   }
   if (b->needs & NEEDS_SUM) sums_swap(b, old, x);
 }
@@ -170,7 +183,7 @@ void bag_exchange(bag *b, double old, double x) {
 void bag_clear(bag *b) {
   b->sum = b->lost = b->m2 = b->doubt = 0;
   b->count = b->infinite = 0;
-  b->inexact = 0;
+  b->inexact = 0, b->reached = NONE;
   for (uint32_t i = 0; i < b->width; i++) b->streams[i].below_low = b->streams[i].below_high = 0;
 }
 
@@ -181,7 +194,7 @@ static void sums_count(bag *b, values v) {
     const double *x = part ? v.second : v.first;
     uint32_t n = part ? v.rest : v.count;
     for (uint32_t i = 0; i < n; i++)
-      if (isfinite(x[i])) add(b, x[i]);
+      if (isfinite(x[i])) sum_add(b, x[i]);
   }
   if (!isfinite(b->sum)) b->inexact = 1;
   b->m2 = 0, b->doubt = INFINITY; /* computed when it is asked for */
@@ -194,20 +207,18 @@ void bag_count(bag *b, values v) {
     uint32_t n = part ? v.rest : v.count;
     for (uint32_t i = 0; i < n; i++) count += x[i] == x[i], infinite += (uint32_t)(isinf(x[i]) != 0);
   }
-  b->count = count, b->infinite = infinite;
+  b->count = count, b->infinite = infinite, b->reached = NONE;
   sums_count(b, v);
   if (count == infinite) b->doubt = 0;
-  for (uint32_t i = 0; i < b->width; i++)
-    if (is_order(b->streams[i].function)) stream_count(b->streams + i, v);
+  for (uint32_t i = 0; i < b->orders; i++) stream_count(b->streams + i, v);
 }
 
 uint8_t bag_needs(uint32_t function) {
   switch (function) {
   case MATCH_MEAN: case MATCH_SUM: return NEEDS_SUM;
   case MATCH_VARIANCE: case MATCH_STDDEV: return NEEDS_SUM | NEEDS_M2;
-  case MATCH_QUANTILE: case MATCH_SMALLEST: case MATCH_LARGEST: return NEEDS_ORDER;
-  case MATCH_RATE: return NEEDS_GAIN | NEEDS_TIMES;
-  case MATCH_LAST: case MATCH_DELTA: case MATCH_EWMA: return NEEDS_TIMES;
+  case MATCH_RATE: return NEEDS_GAIN | NEEDS_ENDS;
+  case MATCH_DELTA: return NEEDS_ENDS;
   default: return 0;
   }
 }
@@ -261,11 +272,10 @@ bool bag_value(match_engine *e, bag *b, stream *s, values v, double *value) {
   if (!b->count) return false;
   int64_t k = wanted(s, b->count);
   if (k < 0 || k >= b->count) return *value = k < 0 ? -INFINITY : INFINITY, true; /* there are not so many */
-  if (b->sorted) return *value = b->sorted[k], true;
+  if (b->sorted) return *value = b->sorted->values[k], true;
   e->counters.exact++;
   s->slow = (uint16_t)(s->slow + 8);
-  uint32_t taken = copy(e->scratch, v);
-  *value = nth(e->scratch, taken, k);
+  if (!neighbour(s, v, k, value)) *value = nth(e->scratch, copy(e->scratch, v), k);
   if (s->slow > 400) bag_sort(e, b, v);
   return true;
 }
@@ -296,4 +306,28 @@ void bag_reach(const bag *b, stream *s) {
     return;
   default: return; /* a count is known as it is */
   }
+}
+
+void bag_unguard(bag *b) {
+  b->reached = NONE;
+  b->low = b->m2_low = INFINITY, b->high = b->m2_high = -INFINITY;
+}
+
+void bag_guard(bag *b) {
+  bool holds = bag_is_plain(b) && !(b->needs & NEEDS_ENDS);
+  b->low = b->m2_low = -INFINITY, b->high = b->m2_high = INFINITY;
+  if (!(b->needs & NEEDS_M2)) b->m2 = b->doubt = 0;
+  for (uint32_t i = b->orders; i < b->width; i++) {
+    const stream *s = b->streams + i;
+    bool squares = s->function == MATCH_VARIANCE || s->function == MATCH_STDDEV;
+    double *low = squares ? &b->m2_low : &b->low, *high = squares ? &b->m2_high : &b->high;
+    if (is_summed(s->function)) holds &= s->below_low == b->count;
+    if (s->function == MATCH_COUNT) {
+      holds &= b->count >= s->low && b->count < s->high;
+    } else {
+      if (s->low > *low) *low = s->low;
+      if (s->high < *high) *high = s->high;
+    }
+  }
+  b->reached = holds ? b->count : NONE;
 }

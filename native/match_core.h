@@ -46,29 +46,35 @@ enum { ASKS_ALL = 1, ASKS_EARLY = 2 };
 /* Streams of groups: unknown unless all members are present; for eager rules. Those may have to know of the group
  * before other rules see the instant, so they share no stream with them. */
 
-typedef struct bag { /* values, and what running sums know of them; one line of the cache */
-  stream *streams;
+typedef struct sorted { uint32_t room; double values[]; } sorted;
+
+typedef struct bag { /* values, and what running sums know of them */
+  stream *streams;      /* order statistics first */
+  sorted *sorted;       /* all values, when order statistics are cheaper so */
+  double low, high;     /* of a window: the guards in one of all streams but order statistics. Of sums, */
   double sum, lost;     /* of the finite ones, exactly sum + lost unless `inexact` */
   double m2, doubt;     /* sum of squared differences from their mean, and a bound of its error */
-  double *sorted;       /* all values, when order statistics are cheaper so */
-  uint32_t count, infinite, room; /* room of `sorted` */
-  uint16_t width;       /* streams */
-  uint8_t needs, inexact;
+  double m2_low, m2_high; /* and of these */
+  uint32_t count, reached; /* the guards are of so many values; NONE: they do not hold */
+  uint32_t infinite : 27, needs : 4, inexact : 1;
+  uint16_t width, orders; /* streams, and how many of them are order statistics */
 } bag;
 
-enum { NEEDS_SUM = 1, NEEDS_M2 = 2, NEEDS_ORDER = 4, NEEDS_GAIN = 8, NEEDS_TIMES = 16 };
+enum { NEEDS_SUM = 1, NEEDS_M2 = 2, NEEDS_GAIN = 4, NEEDS_ENDS = 8 };
 
-typedef struct window {
-  bag bag;
-  uint64_t tail;        /* its oldest sample is the series' tail-th */
+typedef struct change { /* what two functions know beside the values */
+  double value, lost;   /* RATE: increase since the oldest, as sum and lost of the bag. EWMA: it, and its last weight */
+  int64_t passed, last; /* EWMA: milliseconds that the last weight is for; when its last value was */
+} change;
+
+typedef struct window { /* two lines of the cache; of a series' newest value a sample touches the first alone */
+  bag bag;              /* its samples are the series' newest */
   int64_t span;
-  uint32_t samples;
-  uint8_t smooths, blind, started, rough; /* EWMA; outgrew its limit: unknown until `until`; EWMA has a value; gain is not exact */
-  double gain, lost;    /* RATE: increase from tail on, as sum and lost of the bag. EWMA: the value, and its last weight */
-  int64_t until;        /* EWMA: milliseconds that the last weight is for */
-  int64_t last;         /* EWMA: when its last value was */
+  uint32_t samples : 27, smooths : 1, started : 1; /* EWMA; it has a value */
+  uint32_t rough : 1, blind : 1, silent : 1; /* the increase is not exact; it outgrew its limit: unknown until `until` */
   uint32_t timer;       /* for its silence; NONE: nobody asks */
-  uint8_t silent;
+  change *change;       /* NULL: neither RATE nor EWMA */
+  int64_t until;
 } window;
 
 typedef struct list { uint32_t *items; size_t count, room; } list;
@@ -86,8 +92,9 @@ typedef struct series { /* one line of the cache */
   uint16_t width;       /* windows */
 } series;
 
-enum { SERIES_OPEN = 1, SERIES_ANY = 2, SERIES_TIMED = 4, SERIES_ASKED = 8, SERIES_EAGER = 16 };
-/* has a value; has windows by time; the next sample ends a silence; has rules that are eager */
+enum { SERIES_OPEN = 1, SERIES_ANY = 2, SERIES_TIMED = 4, SERIES_ASKED = 8, SERIES_EAGER = 16, SERIES_NEWEST = 32 };
+/* has a value; has windows by time; the next sample ends a silence; has rules that are eager; the first of its windows
+ * is that of the newest value */
 
 typedef struct extra { /* what no sample touches */
   int64_t patience;
@@ -189,17 +196,24 @@ static inline double two_sum(double a, double b, double *rest) {
   return s;
 }
 
-/* *sum + *lost += x; what even two doubles do not hold is lost, and said so */
-static inline void exact_add(double *sum, double *lost, uint8_t *inexact, double x) {
+/* *sum + *lost += x; what even two doubles do not hold is lost, and said so by false */
+static inline bool exact_add(double *sum, double *lost, double x) {
   double rest, more;
   double s = two_sum(*sum, x, &rest);
-  if (rest == 0 && *lost == 0) {
-    *sum = s;
-    return;
-  }
+  if (rest == 0 && *lost == 0) return *sum = s, true;
   double l = two_sum(*lost, rest, &more);
-  if (UNLIKELY(!(more == 0))) *inexact = 1; /* also what overflowed */
   *sum = two_sum(s, l, lost);
+  return more == 0; /* nor has it overflowed */
+}
+
+/* Its oldest sample is so manieth of the series. */
+static inline uint64_t window_tail(const series *s, const window *w) { return s->head - w->bag.count; }
+
+static inline bool window_ready(const series *s, const window *w) { /* it has the samples that its functions need */
+  if (w->smooths) return w->started;
+  if (w->samples) return w->bag.count == w->samples;
+  if (w->span) return !w->blind && w->bag.count;
+  return (s->flags & SERIES_ANY) != 0;
 }
 
 /* match_bag.c: what is known of a set of values */
@@ -214,6 +228,8 @@ bool bag_sort(match_engine *e, bag *b, values v); /* keep the values sorted from
 bool bag_value(match_engine *e, bag *b, stream *s, values v, double *value); /* exactly; false: unknown */
 uint8_t bag_needs(uint32_t function);
 void bag_reach(const bag *b, stream *s);          /* what its sums may be before its value can leave its guard */
+void bag_guard(bag *b);                           /* its streams' guards in one */
+void bag_unguard(bag *b);                         /* one of them changed */
 
 /* match_exact.c: rounded once; of the finite values */
 double exact_mean(values v, double by);                      /* their sum / by */
@@ -236,12 +252,13 @@ void bag_prune(match_engine *e, bag *b);          /* streams that nobody needs *
 void leaf_set(match_engine *e, uint32_t which, uint8_t truth, int64_t at, double value);
 
 /* match_window.c */
-void series_take(match_engine *e, series *s, double x, int64_t at);
 int window_need(match_engine *e, uint32_t which, const match_view *view, window **found);
 window *window_find(match_engine *e, uint32_t which, const match_view *view);
-void window_learn(match_engine *e, uint32_t which, window *w, const stream *st);
+int window_learn(match_engine *e, uint32_t which, window *w, const stream *st);
 bool window_value(match_engine *e, const series *s, window *w, stream *st, double *value);
 values window_values(const series *s, const window *w);
+void gain_move(window *w, double from, double to, double sign); /* a step between two samples counts, or does not */
+void gain_clear(window *w);
 int window_guard(match_engine *e, uint32_t which, window *w);
 int window_guard_anew(match_engine *e, uint32_t which, window *w); /* its patience changed */
 void window_silence(match_engine *e, window *w);
@@ -288,7 +305,10 @@ void block_give(match_engine *e, void *old, size_t size);
 bool block_fit(match_engine *e, void **block, size_t size, size_t wanted); /* move what is in it to another */
 size_t block_room(size_t size);                 /* bytes that are taken for `size` of them */
 void *grown(void *old, size_t *room, size_t needed, size_t size);
-bool edges_reserve(match_engine *e, size_t count);
+bool edges_grow(match_engine *e, size_t count);
+static inline bool edges_reserve(match_engine *e, size_t count) { /* room for so many more */
+  return LIKELY(e->made + count <= e->edge_room) || edges_grow(e, count);
+}
 void emit(match_engine *e, uint32_t which, bool fires, int64_t at, double value);
 
 #endif

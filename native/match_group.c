@@ -155,7 +155,7 @@ int match_join(match_engine *e, uint32_t which, uint32_t member, int64_t at) {
   s = bag_stream(e, &w->bag, g->view.function, g->view.rank, 0, true);
   feed *feeds = s && s->fed < UINT16_MAX ? realloc(s->feeds, (s->fed + 1u) * sizeof *feeds) : NULL;
   if (feeds) s->feeds = feeds;
-  if (!feeds || window_guard(e, member, w)) {
+  if (!feeds || window_learn(e, member, w, s) || window_guard(e, member, w)) {
     series_prune(e, member);
     return MATCH_NO_MEMORY;
   }
@@ -166,7 +166,7 @@ int match_join(match_engine *e, uint32_t which, uint32_t member, int64_t at) {
   g->registered++;
   feeds[s->fed++] = (feed){.group = which, .slot = slot};
   stream_guard(s);
-  window_learn(e, member, w, s);
+  bag_unguard(&w->bag);
   window_age(e, member, w);
   double value = NAN;
   const series *from = SERIES(e) + member;

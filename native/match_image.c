@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define MAGIC 0x315245484354414dull /* also says the byte order */
-#define VERSION 3u
+#define VERSION 4u
 
 typedef struct head {
   uint64_t magic;
@@ -61,6 +61,7 @@ int64_t match_save(const match_engine *e, uint8_t *image, size_t room) {
     for (uint32_t k = 0; k < s->width; k++) {
       put(&w, s->windows + k, sizeof *s->windows);
       put_bag(&w, &s->windows[k].bag);
+      if (s->windows[k].change) put(&w, s->windows[k].change, sizeof(change));
     }
     put(&w, &x->patience, sizeof x->patience);
     put_list(&w, &x->watch), put_list(&w, &x->timers), put_list(&w, &x->eager);
@@ -150,7 +151,7 @@ static void get_stream(reader *r, stream *s) {
 
 static void get_bag(reader *r, bag *b, bool of_group) {
   uint16_t width = b->width;
-  b->streams = NULL, b->sorted = NULL, b->width = 0, b->room = 0;
+  b->streams = NULL, b->sorted = NULL, b->width = b->orders = 0, b->needs = 0;
   require(r, b->infinite <= b->count);
   if (r->e->scratch_room < b->count && !r->wrong && b->count <= r->left / sizeof(double)) {
     double *scratch = realloc(r->e->scratch, b->count * sizeof *scratch);
@@ -166,6 +167,8 @@ static void get_bag(reader *r, bag *b, bool of_group) {
     stream *s = b->streams + b->width;
     if (!get(r, s, sizeof *s)) *s = (stream){0};
     get_stream(r, s);
+    b->needs |= bag_needs(s->function);
+    require(r, !is_order(s->function) || b->orders++ == b->width);
     if (of_group) require(r, !s->fed && s->function != MATCH_LAST && s->function <= MATCH_LARGEST);
   }
 }
@@ -176,16 +179,19 @@ static void check_bag(reader *r, bag *b, values v) {
   for (uint32_t i = 0; i < v.count; i++) infinite += isinf(v.first[i]) != 0;
   for (uint32_t i = 0; i < v.rest; i++) infinite += isinf(v.second[i]) != 0;
   require(r, infinite == b->infinite);
-  for (uint32_t i = 0; i < b->width; i++)
-    if (is_order(b->streams[i].function)) stream_count(b->streams + i, v);
+  for (uint32_t i = 0; i < b->orders; i++) stream_count(b->streams + i, v);
+  bag_unguard(b);
 }
 
 static void get_window(reader *r, const series *s, window *w) {
-  bool kept = !w->smooths && (w->samples || w->span);
-  uint64_t count = s->head - w->tail;
+  bool kept = !w->smooths && (w->samples || w->span), changes = w->change != NULL;
+  uint64_t count = w->bag.count;
+  w->change = NULL;
   get_bag(r, &w->bag, false);
+  if (changes) w->change = get_block(r, 1, sizeof *w->change);
+  require(r, w->change || !(w->smooths || w->bag.needs & NEEDS_GAIN));
   require(r, w->timer == NONE || w->timer < r->head->timers);
-  require(r, !kept || (s->ring && count <= MASK(s) && w->bag.count == count && count <= r->head->longest));
+  require(r, !kept || (s->ring && count <= MASK(s) && count <= s->head && count <= r->head->longest));
   require(r, w->samples <= r->head->longest && (!w->samples || (s->ring && count <= w->samples && w->samples <= MASK(s))));
   require(r, w->span >= 0 && (!w->smooths || w->span));
   require(r, kept || !w->bag.count);
@@ -200,6 +206,7 @@ static void get_series(reader *r, series *s, extra *x) {
   bool ring = s->ring != NULL;
   uint16_t width = s->width;
   s->ring = NULL, s->windows = NULL, s->width = 0;
+  s->flags &= (uint8_t)~(SERIES_TIMED | SERIES_NEWEST);
   require(r, s->scale < 28);
   if (ring && !r->wrong) s->ring = get_block(r, MASK(s) + 1, SLOT);
   if (s->ring && r->e->scratch_room <= MASK(s)) {
@@ -214,6 +221,10 @@ static void get_series(reader *r, series *s, extra *x) {
     window *w = s->windows + s->width;
     if (get(r, w, sizeof *w)) get_window(r, s, w);
     else *w = (window){0};
+    bool newest = !w->samples && !w->span;
+    require(r, newest ? !s->width && w->bag.width == 1 : w->bag.width > 0);
+    if (newest) s->flags |= SERIES_NEWEST;
+    if (w->span && !w->smooths) s->flags |= SERIES_TIMED;
   }
   get(r, &x->patience, sizeof x->patience);
   get_list(r, &x->watch, r->head->rules), get_list(r, &x->timers, r->head->timers), get_list(r, &x->eager, r->head->rules);

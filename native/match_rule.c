@@ -248,7 +248,7 @@ static int need(match_engine *e, const match_term *t, uint32_t which, uint32_t r
   int wrong = window_need(e, t->source, &t->view, &w);
   if (wrong) return wrong;
   if (!(s = bag_stream(e, &w->bag, t->view.function, t->view.rank, 0, true))) return MATCH_NO_MEMORY;
-  window_learn(e, t->source, w, s);
+  if ((wrong = window_learn(e, t->source, w, s))) return wrong;
   if (whole && (wrong = window_guard(e, t->source, w))) return wrong;
   return stream_room(e, s, room);
 }
@@ -260,17 +260,19 @@ static void enter(match_engine *e, const match_term *t, const limit *limits, uin
   double value = NAN;
   bool known;
   int64_t at;
-  values v;
+  const series *from = SERIES(e) + (t->of_group ? 0 : t->source);
+  window *w = t->of_group ? NULL : window_find(e, t->source, &t->view);
+  values v = t->of_group ? group_values(e->groups + t->source) : window_values(from, w);
   uint8_t why = MATCH_UNKNOWN;
+  if (is_order(s->function)) stream_count(s, v);
   if (t->of_group) {
     group *g = e->groups + t->source;
-    known = group_value(e, g, s, &value), at = g->at, v = group_values(g);
+    known = group_value(e, g, s, &value), at = g->at;
     if (!known && g->registered && g->silent == g->registered) why = MATCH_SILENT;
   } else {
-    const series *from = SERIES(e) + t->source;
-    window *w = window_find(e, t->source, &t->view);
+    bag_unguard(&w->bag);
     window_age(e, t->source, w);
-    known = window_value(e, from, w, s, &value), at = from->time, v = window_values(from, w);
+    known = window_value(e, from, w, s, &value), at = from->time;
     if (w->silent) why = MATCH_SILENT;
   }
   if (known) {

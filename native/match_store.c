@@ -137,8 +137,7 @@ bool list_push(list *l, uint32_t item) {
   return true;
 }
 
-bool edges_reserve(match_engine *e, size_t count) {
-  if (LIKELY(e->made + count <= e->edge_room)) return true;
+bool edges_grow(match_engine *e, size_t count) {
   void *edges = grown(e->edges, &e->edge_room, e->made + count, sizeof *e->edges);
   if (edges) e->edges = edges;
   else e->broken = true;
@@ -154,12 +153,17 @@ void emit(match_engine *e, uint32_t which, bool fires, int64_t at, double value)
 size_t match_take(match_engine *e, match_edge *edges, size_t room) {
   size_t count = e->made - e->taken;
   if (count > room) count = room;
+  if (!count) return 0;
+  const match_edge *waiting = e->edges + e->taken;
   for (size_t i = 0; i < count; i++) {
-    edges[i] = e->edges[e->taken++];
-    uint32_t which = edges[i].rule, owner = TRUTHS(e)[which] & LEAF_FREE ? NONE : RULE_OF(e, which);
-    edges[i].owner = owner == NONE ? LEAVES(e)[which].rule : e->rules[owner].owner;
+    if (i + 8 < count) __builtin_prefetch(LEAVES(e) + waiting[i + 8].rule);
+    uint32_t which = waiting[i].rule;
+    leaf of = LEAVES(e)[which];
+    edges[i] = waiting[i];
+    edges[i].owner = TRUTHS(e)[which] & (LEAF_FREE | LEAF_WHOLE) ? of.rule : e->rules[of.rule].owner;
     edges[i].source = match_source(e, which);
   }
+  e->taken += count;
   if (e->taken == e->made) e->taken = e->made = 0;
   return count;
 }

@@ -53,7 +53,7 @@ uint32_t stream_rank(const stream *s, double value) { /* galloping from where it
 static HOT void cross(match_engine *e, stream *s, double value, int64_t at) {
   const uint32_t *names = NAMES(s);
   if (names) __builtin_prefetch(names + s->at);
-  uint32_t old = s->at, new = stream_rank(s, value);
+  uint32_t kinds = 0, old = s->at, new = stream_rank(s, value);
   uint32_t from = old < new ? old : new, to = old < new ? new : old;
   uint8_t *truths = TRUTHS(e);
   int64_t told = at == INT64_MIN ? e->clock : at;
@@ -63,18 +63,21 @@ static HOT void cross(match_engine *e, stream *s, double value, int64_t at) {
     if ((names[k] & NAME_KIND) == NAME_BETWEEN) truths[names[k] & NAME_LEAF] ^= LEAF_BETWEEN;
   if (s->fresh) from = 0, to = s->count, s->fresh = 0;
   stream_guard(s);
-  if (!edges_reserve(e, to - from)) return;
-  for (uint32_t k = from; k < to; k++) {
-    uint32_t name = names[k], which = name & NAME_LEAF;
-    if (UNLIKELY(name & (NAME_KIND | NAME_PART))) {
-      name_see(e, name, k < new, at, value);
-      continue;
-    }
-    uint8_t truth = (uint8_t)((k < new) ^ (name >> 31)); /* of a leaf that is all of its rule */
+  if (from == to || !edges_reserve(e, to - from)) return;
+  for (uint32_t k = from; k < to; k++) kinds |= names[k];
+  if (UNLIKELY(kinds & (NAME_KIND | NAME_PART))) {
+    for (uint32_t k = from; k < to; k++) name_see(e, names[k], k < new, at, value);
+    return;
+  }
+  match_edge *edge = e->edges + e->made;
+  for (uint32_t k = from; k < to; k++) { /* leaves that are all of their rules */
+    uint32_t which = names[k] & NAME_LEAF;
+    uint8_t truth = (uint8_t)((k < new) ^ (names[k] >> 31));
     if ((truths[which] & LEAF_TRUTH) == truth) continue;
     truths[which] = (uint8_t)((truths[which] & ~LEAF_TRUTH) | truth);
-    e->edges[e->made++] = (match_edge){.at = told, .value = value, .rule = which, .fires = truth};
+    *edge++ = (match_edge){.at = told, .value = value, .rule = which, .fires = truth};
   }
+  e->made = (size_t)(edge - e->edges);
 }
 
 static void forget(match_engine *e, stream *s, uint8_t truth, int64_t at) {
@@ -176,20 +179,26 @@ stream *bag_stream(match_engine *e, bag *b, uint32_t function, uint32_t rank, ui
   size_t size = b->width * sizeof(stream);
   if (!block_fit(e, (void **)&b->streams, size, size + sizeof(stream))) return NULL;
   stream *streams = b->streams;
-  streams[b->width] = (stream){.rank = rank, .function = (uint8_t)function, .asks = asks & 3, .fresh = 1,
-                               .lacks = MATCH_UNKNOWN};
-  stream_guard(streams + b->width);
+  stream *made = streams + b->width++;
+  if (is_order(function)) {
+    *made = streams[b->orders];
+    made = streams + b->orders++;
+  }
+  *made = (stream){.rank = rank, .function = (uint8_t)function, .asks = asks & 3, .fresh = 1, .lacks = MATCH_UNKNOWN};
+  stream_guard(made);
+  bag_unguard(b);
   e->counters.streams++;
-  return streams + b->width++;
+  return made;
 }
 
 void bag_prune(match_engine *e, bag *b) {
-  uint32_t kept = 0;
+  uint32_t kept = 0, orders = 0;
   b->needs = 0;
   for (uint32_t i = 0; i < b->width; i++) {
     stream *s = b->streams + i;
     if (s->count || s->fed) {
       b->needs |= bag_needs(s->function);
+      orders += is_order(s->function);
       b->streams[kept++] = *s;
       continue;
     }
@@ -198,6 +207,6 @@ void bag_prune(match_engine *e, bag *b) {
     free(s->feeds);
   }
   block_fit(e, (void **)&b->streams, b->width * sizeof *b->streams, kept * sizeof *b->streams);
-  b->width = (uint16_t)kept;
-  if (!(b->needs & NEEDS_ORDER)) free(b->sorted), b->sorted = NULL, b->room = 0;
+  b->width = (uint16_t)kept, b->orders = (uint16_t)orders;
+  if (!orders) free(b->sorted), b->sorted = NULL;
 }

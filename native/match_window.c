@@ -5,7 +5,7 @@
 #include <string.h>
 
 values window_values(const series *s, const window *w) {
-  uint64_t count = s->head - w->tail, from = w->tail & MASK(s), whole = MASK(s) + 1;
+  uint64_t count = w->bag.count, from = window_tail(s, w) & MASK(s), whole = MASK(s) + 1;
   if (!s->ring || !count) return (values){0};
   if (from + count <= whole) return (values){.first = s->ring + from, .count = (uint32_t)count};
   return (values){.first = s->ring + from, .count = (uint32_t)(whole - from),
@@ -13,28 +13,30 @@ values window_values(const series *s, const window *w) {
 }
 
 static void gain_add(window *w, double from, double to, double sign) {
-  if (to < from) { /* a counter that was reset rose from 0 */
-    exact_add(&w->gain, &w->lost, &w->rough, sign * to);
-    return;
-  }
-  double rest, by = two_sum(to, -from, &rest);
-  exact_add(&w->gain, &w->lost, &w->rough, sign * by);
-  if (rest != 0) exact_add(&w->gain, &w->lost, &w->rough, sign * rest);
+  double rest = 0, by = to < from ? to : two_sum(to, -from, &rest); /* a counter that was reset rose from 0 */
+  bool exact = exact_add(&w->change->value, &w->change->lost, sign * by);
+  if (rest != 0) exact &= exact_add(&w->change->value, &w->change->lost, sign * rest);
+  if (!exact) w->rough = 1;
+}
+
+void gain_clear(window *w) {
+  if (w->change) w->change->value = w->change->lost = 0;
+  w->rough = 0;
 }
 
 static void gain_count(const series *s, window *w) {
-  w->gain = w->lost = 0, w->rough = 0;
-  for (uint64_t i = w->tail + 1; i < s->head; i++) gain_add(w, s->ring[(i - 1) & MASK(s)], s->ring[i & MASK(s)], 1);
+  gain_clear(w);
+  for (uint64_t i = window_tail(s, w) + 1; i < s->head; i++) gain_add(w, s->ring[(i - 1) & MASK(s)], s->ring[i & MASK(s)], 1);
 }
 
-static void gain_move(window *w, double from, double to, double sign) {
+void gain_move(window *w, double from, double to, double sign) {
   if (w->bag.infinite || isinf(from) || isinf(to)) w->rough = 1;
   else gain_add(w, from, to, sign);
 }
 
 /* RATE and DELTA */
-static bool change(match_engine *e, const series *s, window *w, uint32_t function, double *value) {
-  uint64_t first = w->tail, last = s->head - 1, mask = MASK(s);
+static bool changed(match_engine *e, const series *s, window *w, uint32_t function, double *value) {
+  uint64_t first = window_tail(s, w), last = s->head - 1, mask = MASK(s);
   if (w->bag.count - w->bag.infinite < 2) return false;
   while (isinf(s->ring[first & mask])) first++;
   while (isinf(s->ring[last & mask])) last--;
@@ -42,10 +44,11 @@ static bool change(match_engine *e, const series *s, window *w, uint32_t functio
     *value = s->ring[last & mask] - s->ring[first & mask];
     return isfinite(*value);
   }
-  double milliseconds = (double)(TIMES(s)[last & mask] - TIMES(s)[first & mask]), thousand = w->gain * 1000;
+  const change *c = w->change;
+  double milliseconds = (double)(TIMES(s)[last & mask] - TIMES(s)[first & mask]), thousand = c->value * 1000;
   if (LIKELY(!w->rough && isfinite(thousand))) {
-    if (LIKELY(w->lost == 0 && fma(w->gain, 1000, -thousand) == 0)) return *value = thousand / milliseconds, true;
-    return *value = exact_ratio(w->gain, w->lost, 1000, milliseconds), isfinite(*value);
+    if (LIKELY(c->lost == 0 && fma(c->value, 1000, -thousand) == 0)) return *value = thousand / milliseconds, true;
+    return *value = exact_ratio(c->value, c->lost, 1000, milliseconds), isfinite(*value);
   }
   size_t count = 0;
   e->counters.exact++;
@@ -56,134 +59,13 @@ static bool change(match_engine *e, const series *s, window *w, uint32_t functio
   return isfinite(*value);
 }
 
-static bool ready(const series *s, const window *w) {
-  if (w->smooths) return w->started;
-  if (w->samples) return s->head - w->tail == w->samples;
-  if (w->span) return !w->blind && s->head > w->tail;
-  return (s->flags & SERIES_ANY) != 0;
-}
-
 bool window_value(match_engine *e, const series *s, window *w, stream *st, double *value) {
-  if (!ready(s, w) || w->silent) return false;
+  if (!window_ready(s, w) || w->silent) return false;
   switch (st->function) {
   case MATCH_LAST: return *value = s->newest, true;
-  case MATCH_EWMA: return *value = w->gain, isfinite(w->gain);
-  case MATCH_RATE: case MATCH_DELTA: return change(e, s, w, st->function, value);
+  case MATCH_EWMA: return *value = w->change->value, isfinite(*value);
+  case MATCH_RATE: case MATCH_DELTA: return changed(e, s, w, st->function, value);
   default: return bag_value(e, &w->bag, st, window_values(s, w), value);
-  }
-}
-
-/* What is the value of one of its streams? */
-static void look(match_engine *e, const series *s, window *w, stream *st, int64_t at) {
-  double value = NAN;
-  uint32_t from = st->at;
-  bool fresh = st->fresh, known = window_value(e, s, w, st, &value);
-  stream_see(e, st, known ? MATCH_TRUE : MATCH_UNKNOWN, value, at);
-  stream_moved(&w->bag, st, window_values(s, w), known, fresh || from != st->at);
-}
-
-static void see(match_engine *e, const series *s, window *w, int64_t at) {
-  bool is_ready = ready(s, w), plain = bag_is_plain(&w->bag);
-  for (uint32_t i = 0; i < w->bag.width; i++)
-    if (!is_ready || !bag_stays(&w->bag, w->bag.streams + i, plain)) look(e, s, w, w->bag.streams + i, at);
-}
-
-/* In a full window `x` takes the place of `old`: what nearly every sample does. */
-static inline void slide(match_engine *e, const series *s, window *w, double old, double x, int64_t at) {
-  bag *b = &w->bag;
-  if (UNLIKELY(b->sorted || !isfinite(x - old))) {
-    bag_exchange(b, old, x);
-    see(e, s, w, at);
-    return;
-  }
-  if (b->needs & NEEDS_SUM) sums_swap(b, old, x);
-  bool plain = bag_is_plain(b);
-  for (uint32_t i = 0; i < b->width; i++) {
-    stream *st = b->streams + i;
-    if (is_order(st->function)) order_swap(st, old, x);
-    if (UNLIKELY(!bag_stays(b, st, plain))) look(e, s, w, st, at);
-  }
-}
-
-static void leave(const series *s, window *w) { /* its oldest */
-  double old = s->ring[w->tail & MASK(s)];
-  if (w->bag.needs & NEEDS_GAIN && s->head - w->tail > 1) gain_move(w, old, s->ring[(w->tail + 1) & MASK(s)], -1);
-  bag_leave(&w->bag, old);
-  w->tail++;
-}
-
-static void expire(const series *s, window *w, int64_t now) { /* now - span may lie before the first millisecond */
-  while (w->tail < s->head && (uint64_t)now - (uint64_t)TIMES(s)[w->tail & MASK(s)] >= (uint64_t)w->span) leave(s, w);
-}
-
-static void smooth(window *w, double x, int64_t at) {
-  if (isinf(x)) return;
-  if (w->started) {
-    int64_t passed = at - w->last;
-    if (passed != w->until) w->lost = -expm1(-(double)passed / (double)w->span), w->until = passed;
-    w->gain += w->lost * (x - w->gain);
-  } else {
-    w->gain = x, w->started = 1;
-  }
-  w->last = at;
-}
-
-/* Room for one more sample: before it is written, for windows by time may have to grow. */
-HOT static bool make_room(match_engine *e, series *s, int64_t now) {
-  uint64_t oldest = s->head;
-  for (uint32_t i = 0; i < s->width; i++) {
-    window *w = s->windows + i;
-    if (!w->span || w->smooths) continue;
-    expire(s, w, now);
-    if (w->blind && now >= w->until) w->blind = 0;
-    if (s->head - w->tail >= e->longest || !bag_reserve(&w->bag, s->head - w->tail + 1)) {
-      w->blind = 1, w->until = now + w->span, w->tail = s->head;
-      w->gain = w->lost = 0, w->rough = 0;
-      bag_clear(&w->bag);
-      e->counters.overflows++;
-    }
-    if (w->tail < oldest) oldest = w->tail;
-  }
-  if (s->head - oldest < MASK(s)) return true;
-  if (ring_grow(e, s, s->head - oldest + 1)) return true;
-  e->broken = true;
-  return false;
-}
-
-HOT void series_take(match_engine *e, series *s, double x, int64_t at) {
-  uint64_t head = s->head;
-  double newest = s->newest;
-  if (s->ring) {
-    if (UNLIKELY(s->flags & SERIES_TIMED) && !make_room(e, s, at)) return;
-    s->ring[head & MASK(s)] = x;
-    TIMES(s)[head & MASK(s)] = at;
-    s->head = head + 1;
-  }
-  s->newest = x, s->time = at;
-  for (uint32_t i = 0; i < s->width; i++) {
-    window *w = s->windows + i;
-    if (w->smooths) {
-      smooth(w, x, at);
-    } else if (w->samples && head - w->tail == w->samples) { /* full: one leaves */
-      double old = s->ring[w->tail & MASK(s)];
-      if (UNLIKELY(w->bag.needs & NEEDS_GAIN) && w->samples > 1) {
-        gain_move(w, old, s->ring[(w->tail + 1) & MASK(s)], -1);
-        gain_move(w, newest, x, 1);
-      }
-      w->tail++;
-      slide(e, s, w, old, x, at);
-      continue;
-    } else if (w->samples || w->span) {
-      if (w->bag.needs & NEEDS_GAIN && head > w->tail) gain_move(w, newest, x, 1);
-      bag_enter(&w->bag, x);
-    } else { /* the newest value, and nothing else */
-      for (uint32_t k = 0; k < w->bag.width; k++) {
-        stream *st = w->bag.streams + k;
-        if (UNLIKELY(x < st->low || x >= st->high)) stream_see(e, st, MATCH_TRUE, x, at);
-      }
-      continue;
-    }
-    see(e, s, w, at);
   }
 }
 
@@ -230,10 +112,18 @@ int window_need(match_engine *e, uint32_t which, const match_view *view, window 
   size_t size = s->width * sizeof(window);
   if (!block_fit(e, (void **)&s->windows, size, size + sizeof(window))) return MATCH_NO_MEMORY;
   window *windows = s->windows;
-  windows[s->width] = (window){.tail = s->head, .span = view->span, .samples = view->samples, .smooths = smooths,
-                                 .timer = NONE};
-  if (view->span && kept) s->flags |= SERIES_TIMED;
+  change *made = smooths ? block_take(e, sizeof *made) : NULL;
+  if (smooths && !made) return MATCH_NO_MEMORY;
+  if (made) *made = (change){0};
   *found = windows + s->width++;
+  if (!kept && !smooths) { /* of the newest value */
+    windows[s->width - 1] = windows[0];
+    *found = windows;
+    s->flags |= SERIES_NEWEST;
+  }
+  **found = (window){.span = view->span, .samples = view->samples, .smooths = smooths, .timer = NONE, .change = made};
+  bag_unguard(&(*found)->bag);
+  if (view->span && kept) s->flags |= SERIES_TIMED;
   return 0;
 }
 
@@ -263,6 +153,7 @@ int window_guard_anew(match_engine *e, uint32_t which, window *w) { /* the old t
 void window_silence(match_engine *e, window *w) {
   w->silent = 1;
   for (uint32_t i = 0; i < w->bag.width; i++) stream_see(e, w->bag.streams + i, MATCH_SILENT, NAN, INT64_MIN);
+  bag_unguard(&w->bag);
 }
 
 /* Somebody who comes now finds it silent if it is, though nobody asked until now. */
@@ -274,30 +165,38 @@ void window_age(match_engine *e, uint32_t which, window *w) {
 }
 
 /* Stream `st` of the window is new: what its function needs, the window begins to keep. */
-void window_learn(match_engine *e, uint32_t which, window *w, const stream *st) {
+int window_learn(match_engine *e, uint32_t which, window *w, const stream *st) {
   series *s = SERIES(e) + which;
-  uint8_t needs = bag_needs(st->function), news = needs & (uint8_t)~w->bag.needs;
+  uint32_t needs = bag_needs(st->function), news = needs & ~(uint32_t)w->bag.needs;
+  if (news & NEEDS_GAIN && !w->change) {
+    if (!(w->change = block_take(e, sizeof *w->change))) return MATCH_NO_MEMORY;
+    *w->change = (change){0};
+  }
   w->bag.needs |= needs;
-  if (w->smooths || !(w->samples || w->span)) return;
+  if (w->smooths || !(w->samples || w->span)) return 0;
   if (news) bag_count(&w->bag, window_values(s, w));
   if (news & NEEDS_GAIN) w->bag.infinite ? (void)(w->rough = 1) : gain_count(s, w);
+  return 0;
 }
 
 void series_prune(match_engine *e, uint32_t which) {
   series *s = SERIES(e) + which;
   uint32_t kept = 0;
   bool rings = false;
-  s->flags &= (uint8_t)~SERIES_TIMED;
+  s->flags &= (uint8_t)~(SERIES_TIMED | SERIES_NEWEST);
   for (uint32_t i = 0; i < s->width; i++) {
     window *w = s->windows + i;
     bag_prune(e, &w->bag);
     if (!w->bag.width) {
       free(w->bag.sorted);
+      block_give(e, w->change, sizeof *w->change);
       if (w->timer != NONE) timer_close(e, w->timer);
       continue;
     }
+    bag_unguard(&w->bag);
     rings |= !w->smooths && (w->samples || w->span);
     if (w->span && !w->smooths) s->flags |= SERIES_TIMED;
+    if (!w->span && !w->samples) s->flags |= SERIES_NEWEST; /* it remains the first */
     s->windows[kept++] = *w;
   }
   block_fit(e, (void **)&s->windows, s->width * sizeof *s->windows, kept * sizeof *s->windows);
