@@ -46,7 +46,6 @@ _MINUTE, _DAY = 60_000, 86_400_000
 _SLACK = 60_000  # before a snapshot: what was on its way when it was taken, the engine tells apart
 _REPLAYED = 600_000  # of all metrics, before a start without a snapshot
 _ALERTS = 10_000  # of late, that a restart looks at
-_LEISURE = 4  # times as long as it took to keep what is around one alert: others need the interpreter too
 
 _log = logging.getLogger("mbroker.alerts")
 
@@ -197,10 +196,9 @@ class Desk:
         """Keep what is around alerts, one after the other; another thread looks for it."""
         while True:
             while (due := self._keeper.due(unix_ms())) is not None:
-                now, began = unix_ms(), time.monotonic()
+                now = unix_ms()
                 packed = await asyncio.to_thread(self._keeper.look, due, now)
                 self._try(self._keeper.keep, due, packed, now)
-                await asyncio.sleep(_LEISURE * (time.monotonic() - began))
             await asyncio.sleep(_TICK)
 
     def _tick(self) -> None:

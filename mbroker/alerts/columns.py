@@ -21,6 +21,7 @@ __all__ = ["deflate", "inflate", "pack_times", "pack_values", "unpack_times", "u
 _HEAD = struct.Struct("<bBqQq")  # decimals or _BITS, bytes of a step, first number, divisor of steps, shortest step
 _BITS = -1
 _DECIMALS = 6
+_SCALES = [10.0**digits for digits in range(_DECIMALS + 1)]
 _WHOLE = 1 << 53  # up to here every whole number is a double
 _LEVEL = 6
 _LONGEST = 1 << 24
@@ -61,16 +62,15 @@ def pack_values(values: array[float]) -> bytes:
     """Return *values* (code ``d``), NaN and all, in bytes that deflate well."""
     exact = values.tobytes()
     try:
-        low, high = min(values, default=0.0), max(values, default=0.0)
-        for digits in range(_DECIMALS + 1):
-            scale = 10.0**digits
-            if max(high, -low) * scale >= _WHOLE:
-                break
-            if not _are_decimals(values[:8], scale):
-                continue
-            whole = array("q", [round(value * scale) for value in values])
-            if array("d", [number / scale for number in whole]).tobytes() == exact:
-                return _pack_whole(digits, whole)
+        most = max(max(values, default=0.0), -min(values, default=0.0))
+        scales = [scale for scale in _SCALES if most * scale < _WHOLE]
+        if scales and _are_decimals(values[:8], scales[-1]):  # else they are none of fewer digits either
+            for digits, scale in enumerate(scales):
+                if not _are_decimals(values[:8], scale):
+                    continue
+                whole = array("q", [round(value * scale) for value in values])
+                if array("d", [number / scale for number in whole]).tobytes() == exact:
+                    return _pack_whole(digits, whole)
     except (ValueError, OverflowError):
         pass  # NaN and the infinities are no decimals
     bits = array("Q", exact)

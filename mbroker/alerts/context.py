@@ -9,28 +9,34 @@ from typing import Any, TypeAlias
 from mchannel import packing
 
 from .columns import deflate, inflate, pack_times, pack_values, unpack_times, unpack_values
+from .leisure import leisurely
 from .sample import Sample
 from .selector import Series
 
-__all__ = ["MOST", "Seen", "packed", "unpacked"]
+__all__ = ["MOST", "REST", "Seen", "packed", "unpacked"]
 
 Seen: TypeAlias = "tuple[Series, array[int], array[float]]"
 """A series, times (code ``q``) of samples of it and their values (code ``d``)."""
 
 MOST = 100_000
 """Samples that are kept around one edge of an alert, at most."""
+REST = 4.0
+"""Times as long as it works whoever looks for what is to be kept and packs it rests; see :mod:`.leisure`."""
 _LARGEST = 64 << 20
 _LIMITS = packing.Limits(binary=_LARGEST, items=1_000_000)
 
 
 def packed(seen: Iterable[Seen]) -> bytes:
-    """Return the first of what was *seen*, at most :data:`MOST` samples, in few bytes."""
+    """Return the first of what was *seen*, at most :data:`MOST` samples, in few bytes; it takes its time."""
     columns: list[list[object]] = []
+    clocks: dict[bytes, bytes] = {}  # many series are sampled together
     room = MOST
-    for series, times, values in seen:
+    for series, times, values in leisurely(seen, REST):
         count = min(room, len(times))
-        kept = pack_times(times[:count]), pack_values(values[:count])
-        columns.append([series.metric, sorted(series.endpoint), count, *kept])
+        clock = times[:count].tobytes()
+        if clock not in clocks:
+            clocks[clock] = pack_times(times[:count])
+        columns.append([series.metric, sorted(series.endpoint), count, clocks[clock], pack_values(values[:count])])
         room -= count
         if not room:
             break

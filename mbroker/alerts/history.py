@@ -21,7 +21,8 @@ from typing import Protocol, Self
 
 from mchannel.errors import JournalError
 
-from .context import Seen
+from .context import REST, Seen
+from .leisure import leisurely
 from .live import Live
 from .names import Names
 from .sample import Sample
@@ -145,7 +146,8 @@ class History:
             series = dict(self._names.series)
         order = sorted(series, key=lambda number: (series[number].metric, sorted(series[number].endpoint)))
         try:
-            segment = Segment.write(self._path(live.number, "sealed"), live.columns(order))
+            rest = 0.0 if live.is_overfull else 1.0
+            segment = Segment.write(self._path(live.number, "sealed"), live.columns(order, rest=rest))
         except OSError as error:
             self._explain(self._path(live.number, "sealed"), error)
             if error.errno == errno.ENOSPC and self._segments:
@@ -166,7 +168,8 @@ class History:
 
     def read(self, wanted: Accepts, begin: int, end: int) -> Iterator[Sample]:
         """Yield the samples of the series that are *wanted*, from *begin* to before *end*, in time order."""
-        series, found = self._sources(wanted, begin, end)
+        known, found = self._sources(begin, end)
+        series = {number: one for number, one in known if wanted.accepts(one)}
         sources = sorted(((source.begin, source) for source in found), key=lambda source: source[0])
         later = [*(first for first, _ in sources[1:]), math.inf]
         rest: list[Row] = []  # samples that may not be told before those of a later source
@@ -181,11 +184,12 @@ class History:
                 yield Sample(series[number], at, value)
 
     def columns(self, wanted: Accepts, begin: int, end: int) -> Iterator[Seen]:
-        """Yield the same samples series by series; one may come several times, of different times."""
-        series, sources = self._sources(wanted, begin, end)
+        """Yield the same samples series by series, at leisure; one may come several times, of different times."""
+        known, sources = self._sources(begin, end)
+        series = {number: one for number, one in leisurely(known, REST) if wanted.accepts(one)}
         for source in sources:
             try:
-                for number, times, values in source.columns(series.keys(), begin, end):
+                for number, times, values in source.columns(series.keys(), begin, end, rest=REST):
                     yield series[number], times, values
             except FileNotFoundError:
                 pass  # it became too old just now
@@ -193,12 +197,12 @@ class History:
                 assert isinstance(source, Segment)
                 self._explain(source.path, error)
 
-    def _sources(self, wanted: Accepts, begin: int, end: int) -> tuple[dict[int, Series], list[Segment | Live]]:
+    def _sources(self, begin: int, end: int) -> tuple[list[tuple[int, Series]], list[Segment | Live]]:
         with self._lock:
             known = list(self._names.series.items())
             segments = [one for one in self._segments if one.begin < end and one.end >= begin]
             lives = [live for live in self._lives if len(live.series)]
-        return {number: one for number, one in known if wanted.accepts(one)}, [*segments, *lives]
+        return known, [*segments, *lives]
 
     def _rows(self, source: Segment | Live, series: dict[int, Series], begin: int, end: int) -> Iterator[Row]:
         try:

@@ -112,8 +112,10 @@ class Keeper:
         """Return what to keep, packed; this takes its time, and may be done by another thread."""
         at = changed(due.alert)
         end = min(at + AROUND, now)
-        seen = self._past.columns(due.wanted, at - AROUND, end + 1)
-        return context.packed(sorted(seen, key=lambda one: not due.wanted.is_first(one[0])))
+        first, others = list[context.Seen](), list[context.Seen]()
+        for seen in self._past.columns(due.wanted, at - AROUND, end + 1):
+            (first if due.wanted.is_first(seen[0]) else others).append(seen)
+        return context.packed((*first, *others))
 
     def keep(self, due: Due, packed: bytes, now: int) -> None:
         """Keep it; when the book refuses, which is raised, it is due again later."""

@@ -12,6 +12,7 @@ import attrs
 from mchannel.errors import JournalError
 from mchannel.journal import MAX_RECORD, Journal
 
+from .leisure import leisurely
 from .segment import Columns, Row
 
 __all__ = ["Live"]
@@ -21,6 +22,7 @@ _LONG = 3_600_000  # milliseconds
 _ROW = 20  # bytes of a sample
 _MOST = MAX_RECORD // _ROW
 _FOREVER = 1 << 63
+_SLICE = 4096  # samples that are looked at at once
 
 
 @attrs.define(eq=False)
@@ -77,15 +79,21 @@ class Live:
         rows = zip(self.times, self.series, self.values, strict=False)
         return sorted(row for row in rows if row[1] in numbers and begin <= row[0] < end)
 
-    def columns(self, order: Iterable[int], begin: int = -_FOREVER, end: int = _FOREVER) -> Iterator[Columns]:
-        """Yield the columns of each series, in that *order*, from *begin* to before *end*."""
-        found: dict[int, tuple[array[int], array[float]]] = {number: (array("q"), array("d")) for number in order}
-        for number, at, value in zip(self.series, self.times, self.values, strict=False):  # as in rows
-            if number in found and begin <= at < end:
-                times, values = found[number]
-                times.append(at)
-                values.append(value)
-        for number, (times, values) in found.items():
+    def columns(
+        self, order: Iterable[int], begin: int = -_FOREVER, end: int = _FOREVER, *, rest: float = 0.0
+    ) -> Iterator[Columns]:
+        """Yield the columns of each series, in that *order*, from *begin* to before *end*; see :mod:`.leisure`."""
+        found: dict[int, tuple[array[int], array[float]]] = {
+            number: (array("q"), array("d")) for number in leisurely(order, rest)
+        }
+        for first in leisurely(range(0, len(self.series), _SLICE), rest):
+            some = (column[first : first + _SLICE] for column in (self.series, self.times, self.values))
+            for number, at, value in zip(*some, strict=False):  # as in rows
+                if number in found and begin <= at < end:
+                    times, values = found[number]
+                    times.append(at)
+                    values.append(value)
+        for number, (times, values) in leisurely(found.items(), rest):
             if times:
                 yield number, *_ascending(times, values)
 

@@ -22,6 +22,7 @@ import attrs
 from mchannel import packing
 
 from .columns import deflate, inflate, pack_times, pack_values, unpack_times, unpack_values
+from .leisure import leisurely
 
 __all__ = ["Columns", "Row", "Segment", "sync_folder"]
 
@@ -94,18 +95,22 @@ class Segment:
 
         Raises OSError, or ValueError if the file is damaged.
         """
-        return heapq.merge(*(_between(columns, begin, end) for columns in self._found(numbers, begin, end)))
-
-    def columns(self, numbers: Collection[int], begin: int, end: int) -> Iterator[Columns]:
-        """Yield the columns of the series *numbers* from *begin* to before *end*; raises what :meth:`rows` does."""
-        for number, times, values in self._found(numbers, begin, end):
-            first, last = bisect_left(times, begin), bisect_left(times, end)
-            if first < last:
-                yield number, times[first:last], values[first:last]
-
-    def _found(self, numbers: Collection[int], begin: int, end: int) -> list[Columns]:
         with self.path.open("rb", buffering=0) as file:
-            return list(_Reader(file.fileno(), self.size).series(numbers, begin, end))
+            reader = _Reader(file.fileno(), self.size)
+            found = list(reader.series(numbers, begin, end))
+        return heapq.merge(*(_between(columns, begin, end) for columns in found))
+
+    def columns(self, numbers: Collection[int], begin: int, end: int, *, rest: float = 0.0) -> Iterator[Columns]:
+        """Yield the columns of the series *numbers* from *begin* to before *end*; see :mod:`.leisure`.
+
+        Raises what :meth:`rows` does.
+        """
+        with self.path.open("rb", buffering=0) as file:
+            reader = _Reader(file.fileno(), self.size)
+            for number, times, values in leisurely(reader.series(numbers, begin, end), rest):
+                first, last = bisect_left(times, begin), bisect_left(times, end)
+                if first < last:
+                    yield number, times[first:last], values[first:last]
 
 
 def _footer(fd: int, size: int) -> tuple[int, ...]:
