@@ -8,8 +8,9 @@ whose rule it is and of which series.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, cast
 
 import attrs
@@ -26,6 +27,7 @@ __all__ = ["Engine", "Fired", "TooMuchError"]
 
 _FOREVER = 1 << 60
 _NEVER = -(1 << 63)
+_MOST_LOOKED = 4096  # series, when those are looked for that are gone
 
 
 class TooMuchError(Exception):
@@ -53,6 +55,17 @@ _FIRED: Callable[[type[Fired], tuple[Any, ...]], Fired] = cast("Any", tuple).__n
 class _Group:
     number: int
     users: int = 0
+    members: int = 0
+
+
+@attrs.define
+class _Ending:
+    """What of a rule ends."""
+
+    instances: set[int] = attrs.field(factory=set[int])
+    """The matcher's numbers of them."""
+    places: dict[int, None] = attrs.field(factory=dict[int, None])
+    """Where they are, if the rule is not simple."""
 
 
 @attrs.frozen
@@ -107,6 +120,7 @@ class Engine:
         self.problem = ""
         """What a rule lacks, in one line; empty when there is nothing."""
         self._slack = Slack(slack)
+        self._looked = 0  # where to go on to look for series that are gone
 
     @property
     def counters(self) -> Counters:
@@ -161,6 +175,7 @@ class Engine:
             self._kernel.remove(instance)
             self._at.pop(instance, None)
         self._release(followed.rule, *followed.at)
+        self._known.release(followed.at)
 
     def firing(self, number: int) -> frozenset[Endpoint]:
         """Return the keys of the alerts of a rule."""
@@ -237,20 +252,22 @@ class Engine:
     def save(self) -> bytes:
         """Return all that it knows; it ends the batch. Edges that were not taken yet are part of it."""
         self._waiting += self._fired(self._kernel.settle())
+        waiting = [
+            [fired.rule, self._known.place(fired.key), fired.firing, fired.at, fired.value] for fired in self._waiting
+        ]
         table = [
             [self._patience, self._nothing, self._next, self._slack.length, self._slack.held],
-            [[*endpoint] for endpoint in self._known.endpoints],
+            self._known.packed,
             [[metric, places.tobytes(), numbers.tobytes()] for metric, places, numbers in self._known.columns()],
             [self._packed(name, followed) for name, followed in self._rules.items()],
-            [
-                [fired.rule, self._known.place(fired.key), fired.firing, fired.at, fired.value]
-                for fired in self._waiting
-            ],
+            waiting,
         ]
         return image.packed(table, self._kernel.save())
 
     def _packed(self, name: int, followed: _Followed) -> list[object]:
-        groups = array("I", [group.number for place in followed.at for group in self._groups_of(followed.rule, place)])
+        groups = array(
+            "I", [group.number for place in followed.at for _, group in self._groups_at(followed.rule, place)]
+        )
         places, numbers = array("I", followed.at), array("I", followed.at.values())
         tree = arrays.arrays(followed.rule, Handling())
         return [name, tree, *(part.tobytes() for part in (followed.runs.pairs, places, numbers, groups))]
@@ -271,8 +288,7 @@ class Engine:
         self._patience, self._nothing, self._next, slack, held = head
         self._slack = Slack(slack, held)
         self._kernel.load(kernel)
-        for endpoint in endpoints:
-            self._known.place(frozenset(endpoint))
+        self._known = Places(endpoints)
         for metric, at, numbers in metrics:
             for place, number in zip(array("I", at), array("I", numbers), strict=True):
                 self._known.enter(metric, place, number)
@@ -281,12 +297,18 @@ class Engine:
             followed = self._rules[name] = _Followed(rule, Runs(runs))
             followed.at.update(zip(array("I", places), array("I", numbers), strict=True))
             self._at.update(zip(array("I", numbers), array("I", places), strict=True))
+            for place in followed.at:
+                self._known.hold(place)
             for leaf in leaves(rule.condition):
                 self._readers.file(leaf.selector, name)
             wanted = [(spread, place) for place in followed.at for spread in _spreads(rule)]
             for (spread, place), number in zip(wanted, array("I", groups), strict=True):
                 shared = self._groups.setdefault(spread.selector.metric, {}).setdefault(spread, {})
                 shared.setdefault(self._found(spread, place), _Group(number)).users += 1
+        for spread, shared in [each for kept in self._groups.values() for each in kept.items()]:
+            for place, _ in self._known.accepted(spread.selector):
+                for key in project(self._known.endpoints[place], spread.by) & shared.keys():
+                    shared[key].members += 1
         known = self._known.endpoints
         self._waiting = [Fired(rule, known[int(place)], fires, at, value) for rule, place, fires, at, value in waiting]
 
@@ -301,6 +323,7 @@ class Engine:
                 for key in project(series.endpoint, spread.by) & groups.keys():
                     with self._tolerant(series):
                         self._kernel.join(groups[key].number, number, at)
+                        groups[key].members += 1
         for name in self._readers.of(series):
             with self._tolerant(series):
                 self._show(name, place, series, number)
@@ -339,6 +362,100 @@ class Engine:
                 elif not rule.is_local and len(leaf.by) == len(rule.by):
                     yield from map(self._known.place, project(series.endpoint, leaf.by))
 
+    def unheard(self, before: int) -> list[int]:
+        """Return the numbers of series of which nothing was heard since the clock was *before*.
+
+        Looks at some thousands, and at the next ones when it is called again.
+        """
+        known, seen = self._known, self._kernel.seen
+        first = self._looked if self._looked < len(known.of) else 0
+        self._looked = first + _MOST_LOOKED
+        looked = range(first, min(self._looked, len(known.of)))
+        return [number for number in looked if known.series(number) is not None and seen(number) < before]
+
+    def forget(self, numbers: Iterable[int]) -> list[int]:
+        """Forget the series of *numbers*, and return which; their numbers may be those of others from now on.
+
+        Those stay of which samples wait, and those that an alert needs: one of their own endpoint that fires or looks
+        at others too, or one that fires of a group that would be empty. Other groups go on without them.
+        """
+        self._waiting += self._fired(self._kernel.take())  # edges name their rules and series by number
+        held = self._slack.numbers
+        known = ((number, self._known.series(number)) for number in numbers if number not in held)
+        going = {number: series for number, series in known if series is not None}
+        while True:
+            ends, needed = self._ends(going)
+            if not needed:
+                break
+            for number in needed:
+                del going[number]
+        for name, ending in ends.items():
+            followed = self._rules[name]
+            for instance in ending.instances:
+                self._kernel.remove(instance)
+                self._at.pop(instance, None)
+            followed.runs = followed.runs.without(ending.instances)
+            for place in ending.places:
+                del followed.at[place]
+            self._release(followed.rule, *ending.places)
+            self._known.release(ending.places)
+        for number, series in going.items():
+            for group in self._joined(series):
+                with suppress(KernelError):  # there was no room for it
+                    self._kernel.leave(group.number, number)
+                    group.members -= 1
+            self._kernel.close_series(number)
+        self._known.drop(going)
+        self._waiting += self._fired(self._kernel.settle())
+        return [*going]
+
+    def _joined(self, series: Series) -> Iterator[_Group]:
+        """Yield the groups that *series* is a member of."""
+        for spread, groups in self._groups.get(series.metric, {}).items():
+            if spread.selector.accepts(series):
+                yield from (groups[key] for key in project(series.endpoint, spread.by) & groups.keys())
+
+    def _ends(self, going: dict[int, Series]) -> tuple[dict[int, _Ending], set[int]]:
+        """Return of each rule what ends with those series, and which of them are needed."""
+        leaving = Counter(group.number for series in going.values() for group in self._joined(series))
+        readers: defaultdict[int, list[int]] = defaultdict(list)
+        for number, series in going.items():
+            for name in self._readers.of(series):
+                readers[name].append(number)
+        ends: dict[int, _Ending] = {}
+        needed: set[int] = set()
+        for name, numbers in readers.items():
+            followed, ending = self._rules[name], _Ending()
+            if followed.is_simple:
+                wanted = frozenset(numbers)
+                looking = [(one, source) for one in followed.runs if (source := self._kernel.source(one)) in wanted]
+                needed.update(source for one, source in looking if self._kernel.fires(one))
+                ending.instances.update(one for one, _ in looking)
+            else:
+                for number in numbers:
+                    needed.update(self._ends_at(followed, number, going, leaving, ending))
+            ends[name] = ending
+        return ends, needed
+
+    def _ends_at(
+        self, followed: _Followed, number: int, going: dict[int, Series], leaving: Mapping[int, int], ending: _Ending
+    ) -> Iterator[int]:
+        """Note which alerts of a rule that is not simple end with a series; yield its number if one needs it."""
+        rule = followed.rule
+        for place in dict.fromkeys(self._keys_of(rule, going[number])):
+            instance = followed.at.get(place)
+            if instance is None:  # there was no room for it
+                continue
+            if rule.is_local:
+                stays = any(source not in going for source in self._own(rule, place))
+            else:
+                stays = any(group.members > leaving[group.number] for group in self._finest(rule, place))
+            if not stays and not self._kernel.fires(instance):
+                ending.instances.add(instance)
+                ending.places[place] = None
+            elif rule.is_local or not stays:
+                yield number
+
     # -- instances
 
     def _instantiate(self, name: int, places: Sequence[int], sources: array[int]) -> None:
@@ -364,6 +481,8 @@ class Engine:
         else:
             followed.at.update(zip(places, made, strict=True))
             self._at.update(zip(made, places, strict=True))
+            for place in places:
+                self._known.hold(place)
 
     def _bind(self, followed: _Followed, place: int, series: Series, number: int) -> None:
         """Show the instance at *place* the *series* that it missed."""
@@ -402,12 +521,25 @@ class Engine:
             for member, number in self._known.accepted(spread.selector):
                 if found in project(self._known.endpoints[member], spread.by):
                     self._kernel.join(group.number, number)
+                    group.members += 1
         group.users += 1
         return group.number
 
-    def _groups_of(self, rule: Rule, place: int) -> Iterator[_Group]:
+    def _groups_at(self, rule: Rule, place: int) -> Iterator[tuple[_Spread, _Group]]:
         for spread in _spreads(rule):
-            yield self._groups[spread.selector.metric][spread][self._found(spread, place)]
+            yield spread, self._groups[spread.selector.metric][spread][self._found(spread, place)]
+
+    def _own(self, rule: Rule, place: int) -> Iterator[int]:
+        """Yield the series of the endpoint at *place* that *rule* looks at."""
+        endpoint = self._known.endpoints[place]
+        for leaf in leaves(rule.condition):
+            number = self._known.number(leaf.selector.metric, place)
+            if leaf.by is None and number is not None and leaf.selector.accepts(Series(leaf.selector.metric, endpoint)):
+                yield number
+
+    def _finest(self, rule: Rule, place: int) -> Iterator[_Group]:
+        """Yield the groups that the alert at *place* is of."""
+        return (group for spread, group in self._groups_at(rule, place) if len(spread.by) == len(rule.by))
 
     def _release(self, rule: Rule, *places: int) -> None:
         for place in places:

@@ -201,6 +201,14 @@ class Intake:
         held, origin.held = origin.held, deque(each for each in origin.held if each.run != declared.run)
         return [self._translated(source, origin, each, now) for each in held if each.run == declared.run]
 
+    def forget(self, numbers: Collection[int]) -> None:
+        """Know no longer the series that had these *numbers* of the engine's; they may be declared again."""
+        gone = frozenset(numbers)
+        for origin in self._sources.values() if gone else ():
+            origin.known = {series: number for series, number in origin.known.items() if number not in gone}
+            for table in origin.runs.values():
+                table[:] = [_UNKNOWN if number in gone else number for number in table]
+
     def columns(self, source: str, samples: Samples, now: int) -> Arrived:
         """Return what the engine is to match of *samples*; before its declaration a run has to wait for it."""
         origin = self._source(source, now)

@@ -16,14 +16,27 @@ Pair = tuple[str, str]
 class Places:
     """Numbers of series, and *places*: numbers of endpoints and groups, which are kept once however many name them."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoints: Iterable[Iterable[Pair] | None] = ()) -> None:
+        """Know the places of *endpoints*, in their order; None: a place that is free."""
         self.endpoints: list[Endpoint] = []
-        """By place."""
+        """By place; of a place that is free, the empty one."""
         self.of = array("I")
         """The places of series, by their numbers."""
+        self._named: list[str] = []  # the metrics of series, by their numbers; "" if there is none of that number
+        self._uses = array("I")  # of places: series, and alerts that are not of one series
+        self._free: list[int] = []
         self._places: dict[Endpoint, int] = {}
         self._having: dict[Pair, array[int]] = {}
         self._metrics: dict[str, dict[int, int]] = {}
+        gaps: list[int] = []
+        for endpoint in endpoints:
+            if endpoint is None:
+                gaps.append(len(self.endpoints))
+                self.endpoints.append(Endpoint())
+                self._uses.append(0)
+            else:
+                self.place(Endpoint(endpoint))
+        self._free = gaps
 
     def __len__(self) -> int:
         """Return how many series there are."""
@@ -46,8 +59,14 @@ class Places:
         """Return the place of *endpoint*, a new one if it has none."""
         place = self._places.get(endpoint)
         if place is None:
-            place = self._places[endpoint] = len(self.endpoints)
-            self.endpoints.append(endpoint)
+            if self._free:
+                place = self._free.pop()
+                self.endpoints[place] = endpoint
+            else:
+                place = len(self.endpoints)
+                self.endpoints.append(endpoint)
+                self._uses.append(0)
+            self._places[endpoint] = place
             for pair in endpoint:
                 self._having.setdefault(pair, array("I")).append(place)
         return place
@@ -64,9 +83,54 @@ class Places:
     def enter(self, metric: str, place: int, number: int) -> None:
         """Note that the series of *metric* at *place* has that *number*."""
         self._metrics.setdefault(metric, {})[place] = number
-        if number >= len(self.of):
-            self.of.extend(bytes(number + 1 - len(self.of)))
-        self.of[number] = place
+        if (more := number + 1 - len(self.of)) > 0:
+            self.of.extend(bytes(more))
+            self._named.extend([""] * more)
+        self.of[number], self._named[number] = place, metric
+        self.hold(place)
+
+    def series(self, number: int) -> Series | None:
+        """Return the series of that *number*; None if there is none."""
+        metric = self._named[number] if number < len(self._named) else ""
+        return Series(metric, self.endpoints[self.of[number]]) if metric else None
+
+    def drop(self, numbers: Iterable[int]) -> None:
+        """Forget the series of *numbers*, and the places that nobody else uses."""
+        places: list[int] = []
+        for number in numbers:
+            metric, place = self._named[number], self.of[number]
+            self._named[number] = ""
+            del self._metrics[metric][place]
+            if not self._metrics[metric]:
+                del self._metrics[metric]
+            places.append(place)
+        self.release(places)
+
+    def hold(self, place: int) -> None:
+        """Note one more use of *place*."""
+        self._uses[place] += 1
+
+    def release(self, places: Iterable[int]) -> None:
+        """Note the end of one use of each of *places*; those that nobody uses are free."""
+        ended: set[int] = set()
+        for place in places:
+            self._uses[place] -= 1
+            if not self._uses[place]:
+                ended.add(place)
+        for pair in {pair for place in ended for pair in self.endpoints[place]}:
+            self._having[pair] = array("I", [place for place in self._having[pair] if place not in ended])
+            if not self._having[pair]:
+                del self._having[pair]
+        for place in ended:
+            del self._places[self.endpoints[place]]
+            self.endpoints[place] = Endpoint()
+        self._free += sorted(ended)
+
+    @property
+    def packed(self) -> list[list[Pair] | None]:
+        """The endpoints by place, None where one is free; what is made of it has the same places."""
+        free = frozenset(self._free)
+        return [None if place in free else [*endpoint] for place, endpoint in enumerate(self.endpoints)]
 
     def columns(self) -> Iterator[tuple[str, array[int], array[int]]]:
         """Yield each metric with the places and the numbers of its series."""
@@ -101,6 +165,12 @@ class Runs:
                 pairs[-1] += 1
             else:
                 pairs.extend((number, 1))
+
+    def without(self, numbers: Collection[int]) -> Runs:
+        """Return the others."""
+        made = Runs()
+        made.add(number for number in self if number not in numbers)
+        return made
 
     def __iter__(self) -> Iterator[int]:
         """Yield them in their order."""

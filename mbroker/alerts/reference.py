@@ -127,6 +127,13 @@ class Reference:
         history.is_hushed = history.is_hushed or self._now - history.heard >= self._patience(history)
         history.interval = interval or 0
 
+    def forget(self, *series: Series) -> None:
+        """Know nothing of *series* any more; alerts that exist because of them alone end without an edge."""
+        for one in series:
+            del self._histories[one]
+        stay = {key for one in self._histories for key in self._keys(one)}
+        self._alerts = {key: alert for key, alert in self._alerts.items() if key in stay}
+
     def tick(self, now: int) -> list[Change]:
         """Return the edges that the time itself makes, and those of adding the rule; *now* never runs backwards."""
         self._now = now

@@ -23,6 +23,11 @@ class Slack:
         heapq.heapify(self.held)
         self._arrived = 1 + max((arrived for _, arrived, _, _ in self.held), default=0)
 
+    @property
+    def numbers(self) -> set[int]:
+        """The series of which it holds samples."""
+        return {number for _, _, number, _ in self.held}
+
     def put(self, numbers: array[int], values: array[float], times: array[int]) -> None:
         """Hold samples."""
         for number, value, at in zip(numbers, values, times, strict=True):

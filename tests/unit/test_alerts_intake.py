@@ -289,3 +289,21 @@ def test_nobody_changes_how_often_series_of_others_are_read(
     intake.declare("web1", Declared(1, 0, (Named("load"),), 10_000), NOW)
     intake.declare("web2", Declared(1, 0, (Named("load", (("domain", "web1"),)), Named("load")), 60_000), NOW)
     assert paces == {100: 10_000, 101: 60_000}
+
+
+def test_what_is_forgotten_counts_no_more_and_is_asked_for_when_it_comes_back(
+    made: Callable[..., Intake], names: Names
+) -> None:
+    intake = made(series=2)
+    intake.declare("web1", many(2), NOW)
+    intake.declare("web2", many(1), NOW)
+    intake.forget([101])
+    said = samples((0, 1.0, NOW), (1, 2.0, NOW))
+    assert passed(intake, "web1", said) == [(100, 1.0, NOW)]
+    assert passed(intake, "web2", samples((0, 1.0, NOW))) == [(102, 1.0, NOW)]
+    assert (intake.asks_again("web1", NOW), intake.asks_again("web2", NOW)) == (True, False)
+    names.clear()
+    names[Series("another", Endpoint())] = 101
+    intake.declare("web1", declared(Named("metric0"), Named("new")), NOW)
+    assert passed(intake, "web1", said) == [(100, 1.0, NOW), (101, 2.0, NOW)]
+    assert complaints(intake, NOW + 60_000) == ["web1: refused 1 samples of series that were not declared"]

@@ -18,6 +18,7 @@ from mbroker.alerts.language import Subscription
 from mbroker.alerts.reference import Change, Reference
 from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Endpoint, Series
+from mbroker.alerts.tree import leaves
 
 START = 1_000_000
 HOSTS = [frozenset({("host", f"h{n}"), ("rack", f"r{n % 2}")}) for n in range(4)]
@@ -163,6 +164,125 @@ def test_a_series_is_silent_after_three_intervals_of_its_own_if_they_are_longer(
     assert [fired.firing for fired in engine.batch(START, [Sample(Series("load", HOSTS[0]), START, 9.0)])] == [True]
     assert engine.tick(START + patience - 1) == []
     assert [(fired.firing, fired.at) for fired in engine.tick(START + patience)] == [(False, START + patience)]
+
+
+@pytest.mark.parametrize("text", RULES)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_goes_on_without_series_that_are_gone_is_what_the_reference_says(text: str, seed: int) -> None:
+    rule, dice = Subscription.parse(text).rule, random.Random(f"{seed} forgotten {text}")
+    engine, reference = Engine(START), Reference(rule, START)
+    number = engine.add(rule)
+    gone = 0
+    for now, samples in stream(dice, 60):
+        assert by_key(engine.batch(now, samples)) == by_key(reference.batch(now, samples)), (text, now, samples)
+        if dice.random() < 0.3:
+            firing = engine.firing(number)
+            unheard = {one: engine.places.series(one) for one in engine.unheard(now - dice.choice([-1, 500, 3000]))}
+            forgotten = [series for one in engine.forget(unheard) if (series := unheard[one]) is not None]
+            gone += len(forgotten)
+            reference.forget(*forgotten)
+            if all(leaf.by is None for leaf in leaves(rule.condition)):
+                assert engine.firing(number) == firing
+        engine = Engine.load(engine.save()) if dice.random() < 0.1 else engine
+    assert gone
+    engine.remove(number)
+    assert engine.counters.rules == 0
+
+
+CHURNED = [
+    "load > 5 nodata clear",
+    "load > 5 and temp > 5",
+    "mean(load) > 5",
+    "sum(load) by (job) > 5",
+    "load > 5 and mean(temp) by (job) > 5",
+]
+
+
+@pytest.mark.parametrize("text", CHURNED)
+def test_names_that_come_and_go_take_no_more_than_those_that_are_there(text: str) -> None:
+    engine = Engine(START)
+    engine.add(Subscription.parse(text).rule)
+    taken, left = set[tuple[int, ...]](), set[int]()
+    for life in range(20):
+        now = START + life * 100_000
+        jobs = [frozenset({("host", "h0"), ("job", f"j{life} {n}")}) for n in range(50)]
+        engine.batch(now, [Sample(Series(metric, job), now, 1.0) for job in jobs for metric in ("load", "temp")])
+        engine.tick(now + 90_000)
+        counters, known = engine.counters, engine.places
+        taken.add((counters.rules, counters.streams, counters.series, len(known.endpoints), len(known.of)))
+        assert len(known.values("job")) == 50
+        assert len(engine.forget(engine.unheard(now + 1))) == 100
+        assert (len(known), known.values("job"), engine.counters.streams) == (0, set(), 0)
+        left.add(len(engine.save()))
+    assert (len(taken), len(left)) == (1, 1)
+
+
+def test_series_that_are_gone_are_looked_for_in_turn() -> None:
+    engine = Engine(START)
+    numbers = {engine.number(Series(f"m{n}", HOSTS[0])) for n in range(10_000)}
+    engine.tick(START + 1)
+    found = [engine.unheard(START + 1) for _ in range(4)]
+    assert set().union(*found[:3]) == numbers
+    assert (max(map(len, found)) < 5000, found[3]) == (True, found[0])
+    assert engine.unheard(START) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "metrics", "needed"),
+    [
+        ("load > 5", "load", True),
+        ("load > 5", "temp", False),
+        ("load > 5 and temp > 5", "load temp", True),
+        ("load > 9 and temp > 5", "load temp", False),
+        ("load > 9 and temp > 5", "load", True),  # the other series of the alert is still there
+        ("mean(load) > 5", "load", True),
+        ("mean(load) > 9", "load", False),
+        ("absent(load[5s])", "load", True),
+    ],
+)
+def test_a_series_stays_while_an_alert_needs_it(text: str, metrics: str, needed: bool) -> None:
+    engine = Engine(START)
+    rule = engine.add(Subscription.parse(text).rule)
+    engine.batch(START, [Sample(Series(metric, HOSTS[0]), START, 7.0) for metric in ("load", "temp")])
+    engine.tick(START + 5000)
+    firing = engine.firing(rule)
+    numbers = [engine.number(Series(metric, HOSTS[0])) for metric in metrics.split()]
+    assert engine.forget(numbers) == ([] if needed else numbers)
+    assert engine.firing(rule) == firing
+
+
+def test_a_group_goes_on_without_a_member_that_is_gone() -> None:
+    engine = Engine(START)
+    rule = engine.add(Subscription.parse("all(load) > 5").rule)
+    engine.batch(START, [Sample(Series("load", host), START, 9.0) for host in HOSTS[:2]])
+    assert engine.firing(rule)
+    engine.batch(START + 60_000, [Sample(Series("load", HOSTS[0]), START + 60_000, 1.0)])
+    assert engine.firing(rule)  # one of two is silent, so that nobody knows
+    assert engine.forget(engine.unheard(START + 1)) == [engine.number(Series("load", HOSTS[1]))]
+    assert [fired.firing for fired in engine.tick(START + 60_001)] == [False]
+
+
+def test_a_number_that_is_free_again_is_of_another_series() -> None:
+    engine = Engine(START)
+    rule = engine.add(Subscription.parse("load > 5").rule)
+    first = engine.number(Series("load", HOSTS[0]))
+    assert engine.forget([first]) == [first]
+    assert engine.push(START, array("I", [first]), array("d", [9.0]), array("q", [START])) == []
+    assert engine.number(Series("load", HOSTS[1])) == first
+    edges = engine.push(START, array("I", [first]), array("d", [9.0]), array("q", [START]))
+    assert edges == [Fired(rule, HOSTS[1], True, START, 9.0)]
+
+
+def test_a_snapshot_has_the_places_that_are_free() -> None:
+    engine = Engine(START)
+    rule = engine.add(Subscription.parse("load > 5 or temp > 5").rule)
+    numbers = [engine.number(Series("load", host)) for host in HOSTS]
+    engine.forget(numbers[1:3])
+    engine = Engine.load(engine.save())
+    assert engine.places.endpoints == [HOSTS[0], Endpoint(), Endpoint(), HOSTS[3]]
+    edges = engine.batch(START, [Sample(Series("load", host), START, 9.0) for host in HOSTS])
+    assert {fired.key for fired in edges} == set(HOSTS) == engine.firing(rule)
+    assert len(engine.places.endpoints) == 4
 
 
 SHARING = [
