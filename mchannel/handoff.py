@@ -30,11 +30,13 @@ class Handoff:
     """Messages up to this number may have been seen by a broker that died earlier."""
     author: bytes
     """Who wrote :attr:`unacknowledged`, as the agent was told; see :class:`mchannel.frame.Welcome`."""
+    foreign: int = 0
+    """Bytes of the window that messages of brokers that died earlier take, as the agent has not read them."""
 
     def encode(self) -> bytes:
         """Return the handoff as bytes."""
         terms = self.terms.fields()
-        numbers = (self.epoch, self.received, self.base, self.unsure)
+        numbers = (self.epoch, self.received, self.base, self.unsure, self.foreign)
         return pack((self.session, self.name, self.author, terms, numbers, self.unacknowledged))
 
     @classmethod
@@ -42,14 +44,15 @@ class Handoff:
         """Parse *data*; raise :class:`ProtocolError` when it is malformed."""
         try:
             session, name, author, terms, numbers, kept = unpack(data, Limits(text=255, binary=1 << 30, items=1 << 22))
-            epoch, received, base, unsure = _numbers(numbers)
+            epoch, received, base, unsure, foreign = _numbers(numbers)
             if not (isinstance(session, bytes) and isinstance(name, str) and len(session) == 16):
                 raise ValueError("malformed")
             if not (isinstance(author, bytes) and len(author) == 8):
                 raise ValueError("nobody wrote it")
-            if not (epoch < 1 << 32 and base > 0):
+            agreed = Terms.parse(terms)
+            if not (epoch < 1 << 32 and base > 0 and foreign <= agreed.window):
                 raise ValueError("numbers out of range")
-            return cls(session, name, epoch, Terms.parse(terms), received, base, _payloads(kept), unsure, author)
+            return cls(session, name, epoch, agreed, received, base, _payloads(kept), unsure, author, foreign)
         except ValueError as error:
             raise ProtocolError(f"not a session that was handed over: {error}") from None
 

@@ -280,7 +280,7 @@ class Session:
         kept, reader = tuple(self.writer.unacked), self.reader
         terms, base = self.terms, self.writer.base
         numbers = (reader.done, base, kept, reader.unsure)
-        found = Handoff(self.session, self.name, self.epoch, terms, *numbers, self.author)
+        found = Handoff(self.session, self.name, self.epoch, terms, *numbers, self.author, self.writer.foreign)
         self._let_go()
         return found
 
@@ -295,7 +295,9 @@ class Session:
         taken.state = State.SUSPENDED
         taken._agreed, taken._known = True, not overtaken
         taken.reader = Reader(found.received, found.unsure)
-        taken.writer, taken.author = Writer(found.base, found.unacknowledged), found.author
+        taken.writer, taken.author = Writer(found.base, found.unacknowledged, found.foreign), found.author
+        if found.terms.delivery is Delivery.LATEST:
+            taken.writer.keep_newest()
         return taken
 
     def close(self) -> None:
@@ -454,6 +456,8 @@ class Session:
         else:
             self.reader.skip_to(hello.base)  # another broker took care of what came before
         self.writer.count_on(hello.received, dict(hello.authors).get(self.author))
+        if terms.delivery is Delivery.ALL:
+            self.writer.share(frame.ack, terms)
         self.epoch = frame.epoch
         self.outgoing.clear()
         welcome = Welcome(self.session, self.terms, received, self.writer.base, self.author)
@@ -494,15 +498,14 @@ class Session:
         self._retry_due = self._suspend_until = None
         self._hear(now)
         if self.terms.delivery is Delivery.LATEST:
-            while len(writer.unacked) > 1:
-                writer.forget_first()
+            writer.keep_newest()
         self._data_of_many(*writer.after(max(received, self._ahead)))
 
     def _on_data(self, epoch: int, number: int, ack: int, flags: int, body: bytes, now: float) -> None:
         if epoch != self.epoch or not self._shaken:
             return  # a leftover of an earlier connection
         self._hear(now)
-        if ack >= self.writer.base:
+        if ack >= self.writer.base or self.writer.foreign:
             self._on_ack(ack)
         reader, terms = self.reader, self.terms
         most = terms.window + terms.max_message + OVERHEAD

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from mchannel.errors import ProtocolError
-from mchannel.frame import MOST_TOGETHER, OVERHEAD
+from mchannel.frame import MOST_TOGETHER, OVERHEAD, Terms
 
 __all__ = ["Writer", "batches"]
 
@@ -18,12 +18,17 @@ _ITEM = 5
 class Writer:
     """Messages from the first that the peer has not acknowledged, numbered without gaps."""
 
-    def __init__(self, base: int = 1, unacked: Iterable[bytes] = ()) -> None:
+    def __init__(self, base: int = 1, unacked: Iterable[bytes] = (), foreign: int = 0) -> None:
         self.base = base
         """Number of the first in ``unacked``, or of the next one to be written."""
         self.unacked = deque(unacked)
-        self.size = sum(len(payload) + OVERHEAD for payload in self.unacked)
-        """Bytes in ``unacked`` as the window counts them: with their headers, so that empty messages count too."""
+        self.size = foreign + sum(len(payload) + OVERHEAD for payload in self.unacked)
+        """Bytes in ``unacked`` as the window counts them: with their headers, so that empty messages count too.
+
+        And ``foreign``.
+        """
+        self.foreign = foreign
+        """Most bytes that wait at the peer, unread, of writers that died: of them are the numbers before ``base``."""
         self.sent = 0
         """Highest number that ever left for the peer."""
         self.held = False
@@ -37,7 +42,7 @@ class Writer:
     def put(self, payload: bytes, window: int) -> bool:
         """Number *payload*; False when it does not fit into the *window*. One always does."""
         size = self.size + len(payload) + OVERHEAD
-        if size > window and self.unacked:
+        if size > window and (self.unacked or self.foreign):
             return False
         self.unacked.append(payload)
         self.size = size
@@ -67,9 +72,17 @@ class Writer:
         count = number - self.base + 1
         if count > len(self.unacked):
             raise ProtocolError("the peer acknowledges what was never sent")
+        if self.foreign and count >= 0:
+            self.size -= self.foreign
+            self.foreign = 0
         for _ in range(count):
             self.size -= len(self.unacked.popleft()) + OVERHEAD
             self.base += 1
+
+    def keep_newest(self) -> None:
+        """Latest only: give up all but the newest."""
+        while len(self.unacked) > 1:
+            self.forget_first()
 
     def forget_first(self) -> None:
         """Give up the oldest."""
@@ -88,6 +101,17 @@ class Writer:
             while self.unacked and self.base <= mine:
                 self.forget_first()
             self.base = received + 1
+
+    def share(self, read: int, terms: Terms) -> None:
+        """Leave room in the window for what others wrote, as the peer has *read* up to that number only.
+
+        The window is what the peer has room for. How long those messages are it does not say, so
+        each counts as the longest.
+        """
+        unread = max(0, self.base - 1 - read)
+        foreign = min(terms.window, unread * (terms.max_message + OVERHEAD))
+        self.size += foreign - self.foreign
+        self.foreign = foreign
 
     def after(self, number: int) -> tuple[int, Iterable[bytes]]:
         """Return the messages after *number* with the number of the first."""

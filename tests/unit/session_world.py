@@ -27,6 +27,8 @@ class _Connection:
     def __init__(self) -> None:
         self.to_broker: deque[bytes] = deque()
         self.to_agent: deque[bytes] = deque()
+        self.broker: Any = None
+        """Whose it is since HELLO came by it. Until then nothing else is heard."""
 
 
 class _Written:
@@ -83,7 +85,7 @@ class World:
             self.broker = None
             self.crashes += 1
             self.fresh = True
-        self.reconnect()
+        self._reach_another()
 
     def hand_over(self) -> None:
         """Another broker process goes on with a suspended session."""
@@ -91,7 +93,14 @@ class World:
             old, data = self.broker, self.broker.handoff().encode()
             self.broker = self.session.Session.take_up(Handoff.decode(data), self.session.Timing())
             assert old.state is State.CLOSED
-            self.reconnect()
+            self._reach_another()
+
+    def _reach_another(self) -> None:
+        """What was on its way to one broker reaches no other."""
+        self.disconnect()
+        for connection in self.stale:
+            connection.to_broker.clear()
+        self.reconnect()
 
     # --- the network ------------------------------------------------------------------------
 
@@ -147,21 +156,28 @@ class World:
     def _arrive(self, data: bytes, connection: _Connection) -> None:
         """Do as a gate does: find the session, or begin one, or ask who is there."""
         frame = Frame.decode(data, MAX_MESSAGE)
-        if frame.kind is Kind.HELLO and Hello.decode(frame.body).session != self.id:
-            return  # of an agent that is dead
+        if frame.kind is Kind.HELLO:
+            if Hello.decode(frame.body).session != self.id:
+                return  # of an agent that is dead
+        elif self.broker is None or connection.broker is not self.broker:
+            connection.to_agent.append(Frame(Kind.CALL, frame.epoch).encode())
+            return
         if self.broker is None:
-            if frame.kind is not Kind.HELLO:
-                connection.to_agent.append(Frame(Kind.CALL, frame.epoch).encode())
-                return
             terms = Terms(MAX_MESSAGE, WINDOW, Delivery.ALL)
             self.broker = self.session.Session(self.session.Role.BROKER, self.id, terms, self.session.Timing())
             self.brokers += 1
             self.from_brokers.append(_Written(f"broker{self.brokers}"))
+        connection.broker = self.broker
         self._take(self.broker, data)
 
     def _take(self, end: Any, data: bytes) -> None:
+        frame, epoch, state, base = Frame.decode(data, MAX_MESSAGE), end.epoch, end.state, end.writer.base
         end.receive(data, self.now)
         assert end.failure is None, f"an honest peer was thrown out: {end.failure}"
+        if frame.epoch == epoch == end.epoch and state is State.OPEN:
+            assert end.writer.base > frame.ack, f"{frame.ack} was acknowledged, and is kept"
+        elif frame.epoch < epoch and frame.kind is not Kind.CALL:
+            assert (end.state, end.writer.base) == (state, base), "a leftover of an earlier connection was heard"
         held = sum(len(payload) + OVERHEAD for _, payload, _ in end.reader.inbox)
         assert held <= WINDOW + MAX_MESSAGE + OVERHEAD, f"{held} bytes wait to be read"
 

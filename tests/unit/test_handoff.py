@@ -15,7 +15,9 @@ from mchannel.transport import Delivery
 GOOD = Handoff(bytes(16), "agent", 1, Terms(4096, 65536, Delivery.ALL), 0, 1, (b"one", b"two"), 0, bytes(8))
 
 
-@pytest.mark.parametrize("changes", [{}, {"epoch": (1 << 32) - 1}, {"base": 1 << 40, "received": 1 << 40}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"epoch": (1 << 32) - 1}, {"foreign": 65536}, {"base": 1 << 40, "received": 1 << 40}]
+)
 def test_a_handoff_survives_the_way_as_bytes(changes: dict[str, Any]) -> None:
     found = attrs.evolve(GOOD, **changes)
     assert Handoff.decode(found.encode()) == found
@@ -26,6 +28,7 @@ def test_a_handoff_survives_the_way_as_bytes(changes: dict[str, Any]) -> None:
     [
         ({"epoch": 1 << 32}, "out of range"),
         ({"base": 0}, "out of range"),
+        ({"foreign": 65537}, "out of range"),
         ({"epoch": -1}, "a number was expected"),
         ({"received": 1 << 63}, "a number was expected"),
         ({"author": bytes(7)}, "nobody wrote it"),

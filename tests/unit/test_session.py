@@ -19,6 +19,7 @@ from mchannel.frame import (
     Welcome,
     messages,
 )
+from mchannel.handoff import Handoff
 from mchannel.packing import pack
 from mchannel.session import Role, Session, Timing
 from mchannel.transport import Delivery
@@ -55,6 +56,18 @@ def sent(session: Session) -> list[Frame]:
     frames = [Frame.decode(each, MOST_TOGETHER) for each in session.outgoing]
     session.outgoing.clear()
     return frames
+
+
+def test_a_successor_leaves_room_for_what_an_agent_has_unread_of_a_broker_that_died() -> None:
+    successor = Session(Role.BROKER, NAME, TERMS, Timing())
+    successor.receive(hello(1, received=3), NOW)
+    assert not successor.send(b"as long as the unread ones may be, nothing fits")
+    successor = Session.take_up(Handoff.decode(successor.handoff().encode()), Timing())
+    assert not successor.send(b"nor before the agent came to the next one")
+    successor.receive(hello(2, received=3, authors=((successor.author, 3),)), NOW)
+    assert not successor.send(b"nor after")
+    successor.receive(Frame(Kind.DATA, 2, 1, 3, body=b"done with them").encode(), NOW)
+    assert successor.send(b"x" * TERMS.max_message)
 
 
 def test_what_another_broker_took_care_of_is_not_waited_for(broker: Session) -> None:
