@@ -20,6 +20,7 @@ from mbroker.values import plain
 __all__ = ["alerts"]
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_LONG = 24  # blocks in a course, at most
 
 
 def _silences(address: str) -> list[tuple[str, str]]:
@@ -111,7 +112,7 @@ def show(id: str, address: str, output: str) -> None:  # noqa: A002 - what every
         (
             (
                 each.metric,
-                rows.about(each.labels),
+                _besides(each, row),
                 str(each.samples),
                 figure(each.least),
                 figure(each.most),
@@ -119,6 +120,7 @@ def show(id: str, address: str, output: str) -> None:  # noqa: A002 - what every
             )
             for each in seen
         ),
+        cut=True,
     )
 
 
@@ -260,9 +262,17 @@ def _print_list(found: Sequence[rows.AlertRow], *, ended: bool) -> None:
     print_table(heads, cells, cut=True)
 
 
+def _besides(each: rows.ContextRow, alert: rows.AlertRow) -> str:
+    """Return the labels of a series that the alert has not as well."""
+    return ", ".join(f"{name}={value}" for name, value in each.labels.items() if alert.labels.get(name) != value)
+
+
 def _course(row: rows.ContextRow) -> str:
-    """Return how the values went, as a line of blocks."""
+    """Return how the values went, as a short line of blocks: each is as high as the highest that it stands for."""
     if row.least is None or row.most is None:
         return ""
+    values = [value for _, value in row.points]
+    share = -(-len(values) // _LONG)
+    peaks = [max(values[first : first + share]) for first in range(0, len(values), share)]
     extent = (row.most - row.least) or 1.0
-    return "".join(_BLOCKS[round((value - row.least) / extent * (len(_BLOCKS) - 1))] for _, value in row.points)
+    return "".join(_BLOCKS[round((value - row.least) / extent * (len(_BLOCKS) - 1))] for value in peaks)

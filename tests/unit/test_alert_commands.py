@@ -206,6 +206,19 @@ def test_alerts_are_listed_shown_and_acknowledged(daemon: Daemon) -> None:
     assert "acknowledged by ann" in text
 
 
+def test_the_course_of_a_metric_is_short_and_its_peaks_stay(daemon: Daemon) -> None:
+    run("subscribe", "load > 8")
+    for n in range(100):
+        daemon.say(9 if n == 50 else n % 3)
+    daemon.now += AROUND
+    (alert,) = json_of("alerts", "list", "--state", "all")
+    (line,) = (line for line in run("alerts", "show", alert["id"]).stdout.splitlines() if line.startswith("load "))
+    course = line.split()[-1]
+    assert 12 <= len(course) <= 24
+    assert course.count("█") == 1
+    assert "domain=web1" not in line  # as the alert
+
+
 def test_the_beginning_of_an_id_names_its_alert(daemon: Daemon) -> None:
     run("subscribe", "load > 8")
     daemon.say(9)
