@@ -15,20 +15,26 @@ from mchannel.errors import AddressError, MChannelError
 
 __all__ = ["main"]
 
-_STATUS = "exit status: 0 done, 1 failed, 2 usage, 3 broker unreachable, 4 log or configuration not found"
+_STATUS = """\
+exit status: 0 done, 1 failed, 2 usage or configuration, 3 broker unreachable,
+4 log or configuration not found"""
 
 _SLA_EXAMPLES = f"""\
 examples:
   magent sla --log /var/log/nginx/access.log --address shm:///web1
   magent sla --log access.log --format apache --dry-run
-  magent sla --log access.log --format '$msec $status $request_time' --once --dry-run --output json
-  magent sla --log app.jsonl --format json --time-field http.took --unit ms --address shm:///web1
+  magent sla --log access.log --format '$msec $status $request_time' \\
+      --once --dry-run --output json
+  magent sla --log app.jsonl --format json --time-field http.took --unit ms \\
+      --address shm:///web1
 
 formats:
   nginx   the combined format with $request_time at its end
   apache  the combined format with %D at its end
-  json    one object a line; --time-field, --unit and --at-field say what it holds
-  or the log_format (nginx) or LogFormat (Apache) string as it stands in the server's configuration
+  json    one object a line; --time-field, --unit and --at-field say what it
+          holds
+  or the log_format (nginx) or LogFormat (Apache) string as it stands in the
+  server's configuration
 
 {_STATUS}
 """
@@ -39,9 +45,10 @@ examples:
   magent run --dry-run --address shm:///web1
   magent run --config ./magent.toml --address tcp://10.0.0.7:7600?server=mvm1
 
-It takes the first that is there: the virtio port org.mchannel.0 (and shared memory beside it while the host
-plugs some in), Xen, the address of its configuration. Until then it waits. SIGHUP reads the configuration
-again, SIGTERM ends it.
+It takes the first that is there: the virtio port org.mchannel.0 (and shared
+memory beside it while the host plugs some in), Xen, the address of its
+configuration. Until then it waits. SIGHUP reads the configuration again,
+SIGTERM ends it.
 
 {_STATUS}
 """
@@ -53,9 +60,11 @@ examples:
   magent host --address shm:///node1 --interval 1
   magent host --config /etc/magent.toml
 
-It reads CPUs, load, memory, disks, interfaces, filesystems and sensors of this machine, the domains of its
-hypervisor (--libvirt), and whatever its configuration names as [[read]]: Nagios plug-ins, Ganglia, Prometheus
-exporters. SIGHUP reads the configuration again, SIGTERM ends it.
+It reads CPUs, load, memory, disks, interfaces, filesystems and sensors of this
+machine, the domains of its hypervisor (--libvirt), and whatever its
+configuration names as [[read]]: Nagios plug-ins, Ganglia, Prometheus exporters.
+Until a broker listens it waits, and keeps what it read. SIGHUP reads the
+configuration again, SIGTERM ends it.
 
 {_STATUS}
 """
@@ -115,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "sla",
             help="report SLA violations from an access log",
-            description="Follow an access log and tell the broker every 500 ms how many requests were late.",
+            description="Tell the broker every 500 ms how many requests of an access log were late.",
             epilog=_SLA_EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -125,14 +134,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--config", type=Path, metavar="FILE", help="default: /etc/magent.toml, if it is there")
-    run.add_argument("--address", help="where the broker listens; nothing else is looked for then")
+    run.add_argument("--address", help="where the broker listens: look for nothing else")
     run.add_argument("--dry-run", action="store_true", help="print the events instead of sending them")
     run.add_argument("--output", choices=["text", "json"], default="text", help="how --dry-run prints")
 
 
 def _add_host(host: argparse.ArgumentParser) -> None:
     host.add_argument("--config", type=Path, metavar="FILE", help="default: /etc/magent.toml, if it is there")
-    host.add_argument("--address", help="where the broker listens; nothing else is looked for then")
+    host.add_argument("--address", help="where the broker listens: look for nothing else")
     host.add_argument("--interval", type=_seconds, metavar="SECONDS", help="between two looks (default: 1)")
     host.add_argument("--libvirt", metavar="URI", help="tell of the domains there, such as qemu:///system")
     host.add_argument("--once", action="store_true", help="print what would be sent, and end")

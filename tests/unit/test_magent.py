@@ -110,6 +110,18 @@ def test_an_address_that_can_never_be_is_no_reason_to_wait(
     assert line.startswith("magent: --address ")
 
 
+@pytest.mark.parametrize("command", ["run", "host", "sla"])
+def test_help_has_an_example_and_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"magent {command}" in "".join(lines).partition("examples:")[2]
+    assert max(map(len, lines)) <= 80
+
+
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     assert "magent sla --log /var/log/nginx/access.log --address shm:///web1" in capsys.readouterr().out
