@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "host",
             help="publish the metrics of this host, its domains, and what watches it already",
-            description="Read metrics at an interval, and send them as samples to the broker of this host.",
+            description="Read metrics at an interval, and send them to the broker of this host.",
             epilog=_HOST_EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
