@@ -45,6 +45,7 @@ def prepare(matcher: Engine | Shards, hosts: int) -> array[int]:
         for metric in range(_METRICS)
     ]
     matcher.register(*series)
+    matcher.tick(_START - 1000)  # shards hear of them
     return array("I", [matcher.number(each) for each in series])
 
 

@@ -12,7 +12,6 @@ import itertools
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import isnan
 from typing import Any, cast
 
 import attrs
@@ -21,6 +20,8 @@ from . import arrays, image
 from .engine import Engine, Fired, TooMuchError
 from .engine_host import EngineHost, Expect, Follow, InProcess, Leave, Match, Pace, Step, Tick
 from .housing import Housing
+from .kernel import NOTHING
+from .newest import Newest
 from .placement import Anchor
 from .places import Places, Readers
 from .selector import Endpoint, Series
@@ -28,8 +29,7 @@ from .tree import Handling, Rule, leaves
 
 __all__ = ["Shards"]
 
-_NEVER = -(1 << 63)
-_MOST_PLANS = 4096
+_MOST_PLANNED = 1 << 24  # numbers in plans of batches
 
 
 @attrs.define
@@ -70,10 +70,11 @@ class Shards:
         self._series: list[Series] = []
         self._routed = 0  # how many of them shards were told of; the others wait for whatever is done next
         self._routes: list[dict[int, int]] = []  # of each series: its numbers in shards, by shard
-        self._plans: dict[bytes, list[tuple[int, array[int], array[int]]]] = {}  # of batches, by their numbers
+        self._plans: dict[bytes, list[tuple[int, array[int]]]] = {}  # of batches, by their numbers
+        self._planned = 0  # how many numbers are in them
         self._intervals: dict[int, int | None] = {}  # of series that are not read as often as usual
         self._repaced: set[int] = set()  # those of them that shards were not told of
-        self._values, self._times = array("d"), array("q")  # of each series: the newest sample
+        self._newest = Newest()
         self._rules: dict[int, _Followed] = {}
         self._next = 1
         self._waiting: list[Fired] = []
@@ -129,7 +130,7 @@ class Shards:
         self._do({shard: [Leave(there)] for shard, there in followed.at.items()})
         for shard, there in followed.at.items():
             del self._names[shard][there]
-        self._plans.clear()
+        self._replan()
         for series in self._accepted(followed.rule):
             for shard in self._routes[series].keys() - self._needed(series):
                 del self._routes[series][shard]
@@ -165,8 +166,7 @@ class Shards:
             self._known.enter(series.metric, self._known.place(series.endpoint), number)
             self._series.append(series)
             self._routes.append({})
-            self._values.append(0.0)
-            self._times.append(_NEVER)
+            self._newest.expect()
         return number
 
     def pace(self, number: int, interval: int | None) -> None:
@@ -179,6 +179,16 @@ class Shards:
         """Expect samples of *series*, from now on."""
         for each in series:
             self.number(each)
+
+    def unheard(self, before: int) -> list[int]:
+        """Return none: of series of which nothing was heard since *before* only shards know."""
+        del before
+        return []
+
+    def forget(self, numbers: Iterable[int]) -> list[int]:
+        """Forget none of *numbers*, and return which."""
+        del numbers
+        return []
 
     def _shards_of(self, followed: _Followed, number: int) -> frozenset[int]:
         return followed.anchor.shards(self._series[number].endpoint, self._count)
@@ -204,7 +214,7 @@ class Shards:
 
     def _route(self, wanted: Mapping[int, frozenset[int]]) -> None:
         """Show series to shards that do not see them yet, as they are now, and to the rules for which they came."""
-        self._plans.clear()
+        self._replan()
         new: defaultdict[int, list[int]] = defaultdict(list)
         for number, shards in wanted.items():
             for shard in shards - self._routes[number].keys():
@@ -228,20 +238,13 @@ class Shards:
             there = answers[shard][-1]
             if isinstance(there, Exception):
                 raise there
-            for number, known in zip(numbers, there, strict=True):
-                self._routes[number][shard] = known
-            seen = [
-                (number, known) for number, known in zip(numbers, there, strict=True) if self._times[number] != _NEVER
-            ]
+            known = dict(zip(numbers, there, strict=True))
+            for number, here in known.items():
+                self._routes[number][shard] = here
+            seen = [(known[number], value, at) for number, value, at in self._newest.of(numbers)]
             if seen:
-                newest[shard] = [
-                    Match(
-                        self._now,
-                        array("I", [known for _, known in seen]),
-                        array("d", [self._values[number] for number, _ in seen]),
-                        array("q", [self._times[number] for number, _ in seen]),
-                    )
-                ]
+                columns = zip(*seen, strict=True)
+                newest[shard] = [Match(self._now, *map(array, "Idq", columns))]
         for shard, (edges,) in self._do(newest).items():
             self._waiting += self._told(shard, edges)
 
@@ -262,51 +265,44 @@ class Shards:
     def push(self, now: int, numbers: array[int], values: array[float], times: array[int]) -> list[Fired]:
         """Return the edges of samples that arrive together at *now*: arrays ``I``, ``d`` and ``q`` of one length.
 
-        Samples of numbers that :meth:`number` did not return are dropped.
+        Samples of numbers that :meth:`number` did not return are dropped. Nobody may change the arrays any more.
         """
         self._route_new()
         self._now = now
-        newest = self._times
-        for number, value, at in zip(numbers, values, times, strict=True):
-            if number < len(newest) and at > newest[number] and not isnan(value):
-                newest[number] = at
-                self._values[number] = value
-        tasks: dict[int, Sequence[Step]] = {shard: [Match(now)] for shard in self._names}
-        tasks.update(self._parts(now, numbers, values, times))
+        if not len(numbers) == len(values) == len(times):
+            raise ValueError("numbers, values and times must be of one length")
+        self._newest.put(numbers, values, times)
+        tasks: dict[int, Sequence[Step]] = dict.fromkeys(self._names, (Tick(now),))
+        tasks.update((shard, (Match(now, there, values, times),)) for shard, there in self._parts(numbers))
         return self._edges(tasks)
 
-    def _parts(
-        self, now: int, numbers: array[int], values: array[float], times: array[int]
-    ) -> Iterator[tuple[int, list[Step]]]:
-        """Yield what each shard is to match of a batch. Publishers send the same series again and again."""
+    def _parts(self, numbers: array[int]) -> list[tuple[int, array[int]]]:
+        """Return which shards see some of *numbers*, and how they call them. Publishers send the same ones again.
+
+        All of a batch goes to each of them, for they pass over what they do not see faster than it is picked here.
+        """
         batch = numbers.tobytes()
         plan = self._plans.get(batch)
         if plan is None:
-            if len(self._plans) >= _MOST_PLANS:
-                self._plans.clear()
-            plan = self._plans[batch] = self._plan(numbers)
-        for shard, there, picked in plan:
-            yield (
-                shard,
-                [
-                    Match(
-                        now,
-                        there,
-                        array("d", map(values.__getitem__, picked)),
-                        array("q", map(times.__getitem__, picked)),
-                    )
-                ],
-            )
+            plan = self._plan(numbers)
+            more = len(plan) * len(numbers)
+            if self._planned + more > _MOST_PLANNED:
+                self._replan()
+            self._plans[batch] = plan
+            self._planned += more
+        return plan
 
-    def _plan(self, numbers: array[int]) -> list[tuple[int, array[int], array[int]]]:
-        """Return of each shard that sees some of *numbers* how it calls them, and where in the batch they are."""
-        made: defaultdict[int, tuple[array[int], array[int]]] = defaultdict(lambda: (array("I"), array("I")))
+    def _replan(self) -> None:
+        self._plans.clear()
+        self._planned = 0
+
+    def _plan(self, numbers: array[int]) -> list[tuple[int, array[int]]]:
+        nothing = array("I", [NOTHING]) * len(numbers)
+        made: defaultdict[int, array[int]] = defaultdict(lambda: nothing[:])
         for index, number in enumerate(numbers):
-            for shard, known in self._routes[number].items() if number < len(self._routes) else ():
-                there, picked = made[shard]
-                there.append(known)
-                picked.append(index)
-        return [(shard, there, picked) for shard, (there, picked) in made.items()]
+            for shard, there in self._routes[number].items() if number < len(self._routes) else ():
+                made[shard][index] = there
+        return [*made.items()]
 
     def _edges(self, tasks: Mapping[int, Sequence[Step]]) -> list[Fired]:
         waiting, self._waiting = self._waiting, []
@@ -368,7 +364,7 @@ class Shards:
             [self._count, self._interval, self._longest, self._now, self._next],
             [[*endpoint] for endpoint in self._known.endpoints],
             [[series.metric, self._known.place(series.endpoint)] for series in self._series],
-            [self._values.tobytes(), self._times.tobytes(), [*self._intervals.items()]],
+            [*self._newest.save(), [*self._intervals.items()]],
             [
                 [name, arrays.arrays(followed.rule, Handling()), [[*key] for key in followed.firing]]
                 for name, followed in self._rules.items()
@@ -409,8 +405,7 @@ class Shards:
             self._routes.append({})
         values, times, intervals = newest
         self._intervals.update(intervals)
-        self._values.frombytes(values)
-        self._times.frombytes(times)
+        self._newest.restore(values, times)
         self._routed = len(self._series)
         for name, tree, firing in rules:
             rule = arrays.tree(tree)[0]

@@ -457,3 +457,21 @@ def test_series_that_are_seldom_read_are_not_silent_wherever_they_are_seen() -> 
         for each in (shards, engine):  # as often as any other from now on
             each.pace(each.number(seldom[0]), None)
     assert told == [0, 1, 6]
+
+
+def test_plans_of_batches_are_bounded_whatever_the_publishers_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mbroker.alerts.shards._MOST_PLANNED", 100)
+    shards, engine, dice = Shards(START, count=3), Engine(START), random.Random(2)
+    for each in (shards, engine):
+        each.add(rule("mean(load) by (rack) > 4"))
+        each.register(*SERIES)
+    for turn in range(30):
+        samples = [Sample(one, START + turn, 1.0 + turn % 7) for one in dice.sample(SERIES, 8)]
+        told = shards.push(START + turn, *columns(shards, samples))
+        assert by_alert(told) == by_alert(engine.push(START + turn, *columns(engine, samples)))
+        assert sum(len(there) for plan in shards._plans.values() for _, there in plan) <= 100
+
+
+def test_columns_of_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^numbers, values and times must be of one length$"):
+        Shards(START).push(START, array("I", [0]), array("d"), array("q"))
