@@ -91,6 +91,8 @@ async def hosting(
     made = Asked(Hosting(load(folder / "mbroker.toml"), node), world, world.host("node1"), late)
     monkeypatch.setattr("mbroker.hosting.connect", made.connect)
     monkeypatch.setattr("mbroker.hosting._SHORTEST", 0.05)
+    for wait in ("SETTLING", "GRACE"):  # for the other host, which never answers
+        monkeypatch.setattr(f"mbroker.fleet.custody.{wait}", 0.1)
     running = asyncio.create_task(made.hosting.run())
     try:
         yield made
