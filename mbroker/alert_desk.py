@@ -300,6 +300,7 @@ def _settings(loaded: Loaded, section: AlertsSection) -> Settings:
         frozenset((*section.hosts, *fleet)),
         section.groups,
         interval=round(section.interval * 1000),
+        forget=round(section.forget_hours * 3_600_000),
         late=round(section.late * 1000),
         longest=section.longest,
         broadest=section.broadest,

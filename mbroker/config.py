@@ -262,7 +262,9 @@ class AlertsSection:
     folder: Path | None = None
     """Folder of the book of alerts, the history and the snapshots; by default ``alerts`` in ``broker.state``."""
     interval: float = attrs.field(default=10.0, validator=[attrs.validators.ge(0.1), attrs.validators.le(3600)])
-    """Seconds between two samples of a series; when three are missing it is silent."""
+    """Seconds between two samples of a series, unless its publisher says longer ones; without three it is silent."""
+    forget_hours: float = attrs.field(default=24.0, validator=[attrs.validators.ge(1), attrs.validators.le(24 * 366)])
+    """Hours without a sample after which a series is forgotten and counts no more, unless an alert needs it."""
     late: float = attrs.field(default=0.0, validator=[attrs.validators.ge(0), attrs.validators.le(60)])
     """Seconds that each sample waits, so that those that come late, but no later, are matched in order. Alerts too."""
     history_hours: float = attrs.field(default=24.0, validator=[attrs.validators.gt(0), attrs.validators.le(24 * 366)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from typing import Protocol
 
 from .engine import Fired
@@ -49,6 +50,14 @@ class Matcher(Protocol):
 
     def pace(self, number: int, interval: int | None) -> None:
         """Expect samples of that series every *interval* milliseconds, if that is longer than usual."""
+        ...
+
+    def unheard(self, before: int) -> list[int]:
+        """Return the numbers of some series of which nothing was heard since the clock was *before*."""
+        ...
+
+    def forget(self, numbers: Iterable[int]) -> list[int]:
+        """Forget the series of *numbers* that no alert needs, and return which."""
         ...
 
     def tick(self, now: int) -> list[Fired]:

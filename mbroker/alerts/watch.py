@@ -47,6 +47,7 @@ _LIMITS = Limits(text=16, binary=(1 << 32) - 1, items=6)
 _REFRESH = 2  # intervals after which a publisher tells a series although nothing has changed
 _MOST_WAITING = 1 << 17  # edges that a book which cannot be written leaves in memory
 _ALL = 1 << 30  # alerts
+_MINUTE = 60_000
 
 
 class Book(Protocol):
@@ -104,6 +105,8 @@ class Settings:
     broadest: int = 100_000
     """Series that one comparison may find."""
     bounds: Bounds = attrs.field(factory=Bounds)
+    forget: int = 86_400_000
+    """Milliseconds without a sample after which a series is forgotten, unless an alert needs it."""
     late: int = 0
     """Milliseconds that each sample waits, so that those which come late, but no later, are matched in order."""
     offload: bool = False
@@ -190,6 +193,7 @@ class Watch:
         self._news: list[str] = []
         self._began: dict[tuple[int, Endpoint], int] = {}
         self._unsettled: int | None = now + SILENT * settings.interval
+        self._looked = now  # for series that are gone
         self._knows = False  # of all series what they did since the start
         for alert in book.alerts(State.FIRING, limit=_ALL):
             if alert.enrolment in self._enrolments:
@@ -263,7 +267,16 @@ class Watch:
             self._unsettled = None
             changed += self._record(self._differences(now), now)
             self._knows = True
+        if self._unsettled is None and now - self._looked >= _MINUTE:
+            self._looked = now
+            self._forget(now)
         return changed
+
+    def _forget(self, now: int) -> None:
+        """Know no longer some of the series of which nothing was heard for long."""
+        waiting = self._slack.numbers
+        gone = [number for number in self._matcher.unheard(now - self.settings.forget) if number not in waiting]
+        self._intake.forget(self._matcher.forget(gone))
 
     def complaints(self, now: int) -> Iterator[str]:
         """Yield, once a minute, what was refused of whom; and what a book that could not be written lacks."""

@@ -17,6 +17,7 @@ from mbroker.alerts.book import Book, BookError, Edge, NotThere
 from mbroker.alerts.catalogue import NoSuchGroup, TooBroad
 from mbroker.alerts.engine_host import InProcess
 from mbroker.alerts.growth import Growth
+from mbroker.alerts.intake import Bounds
 from mbroker.alerts.sample import Sample
 from mbroker.alerts.selector import Series
 from mbroker.alerts.watch import HEARTBEAT, Settings, Watch
@@ -111,6 +112,61 @@ def shards(hosts: int) -> Callable[[], Matching]:
 def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
     with Book(tmp_path / "book.db") as book:
         yield World(book, make=request.param)
+
+
+# -- series that are gone
+
+
+@pytest.fixture
+def churning(tmp_path: Path) -> Iterator[World]:
+    """A watch by one engine that has a bound of four series for each source, and forgets them after an hour."""
+    with Book(tmp_path / "book.db") as book:
+        world = World(book)
+        world.start(attrs.evolve(SETTINGS, forget=3_600_000, bounds=Bounds(series=4)))
+        yield world
+
+
+def test_series_that_were_not_heard_for_long_make_room_for_others(churning: World) -> None:
+    number = churning.subscribe("sum(load) by (domain) > 1")
+    for name in ("web1", "web2"):
+        churning.say("load", 2, name)
+    churning.say("load", 0, "web1")
+    before = churning.watch.counts.series
+    for _ in range(62):
+        churning.wait(60_000)
+        churning.say("load", 2, "web2")
+    assert churning.watch.counts.series == before - len(NAMES)
+    assert churning.told == [(number, WEB1, 1, 3), (number, WEB2, 2, None)]
+    new = tuple(Named("load", (("disk", str(n)),)) for n in range(4))
+    churning.watch.declare("web1", Declared(99, 0, new), churning.now)
+    assert (churning.watch.counts.series, churning.watch.counts.refused) == (before, 0)
+
+
+def test_a_series_that_was_forgotten_is_asked_for_when_it_comes_back(churning: World) -> None:
+    number = churning.subscribe("load > 1")
+    churning.say("load", 0)
+    for _ in range(62):
+        churning.wait(60_000)
+    late = sample(churning.lives, 0, 2.0, churning.now)
+    assert churning.watch.samples("web1", late, churning.now) == []
+    assert churning.watch.asks_again("web1", churning.now)
+    (begun,) = churning.say("load", 2)
+    assert (begun.enrolment, begun.state) == (number, State.FIRING)
+
+
+def test_a_series_stays_that_fires_or_of_which_a_sample_waits(churning: World) -> None:
+    churning.start(attrs.evolve(churning.watch.settings, late=30_000))
+    churning.subscribe("load > 1")
+    for name in ("load", "cpu.busy", "disk.full"):
+        churning.say(name, 2)
+    churning.wait(30_000)
+    churning.wait(3_590_000)
+    churning.wait(35_000)
+    churning.watch.samples("web1", sample(churning.lives, 1, 1.0, churning.now), churning.now)  # of cpu.busy
+    churning.wait(25_000)
+    assert churning.watch.places.metrics == {HEARTBEAT, "load", "cpu.busy"}
+    ((_, _, _, ended),) = churning.told
+    assert ended is None
 
 
 # -- what is told

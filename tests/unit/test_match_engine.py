@@ -273,6 +273,20 @@ def test_a_number_that_is_free_again_is_of_another_series() -> None:
     assert edges == [Fired(rule, HOSTS[1], True, START, 9.0)]
 
 
+def test_places_of_a_rule_that_is_removed_are_free_again() -> None:
+    engine = Engine(START)
+    engine.register(*(Series("load", host) for host in HOSTS))
+    engine.remove(engine.add(Subscription.parse("sum(load) by (rack) > 5").rule))
+    assert engine.places.packed[len(HOSTS) :] == [None, None]
+
+
+def test_a_series_stays_of_which_a_sample_waits() -> None:
+    engine = Engine(START, slack=1000)
+    numbers = [engine.number(Series("load", host)) for host in HOSTS[:2]]
+    engine.push(START, array("I", numbers[:1]), array("d", [1.0]), array("q", [START]))
+    assert engine.forget(numbers) == numbers[1:]
+
+
 def test_a_snapshot_has_the_places_that_are_free() -> None:
     engine = Engine(START)
     rule = engine.add(Subscription.parse("load > 5 or temp > 5").rule)
