@@ -135,6 +135,6 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def figure(value: float | None) -> str:
+def figure(value: float | None, digits: int = 6) -> str:
     """Return a value for people."""
-    return "-" if value is None else f"{value:.6g}"
+    return "-" if value is None else f"{value:.{digits}g}"

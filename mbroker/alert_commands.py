@@ -20,7 +20,7 @@ from mbroker.values import plain
 __all__ = ["alerts"]
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_LONG = 24  # blocks in a course, at most
+_LONG = 16  # blocks in a course, at most
 
 
 def _silences(address: str) -> list[tuple[str, str]]:
@@ -83,7 +83,7 @@ def list_(state: str, subscription: int | None, since: str | None, limit: int, a
         if len(found) == limit:
             print_line(f"these are the newest {limit}; more: --limit")
     elif state == "firing":
-        print_line("no alert fires; those that ended: mbroker alerts list --state all; more: mbroker subscriptions")
+        print_line("no alert fires; those that ended: mbroker alerts list --state all")
     else:
         print_line("there are no such alerts; what they come from: mbroker subscriptions")
 
@@ -108,16 +108,9 @@ def show(id: str, address: str, output: str) -> None:  # noqa: A002 - what every
     print_line(f"about {rows.about(row.labels)}; compared last: {figure(row.value)}")
     print_line(f"acknowledged by {row.acknowledged}" if row.acknowledged else "acknowledged by nobody")
     print_table(
-        ("METRIC", "LABELS", "SAMPLES", "LEAST", "MOST", "COURSE"),
+        ("METRIC", "LEAST", "MOST", "COURSE", "LABELS"),
         (
-            (
-                each.metric,
-                _besides(each, row),
-                str(each.samples),
-                figure(each.least),
-                figure(each.most),
-                _course(each),
-            )
+            (each.metric, figure(each.least, 4), figure(each.most, 4), _course(each), _besides(each, row))
             for each in seen
         ),
         cut=True,
@@ -194,7 +187,7 @@ def silences(address: str, output: str) -> None:
         print_json([plain(row) for row in found])
         return
     if not found:
-        print_line("nothing is silenced; to silence: mbroker alerts silence domain=web1 --for 2h --why 'new disk'")
+        print_line("nothing is silenced; how to: mbroker alerts silence --help")
         return
     print_table(
         ("NUMBER", "UNTIL", "BY", "WHY", "LABELS"),

@@ -93,9 +93,7 @@ def subscriptions(address: str, output: str) -> None:
         print_json([plain(row) for row in found])
         return
     if not found:
-        print_line(
-            "there are no subscriptions; what there is to watch: mbroker metrics; then: mbroker subscribe --help"
-        )
+        print_line("there are no subscriptions; what there is to watch: mbroker metrics")
         return
     print_table(
         ("NUMBER", "OWNER", "FIRING", "RECEIVERS", "SUBSCRIPTION"),
