@@ -17,6 +17,7 @@ import attrs
 
 from . import context
 from .alert import Alert, Enrolment, Notice, State
+from .clock import rfc3339
 from .database import BookError, Database, Row
 from .edges import ALERT, Edge, alert_of, begin, cease, end, note, number_of
 from .language import Subscription
@@ -243,14 +244,15 @@ class Book:
         if until <= max(since, now):
             raise ValueError("a silence must end after it begins, and after now")
         silence = Silence(0, tuple(labels), since, until, by, why)
-        said = json.dumps([[label.name, label.relation.value, label.value] for label in labels])
+        triples = [[label.name, label.relation.value, label.value] for label in labels]
         with self._database.change() as write:
             number = write(
                 "INSERT INTO silence (labels, since, until, owner, why) VALUES (?, ?, ?, ?, ?)",
-                *(said, since, until, by, why),
+                *(json.dumps(triples), since, until, by, why),
             ).lastrowid
             assert number is not None
-            note(write, now, by, "silenced", f"{number}: {said} until {until}: {why}")
+            said = ", ".join(map("".join, triples))
+            note(write, now, by, "silenced", f"{number}: {said} until {rfc3339(until)}: {why}")
         return attrs.evolve(silence, number=number)
 
     def silences(self, now: int) -> list[Silence]:

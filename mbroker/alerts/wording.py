@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import attrs
 
 from .alert import Alert, State
+from .clock import rfc3339
 from .delivery import Delivery, Remark, Story
 from .selector import GROUP
 
@@ -35,12 +35,6 @@ def digest(delivery: Delivery) -> str:
 
 def _printable(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in text)
-
-
-def _time(at: int) -> str:
-    """Return *at*, in milliseconds of the Unix clock, as RFC 3339 has it."""
-    moment = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=at)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _labels(alert: Alert) -> dict[str, str]:
@@ -104,7 +98,7 @@ class Wording:
 
     def _line(self, story: Story) -> str:
         alert = story.alert
-        times = f"since {_time(alert.since)}" + (f" until {_time(alert.until)}" if alert.until is not None else "")
+        times = f"since {rfc3339(alert.since)}" + (f" until {rfc3339(alert.until)}" if alert.until is not None else "")
         value = "" if math.isnan(alert.value) else f", value {alert.value:.6g}"
         remark = _REMARKS[story.remark] and f"; {_REMARKS[story.remark]}"
         kind = f"{alert.state.value.upper()} {alert.severity.value}"
@@ -127,8 +121,8 @@ class Wording:
             "status": alert.state.value,
             "labels": {**_labels(alert), **mine},
             "annotations": annotations,
-            "startsAt": _time(alert.since),
-            "endsAt": _ZERO if alert.until is None else _time(alert.until),
+            "startsAt": rfc3339(alert.since),
+            "endsAt": _ZERO if alert.until is None else rfc3339(alert.until),
             "generatorURL": "",
             "fingerprint": alert.id,
         }

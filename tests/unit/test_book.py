@@ -340,6 +340,7 @@ def test_the_audit_trail_says_who_did_what_and_when(book: Book) -> None:
         (190, "", "ended"),
     ]
     assert book.audit(2)[1].what == "1"
+    assert book.audit(3)[2].what == "1: host=web1 until 1970-01-01T00:00:00.300Z: new fans"
 
 
 # -- context
