@@ -3,5 +3,8 @@
 def encode(kind: int, epoch: int, number: int, ack: int, flags: int, body: bytes, /) -> bytes:
     """Return a frame as bytes."""
 
-def glance(data: bytes, limit: int, /) -> tuple[int, int, int, int, bytes] | None:
-    """Return what a DATA frame with at most *limit* bytes says; None for all else."""
+def glance(data: bytes, limit: int, epoch: int, number: int, /) -> tuple[int, bytes] | None:
+    """Return ack and payload of the DATA frame with this very epoch and number, one message of at most *limit* bytes.
+
+    None for all else.
+    """

@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
-from typing import NamedTuple, TypeAlias, TypeGuard, cast
+from typing import NamedTuple, TypeGuard, cast
 
 import attrs
 
@@ -96,23 +96,22 @@ _DATA = Kind.DATA.value  # an enum is slow to find its members, and these are lo
 _DELIVERIES = {delivery.value for delivery in Delivery}
 
 
-Data: TypeAlias = tuple[int, int, int, int, bytes]
-"""Epoch, number, ack, flags and body of a DATA frame."""
-
-
 def encode_slowly(kind: int, epoch: int, number: int, ack: int, flags: int, body: bytes) -> bytes:
     """Return a frame as bytes."""
     return HEADER.pack(_MAGIC, kind, flags, epoch, number, ack) + body
 
 
-def glance_slowly(data: bytes, limit: int) -> Data | None:
-    """Return what a DATA frame with at most *limit* bytes says; None for all else, which Frame.decode tells apart."""
+def glance_slowly(data: bytes, limit: int, epoch: int, number: int) -> tuple[int, bytes] | None:
+    """Return ack and payload of a DATA frame with this very *epoch* and *number*, one message of at most *limit* bytes.
+
+    That is what most frames are. None for all else, which :meth:`Frame.decode` tells apart.
+    """
     if not OVERHEAD <= len(data) <= OVERHEAD + limit:
         return None
-    magic, kind, flags, epoch, number, ack = HEADER.unpack_from(data)
-    if magic != _MAGIC or kind != _DATA or flags > _MANY or number > _MAX_NUMBER or ack > _MAX_NUMBER:
+    *start, ack = HEADER.unpack_from(data)
+    if start != [_MAGIC, _DATA, 0, epoch, number] or number > _MAX_NUMBER or ack > _MAX_NUMBER:
         return None
-    return epoch, number, ack, flags, data[OVERHEAD:]
+    return ack, data[OVERHEAD:]
 
 
 try:  # each message costs both
@@ -164,6 +163,10 @@ def messages(flags: int, body: bytes) -> Sequence[bytes]:
     return cast("tuple[bytes, ...]", found)
 
 
+def _most_waiting(terms: Terms) -> int:
+    return terms.window + terms.max_message + OVERHEAD
+
+
 @attrs.frozen
 class Terms:
     """What both ends agree on at HELLO; nothing of it changes while the session lives."""
@@ -171,6 +174,8 @@ class Terms:
     max_message: int
     window: int
     delivery: Delivery
+    most_waiting: int = attrs.field(init=False, repr=False, default=attrs.Factory(_most_waiting, takes_self=True))
+    """Bytes that may wait for a reader, with their headers: a window, which one message may exceed."""
 
     def join(self, other: Terms) -> Terms:
         """Return what both can bear."""

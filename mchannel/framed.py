@@ -280,9 +280,10 @@ class FramedLink:
             return False
         count = 0
         try:
+            now = time.monotonic()
             while count < _BURST and (frame := transport.recv()) is not None:
                 count += 1
-                session.receive(frame, time.monotonic())
+                session.receive(frame, now)
         except ChannelBroken:
             self._drop()
         except (AuthenticationError, ProtocolError) as error:

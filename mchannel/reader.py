@@ -21,19 +21,21 @@ class Reader:
 
     def __init__(self, done: int = 0, unsure: int = 0) -> None:
         self.inbox: deque[Received] = deque()
-        self.size = 0
-        """Bytes in the inbox, with their headers."""
+        self._arrived = 0
+        """Bytes that ever came into the inbox, with their headers."""
+        self.taken = 0
+        """Bytes that ever left it."""
+        self.told = 0
+        """Bytes that had left it when something was acknowledged last."""
         self.expected = done + 1
         """Number of the message that has to come next."""
         self.done = done
         """Last number that was marked as taken care of."""
-        self.done_size = 0
-        """Bytes that are marked and not yet acknowledged."""
         self.acked = done
         """Last number that was acknowledged."""
         self.unsure = unsure
         """Messages up to this number may have been seen by a predecessor."""
-        self.last = 0
+        self.last = done
         """Number of the message that was returned last."""
 
     @property
@@ -43,55 +45,55 @@ class Reader:
 
     def begin(self, base: int, sent: int) -> None:
         """Join a session in which *base* comes next and a predecessor may have seen all up to *sent*."""
-        self.expected, self.done, self.acked, self.unsure = base, base - 1, base - 1, sent
+        self.expected, self.unsure = base, sent
+        self.last = self.done = self.acked = base - 1
 
     def skip_to(self, base: int) -> None:
         """Expect nothing older than *base*, which the peer does not have any more."""
         self.expected = max(self.expected, base)
 
-    def put(self, number: int, payload: bytes, limit: int) -> None:
-        """Take in a message that is not here yet; raise ProtocolError when more than *limit* bytes wait then."""
-        self.size += len(payload) + OVERHEAD
+    def put(self, payload: bytes, limit: int) -> None:
+        """Take in the message that is expected; raise ProtocolError when more than *limit* bytes wait then."""
+        number = self.expected
         self.inbox.append((number, payload, number <= self.unsure))
         self.expected = number + 1
-        if self.size > limit:
+        self._arrived = arrived = self._arrived + len(payload) + OVERHEAD
+        if arrived - self.taken > limit:
             raise ProtocolError("the peer sends more than the window that it agreed to")
 
     def put_many(self, number: int, payloads: Sequence[bytes], limit: int) -> None:
         """Take in messages from *number* on, less those that are here already; raises as :meth:`put`."""
         if number < self.expected:
             payloads = payloads[self.expected - number :]
-            number = self.expected
-        for count, payload in enumerate(payloads):
-            self.put(number + count, payload, limit)
+        else:
+            self.expected = number
+        for payload in payloads:
+            self.put(payload, limit)
 
-    def next(self) -> Received:
-        """Return the next message, which must be there; the one before is marked already."""
+    def next(self) -> Received | None:
+        """Return the next message, if it is there; the one before is marked already."""
+        if not self.inbox:
+            return None
         message = self.inbox.popleft()
-        self.last = message[0]
-        size = len(message[1]) + OVERHEAD
-        self.size -= size
-        self.done_size += size
+        self.last, payload, _ = message
+        self.taken += len(payload) + OVERHEAD
         return message
 
     def take(self, limit: int) -> list[Received]:
         """Return up to *limit* messages, which are marked together; those before are marked already."""
         taken = [self.inbox.popleft() for _ in range(min(limit, len(self.inbox)))]
         if taken:
-            size = sum([len(payload) for _, payload, _ in taken]) + OVERHEAD * len(taken)
-            self.size -= size
-            self.done_size += size
+            self.taken += sum([len(payload) for _, payload, _ in taken]) + OVERHEAD * len(taken)
             self.last = taken[-1][0]
         return taken
 
     def displace(self, number: int) -> None:
         """Latest only: *number* is newer than what was not read, which counts as taken care of."""
         self.inbox.clear()
-        self.done_size += self.size
-        self.size = 0
-        self.done = number - 1
+        self.taken = self._arrived
+        self.last = self.done = number - 1
 
     def acknowledged(self) -> int:
         """Return what the peer is being told now: the last number that was marked."""
-        self.acked, self.done_size = self.done, 0
+        self.acked, self.told = self.done, self.taken
         return self.done

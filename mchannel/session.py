@@ -20,8 +20,6 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from enum import Enum
 
-import attrs
-
 from mchannel.errors import (
     AuthenticationError,
     ChannelBroken,
@@ -34,7 +32,6 @@ from mchannel.errors import (
 from mchannel.frame import (
     MAX_AUTHORS,
     MOST_TOGETHER,
-    OVERHEAD,
     Flag,
     Frame,
     Hello,
@@ -49,6 +46,7 @@ from mchannel.frame import (
 from mchannel.handoff import Handoff
 from mchannel.packing import pack
 from mchannel.reader import Reader, Received
+from mchannel.timing import Timing
 from mchannel.transport import Delivery, State
 from mchannel.writer import Writer, batches
 
@@ -65,24 +63,8 @@ class Role(Enum):
     BROKER = "broker"
 
 
-@attrs.frozen
-class Timing:
-    """When a session acts by itself, in seconds."""
-
-    heartbeat: float = 1.0
-    """The agent asks for a sign of life this often; three times without one means lost."""
-    retry: float = 0.5
-    """Wait for the answer to a handshake before it is tried again."""
-    ack_delay: float = 0.02
-    """Longest wait for a message that can carry an acknowledgement along."""
-    catch_up: float = 0.1
-    """Latest only: longest wait of a reader that fell behind for the peer to say what is newest."""
-    patience: float | None = None
-    """How long a lost peer is waited for; None: for ever."""
-
-
 # An enum is slow to find its members, and these are looked at for each message.
-_AGENT, _LATEST, _OPEN, _LOST, _SUSPENDED = Role.AGENT, Delivery.LATEST, State.OPEN, State.LOST, State.SUSPENDED
+_AGENT, _LATEST, _OPEN, _SUSPENDED = Role.AGENT, Delivery.LATEST, State.OPEN, State.SUSPENDED
 _DATA = Kind.DATA.value
 _KNOCKS = (Kind.HELLO, Kind.CALL)
 """What begins a new epoch."""
@@ -135,22 +117,22 @@ class Session:
 
         Raises MessageTooBig, or what ended the session.
         """
-        if len(payload) > self.terms.max_message:
+        terms, state = self.terms, self.state
+        if len(payload) > terms.max_message:
             raise self._too_big(len(payload))
-        if self.state in _OVER:
-            raise self._ended()
-        if not self._agreed:
-            return False
-        writer, terms = self.writer, self.terms
+        if state is not _OPEN:
+            if state in _OVER:
+                raise self._ended()
+            if not self._agreed:
+                return False
         if terms.delivery is _LATEST:
-            writer.put_newest(payload)
+            self.writer.put_newest(payload)
             self._let_newest_go()
             return True
-        if not writer.put(payload, terms.window):
-            return False
-        if self._shaken and self.state is not _SUSPENDED:
-            self._data(writer.base + len(writer.unacked) - 1, payload)  # writer.last, but quicker
-        return True
+        number = self.writer.put(payload, terms.window)
+        if number and self._shaken and state is not _SUSPENDED:
+            self._data(number, payload)
+        return number > 0
 
     def send_many(self, payloads: Sequence[bytes]) -> int:
         """Do as :meth:`send` with as many of *payloads* as there is room for; return how many.
@@ -173,12 +155,12 @@ class Session:
         reader = self.reader
         if reader.last > reader.done:
             self.done()
-        if reader.inbox and self._newest_until is None:
+        message = reader.next() if self._newest_until is None else None
+        if message is not None:
             self._asked = False
-            return reader.next()
-        if self.state in _OVER:
+        elif self.state in _OVER:
             raise self._ended()
-        return None
+        return message
 
     def take(self, limit: int) -> list[Received]:
         """Mark what was returned before as done and return up to *limit* messages; they are marked together."""
@@ -195,7 +177,7 @@ class Session:
         reader = self.reader
         if reader.last > reader.done:
             reader.done = reader.last
-            if reader.done_size * 4 > self.terms.window and self._shaken:
+            if (reader.taken - reader.told) * 4 > self.terms.window and self._shaken:
                 self._ack()
 
     def acknowledge(self) -> None:
@@ -381,14 +363,21 @@ class Session:
 
     def receive(self, data: bytes, now: float) -> None:
         """Take in one frame. One that breaks the rules ends the session, permanently; nothing is raised."""
-        if self.state in _OVER:
+        if self.state is not _OPEN and self.state in _OVER:
             return
         try:
-            message = glance(data, self.terms.max_message)
-            if message is not None:
-                self._on_data(*message, now)
-            else:
-                self._receive(Frame.decode(data, self.terms.max_message), now)
+            reader, terms = self.reader, self.terms
+            found = glance(data, terms.max_message, self.epoch, reader.expected)
+            if found is None or not self._shaken:
+                self._receive(Frame.decode(data, terms.max_message), now)
+                return
+            ack, payload = found
+            self._hear(now)
+            if ack >= self.writer.base or self.writer.foreign:
+                self._on_ack(ack)
+            if reader.inbox and terms.delivery is _LATEST:
+                self._displace(reader.expected, now)
+            reader.put(payload, terms.most_waiting)
         except ProtocolError as error:
             self.fail(error)
 
@@ -412,7 +401,9 @@ class Session:
 
     def _on_word(self, frame: Frame, now: float) -> None:
         kind = frame.kind
-        if kind is Kind.ACK:
+        if kind is Kind.DATA:
+            self._on_data(frame, now)
+        elif kind is Kind.ACK:
             self._newest_until = None
             if self._complete(frame.number, now) and frame.flags & Flag.PING:
                 self._ack()
@@ -430,10 +421,11 @@ class Session:
             raise ProtocolError(f"the peer sent {kind.name}, which is not its to send")
 
     def _hear(self, now: float) -> None:
-        self._lost_since = None
         self._silent_since = None if self.role is _AGENT else now
-        if self.state is _LOST:
-            self.state = State.OPEN
+        if self._lost_since is not None:
+            self._lost_since = None
+            if self.state is State.LOST:
+                self.state = State.OPEN
 
     def _on_hello(self, frame: Frame, now: float) -> None:
         if self.role is not Role.BROKER:
@@ -501,27 +493,18 @@ class Session:
             writer.keep_newest()
         self._data_of_many(*writer.after(max(received, self._ahead)))
 
-    def _on_data(self, epoch: int, number: int, ack: int, flags: int, body: bytes, now: float) -> None:
-        if epoch != self.epoch or not self._shaken:
-            return  # a leftover of an earlier connection
-        self._hear(now)
-        if ack >= self.writer.base or self.writer.foreign:
-            self._on_ack(ack)
-        reader, terms = self.reader, self.terms
-        most = terms.window + terms.max_message + OVERHEAD
-        if number == reader.expected and not flags and terms.delivery is not _LATEST:  # mostly it is
-            reader.put(number, body, most)
-            return
-        payloads = messages(flags, body)
+    def _on_data(self, frame: Frame, now: float) -> None:
+        reader, number = self.reader, frame.number
+        payloads = messages(frame.flags, frame.body)
         if number + len(payloads) <= reader.expected:
             self._ack_due = self._ack_due or now  # it missed that this came before
             return
-        if terms.delivery is _LATEST:
+        if self.terms.delivery is _LATEST:
             if reader.inbox:
                 self._displace(number, now)
         elif number > reader.expected and not self._complete(number - 1, now):
             return
-        reader.put_many(number, payloads, most)
+        reader.put_many(number, payloads, self.terms.most_waiting)
 
     def _displace(self, number: int, now: float) -> None:
         """*number* is newer than what was not read: that counts as taken care of, so that the peer goes on.
@@ -533,7 +516,7 @@ class Session:
         if not self._asked:
             self._asked, self._newest_until = True, now + self.timing.catch_up
             self._ack(Flag.PING)
-        elif self.reader.done_size * 4 > self.terms.window:
+        elif (self.reader.taken - self.reader.told) * 4 > self.terms.window:
             self._ack()
 
     def _on_ack(self, number: int) -> None:
@@ -561,11 +544,16 @@ class Session:
         writer = self.writer
         if writer.held and self._shaken and self.state is not State.SUSPENDED and writer.may_let_go(self.terms.window):
             writer.held = False
+            if self.outgoing and self.outgoing[-1][2] == _DATA:
+                self.outgoing.pop()  # it waits still, and this one is newer
             self._data(writer.last, writer.unacked[-1])
 
     def _data(self, number: int, payload: bytes) -> None:
-        self.writer.sent = max(self.writer.sent, number)
-        self._emit(_DATA, number, 0, payload)
+        writer = self.writer
+        if number > writer.sent:  # noqa: PLR1730 - max() costs more than all else here
+            writer.sent = number
+        self._ack_due = None
+        self.outgoing.append(encode(_DATA, self.epoch, number, self.reader.acknowledged(), 0, payload))
 
     def _data_of_many(self, number: int, payloads: Iterable[bytes]) -> None:
         for first, batch in batches(number, payloads, self.terms.max_message):
@@ -585,7 +573,7 @@ class Session:
     def _emit(self, kind: int, number: int = 0, flags: int = 0, body: bytes = b"") -> None:
         self._ack_due = None
         outgoing = self.outgoing
-        if outgoing and outgoing[-1][2] == kind and (kind != _DATA or self.terms.delivery is _LATEST):
+        if outgoing and outgoing[-1][2] == kind != _DATA:
             # it waits still, and this one says all that it does: a full wire fills no memory
             flags |= outgoing.pop()[3]
         outgoing.append(encode(kind, self.epoch, number, self.reader.acknowledged(), flags, body))

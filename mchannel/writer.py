@@ -22,6 +22,8 @@ class Writer:
         self.base = base
         """Number of the first in ``unacked``, or of the next one to be written."""
         self.unacked = deque(unacked)
+        self.last = base + len(self.unacked) - 1
+        """Highest number that was given."""
         self.size = foreign + sum(len(payload) + OVERHEAD for payload in self.unacked)
         """Bytes in ``unacked`` as the window counts them: with their headers, so that empty messages count too.
 
@@ -34,19 +36,15 @@ class Writer:
         self.held = False
         """Latest only: whether the last of ``unacked`` has not left yet, so that a newer one may take its place."""
 
-    @property
-    def last(self) -> int:
-        """Highest number that was given."""
-        return self.base + len(self.unacked) - 1
-
-    def put(self, payload: bytes, window: int) -> bool:
-        """Number *payload*; False when it does not fit into the *window*. One always does."""
+    def put(self, payload: bytes, window: int) -> int:
+        """Return the number that *payload* gets; 0 when it does not fit into the *window*. One always does."""
         size = self.size + len(payload) + OVERHEAD
         if size > window and (self.unacked or self.foreign):
-            return False
+            return 0
         self.unacked.append(payload)
         self.size = size
-        return True
+        self.last += 1
+        return self.last
 
     def put_many(self, payloads: Sequence[bytes], window: int) -> int:
         """Number as many of *payloads* as fit into the *window*; return how many."""
@@ -59,8 +57,10 @@ class Writer:
         """Latest only: number *payload*, in place of one that is held still, and hold it."""
         if self.held:
             self.size -= len(self.unacked.pop()) + OVERHEAD
+            self.last -= 1
         self.unacked.append(payload)
         self.size += len(payload) + OVERHEAD
+        self.last += 1
         self.held = True
 
     def may_let_go(self, window: int) -> bool:
@@ -69,13 +69,12 @@ class Writer:
 
     def acknowledge(self, number: int) -> None:
         """Forget all up to *number*; raise ProtocolError when there is no such message yet."""
-        count = number - self.base + 1
-        if count > len(self.unacked):
+        if number > self.last:
             raise ProtocolError("the peer acknowledges what was never sent")
-        if self.foreign and count >= 0:
+        if self.foreign and number >= self.base - 1:
             self.size -= self.foreign
             self.foreign = 0
-        for _ in range(count):
+        while self.base <= number:
             self.size -= len(self.unacked.popleft()) + OVERHEAD
             self.base += 1
 
@@ -101,6 +100,7 @@ class Writer:
             while self.unacked and self.base <= mine:
                 self.forget_first()
             self.base = received + 1
+            self.last = received + len(self.unacked)
 
     def share(self, read: int, terms: Terms) -> None:
         """Leave room in the window for what others wrote, as the peer has *read* up to that number only.

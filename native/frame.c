@@ -7,7 +7,7 @@
 #include <string.h>
 
 /* The header of a frame, as frame.py describes it: little-endian, at any address. */
-enum { HEADER = 24, DATA = 5, MOST_FLAGS = 2 };
+enum { HEADER = 24, DATA = 5 };
 static const uint64_t MOST_NUMBER = UINT64_C(1) << 62;
 
 static void put(uint8_t *at, uint64_t value, int bytes) {
@@ -54,26 +54,29 @@ static PyObject *glance(PyObject *module, PyObject *const *args, Py_ssize_t coun
   (void)module;
   char *data;
   Py_ssize_t length;
-  if (count != 2) {
-    PyErr_SetString(PyExc_TypeError, "glance() takes data and limit");
+  if (count != 4) {
+    PyErr_SetString(PyExc_TypeError, "glance() takes data, limit, epoch and number");
     return NULL;
   }
   long long limit = PyLong_AsLongLong(args[1]);
-  if ((limit == -1 && PyErr_Occurred()) || PyBytes_AsStringAndSize(args[0], &data, &length)) return NULL;
+  if (limit == -1 && PyErr_Occurred()) return NULL;
+  uint64_t epoch = PyLong_AsUnsignedLongLong(args[2]);
+  if (epoch == UINT64_MAX && PyErr_Occurred()) return NULL;
+  uint64_t number = PyLong_AsUnsignedLongLong(args[3]);
+  if (number == UINT64_MAX && PyErr_Occurred()) return NULL;
+  if (PyBytes_AsStringAndSize(args[0], &data, &length)) return NULL;
   const uint8_t *at = (const uint8_t *)data;
-  if (length < HEADER || length - HEADER > limit || at[0] != 'm' || at[1] != 'C' || at[2] != DATA || at[3] > MOST_FLAGS)
+  if (length < HEADER || length - HEADER > limit || at[0] != 'm' || at[1] != 'C' || at[2] != DATA || at[3])
     Py_RETURN_NONE;
-  uint64_t number = get(at + 8, 8), ack = get(at + 16, 8);
-  if (number > MOST_NUMBER || ack > MOST_NUMBER) Py_RETURN_NONE;
+  if (get(at + 4, 4) != epoch || get(at + 8, 8) != number || number > MOST_NUMBER) Py_RETURN_NONE;
+  uint64_t ack = get(at + 16, 8);
+  if (ack > MOST_NUMBER) Py_RETURN_NONE;
   PyObject *field[] = {
-      PyLong_FromUnsignedLongLong(get(at + 4, 4)),
-      PyLong_FromUnsignedLongLong(number),
       PyLong_FromUnsignedLongLong(ack),
-      PyLong_FromLong(at[3]),
       PyBytes_FromStringAndSize(data + HEADER, length - HEADER),
   };
-  PyObject *found = PyTuple_New(5);
-  for (int i = 0; i < 5; i++) {
+  PyObject *found = PyTuple_New(2);
+  for (int i = 0; i < 2; i++) {
     if (!field[i]) Py_CLEAR(found);
     if (found) PyTuple_SetItem(found, i, field[i]);
     else Py_XDECREF(field[i]);
@@ -84,7 +87,7 @@ static PyObject *glance(PyObject *module, PyObject *const *args, Py_ssize_t coun
 static PyMethodDef functions[] = {
     {"encode", (PyCFunction)(void (*)(void))encode, METH_FASTCALL, "Return a frame as bytes."},
     {"glance", (PyCFunction)(void (*)(void))glance, METH_FASTCALL,
-     "Return what a DATA frame with at most limit bytes says; None for all else."},
+     "Return ack and payload of the DATA frame with this epoch and number and at most limit bytes; None for all else."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -60,6 +60,7 @@ class _Port:
     def __init__(self, socket: Socket, *others: Socket) -> None:
         self._socket = socket
         self._send = super(zmq.Socket, socket).send  # without what it does for other kinds of sockets
+        self._recv = socket.recv
         self._again = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._nudged = self._unseen = self._watched = False
         self._epoll = select.epoll()
@@ -100,11 +101,10 @@ class _Port:
         """Whether there is something to take; the descriptor tells about everything after this look."""
         return bool(int(self._socket.get(_EVENTS)) & _POLLIN)
 
-    def look_later(self) -> None:
+    def look(self) -> None:
         """Make up for the edge that a send may have swallowed: look now, or after a burst of sends."""
-        if self._watched and (self._unseen or self.has_input()):
+        if self._unseen or self.has_input():
             self.nudge()
-        self._unseen = True
 
     def nudge(self) -> None:
         """Make sure that a pump follows."""
@@ -156,7 +156,9 @@ class _Dialled(_Port):
             if self.has_input():
                 self.nudge()
             return False
-        self.look_later()
+        if self._watched:
+            self.look()
+        self._unseen = True
         return True
 
     def recv(self) -> bytes | None:
@@ -170,7 +172,7 @@ class _Dialled(_Port):
         if self._failure is not None:
             return
         self.settle()
-        inbox, take = self._inbox, self._socket.recv
+        inbox, take = self._inbox, self._recv
         before, size = len(inbox), 0
         try:
             while size < _BATCH_BYTES and len(inbox) - before < _BATCH:
@@ -194,7 +196,7 @@ class _Dialled(_Port):
     def _take_one(self) -> bool:
         if self._failure is None:
             try:
-                self._inbox.append(self._socket.recv())
+                self._inbox.append(self._recv())
             except zmq.Again:
                 return False
         if self.on_news is not None:
@@ -307,7 +309,9 @@ class _Listener(_Port):
             self.nudge()
             self.forget(to, "the peer is gone")
             raise ChannelBroken(f"{to.peer.address}: the peer is gone") from None
-        self.look_later()
+        if self._watched:
+            self.look()
+        self._unseen = True
         return True
 
     def forget(self, transport: _Accepted, why: str) -> None:
@@ -322,7 +326,7 @@ class _Listener(_Port):
             return
         self.settle()
         heard: set[_Accepted] = set()
-        take, size = self._socket.recv, 0
+        take, size = self._recv, 0
         try:
             for count in range(_BATCH):
                 transport, length = self._take(take(_NOBLOCK))
@@ -349,7 +353,7 @@ class _Listener(_Port):
 
     def _take_one(self) -> bool:
         try:
-            transport, _ = self._take(self._socket.recv())
+            transport, _ = self._take(self._recv())
         except zmq.Again:
             return False
         if transport is not None and transport.on_news is not None:
@@ -360,7 +364,7 @@ class _Listener(_Port):
 
     def _take(self, route: bytes) -> tuple[_Accepted | None, int]:
         """Take the rest of a message that begins with *route*; return whose it is, if anybody's, and how long."""
-        frame = self._socket.recv(_NOBLOCK, False)
+        frame = self._recv(_NOBLOCK, False)
         if frame.more:  # never sent by a channel; the rest must not pass for a route
             self._skip(route)
             return None, 0
@@ -395,7 +399,7 @@ class _Listener(_Port):
         return transport
 
     def _skip(self, route: bytes) -> None:
-        while self._socket.recv(_NOBLOCK, False).more:
+        while self._recv(_NOBLOCK, False).more:
             pass
         if transport := self._accepted.get(route):
             transport.inbox.clear()

@@ -15,22 +15,33 @@ pytest.importorskip("mchannel._frame", reason="the C is not built here")
 
 from mchannel._frame import encode, glance
 
-HEADERS = st.builds(
-    HEADER.pack,
-    st.sampled_from([b"mC", b"Mc", b"mc"]),
-    st.integers(0, 10) | st.just(5),
-    st.integers(0, 4),
-    st.integers(0, (1 << 32) - 1),
-    *[st.integers(0, (1 << 64) - 1) | st.integers((1 << 62) - 2, (1 << 62) + 2) | st.integers(0, 9)] * 2,
-)
+NUMBERS = st.integers(0, (1 << 64) - 1) | st.integers((1 << 62) - 2, (1 << 62) + 2) | st.integers(0, 9)
+EPOCHS = st.integers(0, (1 << 32) - 1) | st.integers(0, 3)
+LIMITS = st.integers(-1, 50) | st.sampled_from([1 << 30, (1 << 63) - 1])
 
 
-@given(
-    st.binary(max_size=40) | st.builds(bytes.__add__, HEADERS, st.binary(max_size=40)),
-    st.integers(-1, 50) | st.sampled_from([1 << 30, (1 << 63) - 1]),
-)
-def test_a_glance_sees_what_python_sees(data: bytes, limit: int) -> None:
-    assert glance(data, limit) == glance_slowly(data, limit)
+@given(st.binary(max_size=40), LIMITS, EPOCHS, NUMBERS)
+def test_a_glance_at_anything_sees_what_python_sees(data: bytes, limit: int, epoch: int, number: int) -> None:
+    assert glance(data, limit, epoch, number) == glance_slowly(data, limit, epoch, number)
+
+
+@given(st.binary(max_size=40), LIMITS, EPOCHS, NUMBERS, NUMBERS, st.data())
+def test_a_glance_at_a_frame_sees_what_python_sees(
+    body: bytes, limit: int, epoch: int, number: int, ack: int, data: st.DataObject
+) -> None:
+    mostly = [st.just(b"mC"), st.just(5), st.just(0), st.just(epoch), st.just(number)]
+    others = [st.sampled_from([b"Mc", b"mc"]), st.integers(0, 10), st.integers(0, 4), EPOCHS, NUMBERS]
+    spoilt = data.draw(st.none() | st.integers(0, 4))
+    parts = [data.draw(others[i] if i == spoilt else part) for i, part in enumerate(mostly)]
+    frame = HEADER.pack(*parts, ack) + body
+    assert glance(frame, limit, epoch, number) == glance_slowly(frame, limit, epoch, number)
+
+
+def test_a_glance_takes_the_next_message_and_no_other_frame() -> None:
+    assert glance(encode(5, 1, 2, 3, 0, b"body"), 4, 1, 2) == (3, b"body")
+    for other in ((6, 1, 2, 3, 0), (5, 2, 2, 3, 0), (5, 1, 1, 3, 0), (5, 1, 3, 3, 0), (5, 1, 2, 3, 2)):
+        assert glance(encode(*other, b"body"), 4, 1, 2) is None
+    assert glance(encode(5, 1, 2, 3, 0, b"body"), 3, 1, 2) is None
 
 
 @given(
@@ -67,8 +78,18 @@ def test_no_field_of_a_frame_is_cut(position: int, wrong: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), (b"",), (b"", 1, 2), ("", 1), (bytearray(30), 1), (b"", "1"), (b"", 1 << 63)]
+    "arguments",
+    [
+        (),
+        (b"", 1, 2),
+        (b"", 1, 2, 3, 4),
+        ("", 1, 2, 3),
+        (bytearray(30), 1, 2, 3),
+        *[(b"", *(wrong if i == at else 1 for i in range(3))) for at in range(3) for wrong in ("1", None, 1 << 64)],
+        (b"", 1, -1, 1),
+        (b"", 1, 1, -1),
+    ],
 )
-def test_a_glance_takes_bytes_and_a_limit(arguments: Any) -> None:
+def test_a_glance_takes_bytes_a_limit_an_epoch_and_a_number(arguments: Any) -> None:
     with pytest.raises((TypeError, OverflowError)):
         glance(*arguments)

@@ -29,8 +29,8 @@ def test_nothing_is_lost_invented_reordered_or_repeated_without_a_mark(delivery:
 MUTANTS = {
     "acknowledges what was received": (
         Reader,
-        "self.acked, self.done_size = self.done, 0",
-        "self.done = self.expected - 1; self.acked, self.done_size = self.done, 0",
+        "self.acked, self.told = self.done, self.taken",
+        "self.done = self.expected - 1; self.acked, self.told = self.done, self.taken",
     ),
     "forgets what was received": (
         Session,
@@ -38,14 +38,18 @@ MUTANTS = {
         "self._open(hello.received, hello.received, now)",
     ),
     "hears every epoch": (Session, "if self._shaken and frame.epoch == self.epoch", "if self._shaken"),
-    "hears messages of every epoch": (Session, "if epoch != self.epoch or not self._shaken:", "if not self._shaken:"),
+    "hears messages before the handshake": (Session, "if found is None or not self._shaken:", "if found is None:"),
     "overlooks what a message acknowledges": (Session, "if ack >= self.writer.base or", "if ack > self.writer.base or"),
-    "overlooks a gap before one message": (
+    "looks for the message after the next": (
         Session,
-        "if number == reader.expected and not flags",
-        "if number >= reader.expected and not flags",
+        "self.epoch, reader.expected)",
+        "self.epoch, reader.expected + 1)",
     ),
-    "takes several for one": (Session, "if number == reader.expected and not flags", "if number == reader.expected"),
+    "looks for messages of the epoch before": (
+        Session,
+        "self.epoch, reader.expected)",
+        "self.epoch - 1, reader.expected)",
+    ),
     "takes a message twice": (
         Session,
         "if number + len(payloads) <= reader.expected:",
@@ -71,6 +75,7 @@ MUTANTS = {
     ),
     "marks all but the last": (Reader, "number <= self.unsure", "number < self.unsure"),
     "counts on from the wrong number": (Writer, "self.base = received + 1", "self.base = received"),
+    "counts on to the wrong number": (Writer, "self.last = received + len(self.unacked)", "pass"),
     "does not count on": (
         Session,
         "self.writer.count_on(hello.received, dict(hello.authors).get(self.author))",
