@@ -6,6 +6,7 @@ What is asked of the thread is awaited: the message that samples came in counts 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 from collections.abc import Callable, Coroutine
@@ -158,11 +159,15 @@ class _Life:
         self.ended: asyncio.Future[None] = self._ours.create_future()
         self._loaded = loaded
         self._announce = announce
+        self._is_closing = False
         self._thread = threading.Thread(target=self._live, name="alerts", daemon=True)
         self._thread.start()
 
     async def call(self, asked: Coroutine[Any, Any, T]) -> T:
         """Return what *asked* returns in the thread; raise :exc:`mbroker.control.Absent` when that ends first."""
+        if self._is_closing:
+            asked.close()
+            raise _gone()
         try:
             answer = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked, self._loop))
         except RuntimeError:  # its loop is closed
@@ -171,6 +176,7 @@ class _Life:
         await asyncio.wait((answer, self.ended), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done() or answer.cancelled():
             answer.cancel()
+            asked.close()  # its thread may have ended before it began
             raise _gone()
         return answer.result()
 
@@ -195,8 +201,14 @@ class _Life:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         announce, ours = self._announce, self._ours
         self.desk = Desk(self._loaded, lambda alert: ours.call_soon_threadsafe(announce, alert))
+        gc.collect()
+        gc.freeze()  # what was loaded stays; to look through it for garbage again would stop everything each time
         self._ours.call_soon_threadsafe(self.opened.set_result, None)
-        await self.desk.run(self._stop)
+        try:
+            await self.desk.run(self._stop)
+        finally:
+            self._is_closing = True
+            gc.unfreeze()
 
     def _over(self, failure: BaseException | None) -> None:
         waiting = self.ended if self.opened.done() else self.opened

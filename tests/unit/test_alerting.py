@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.server
 import json
 import os
@@ -338,6 +339,12 @@ async def test_alerts_are_events_for_policies(alerting: tuple[Alerting, list[Eve
 async def test_whose_series_are_not_known_is_asked_for_them(alerting: tuple[Alerting, list[Event]]) -> None:
     made, _ = alerting
     assert await made.take(event(2.0)) == Again(1).to_event()
+
+
+async def test_what_was_loaded_is_no_work_for_the_garbage_collector(alerting: tuple[Alerting, list[Event]]) -> None:
+    assert gc.get_freeze_count() > 0
+    await alerting[0].close()
+    assert gc.get_freeze_count() == 0
 
 
 async def test_samples_that_are_none_are_the_sender_s_fault(alerting: tuple[Alerting, list[Event]]) -> None:
