@@ -19,6 +19,7 @@ __all__ = [
     "Engines",
     "Expect",
     "Follow",
+    "Forget",
     "InProcess",
     "Leave",
     "LostError",
@@ -29,6 +30,7 @@ __all__ = [
     "Step",
     "Tasks",
     "Tick",
+    "Unheard",
     "Worker",
 ]
 
@@ -76,6 +78,28 @@ class Pace:
         """Do it."""
         for number, interval in self.intervals:
             engine.pace(number, interval)
+
+
+@attrs.frozen
+class Unheard:
+    """Returns the numbers of some series of which nothing was heard since then."""
+
+    before: int
+
+    def __call__(self, engine: Engine) -> list[int]:
+        """Do it."""
+        return engine.unheard(self.before)
+
+
+@attrs.frozen
+class Forget:
+    """Forget series that no alert needs; returns their numbers."""
+
+    numbers: tuple[int, ...]
+
+    def __call__(self, engine: Engine) -> list[int]:
+        """Do it."""
+        return engine.forget(self.numbers)
 
 
 @attrs.frozen

@@ -65,6 +65,12 @@ class Newest:
             if self._times[number] != _NEVER:
                 yield number, self._values[number], self._times[number]
 
+    def forget(self, numbers: Iterable[int]) -> None:
+        """Have the series of *numbers* had no samples."""
+        self._settle()
+        for number in numbers:
+            self._times[number] = _NEVER
+
     def save(self) -> tuple[bytes, bytes]:
         """Return what :meth:`restore` takes."""
         self._settle()

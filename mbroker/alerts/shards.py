@@ -18,7 +18,8 @@ import attrs
 
 from . import arrays, image
 from .engine import Engine, Fired, TooMuchError
-from .engine_host import EngineHost, Expect, Follow, InProcess, Leave, Match, Pace, Step, Tick
+from .engine_host import EngineHost, Expect, Follow, Forget, InProcess, Leave, Match, Pace, Step, Tick, Unheard
+from .gone import is_needed
 from .housing import Housing
 from .kernel import NOTHING
 from .newest import Newest
@@ -29,6 +30,7 @@ from .tree import Handling, Rule, leaves
 
 __all__ = ["Shards"]
 
+_NOBODY = Series("", Endpoint())  # has the numbers that are free
 _MOST_PLANNED = 1 << 24  # numbers in plans of batches
 
 
@@ -68,7 +70,8 @@ class Shards:
         self._known = Places()
         self._readers = Readers()
         self._series: list[Series] = []
-        self._routed = 0  # how many of them shards were told of; the others wait for whatever is done next
+        self._fresh: list[int] = []  # those that shards were not told of: they wait for whatever is done next
+        self._free: list[int] = []  # numbers that are nobody's any more
         self._routes: list[dict[int, int]] = []  # of each series: its numbers in shards, by shard
         self._plans: dict[bytes, list[tuple[int, array[int]]]] = {}  # of batches, by their numbers
         self._planned = 0  # how many numbers are in them
@@ -162,11 +165,16 @@ class Shards:
         """Return the number of *series* for :meth:`push`; from now on its samples are expected."""
         number = self._known.find(series)
         if number is None:
-            number = len(self._series)
+            if self._free:
+                number = self._free.pop()
+                self._series[number] = series
+            else:
+                number = len(self._series)
+                self._series.append(series)
+                self._routes.append({})
+                self._newest.expect()
             self._known.enter(series.metric, self._known.place(series.endpoint), number)
-            self._series.append(series)
-            self._routes.append({})
-            self._newest.expect()
+            self._fresh.append(number)
         return number
 
     def pace(self, number: int, interval: int | None) -> None:
@@ -181,14 +189,48 @@ class Shards:
             self.number(each)
 
     def unheard(self, before: int) -> list[int]:
-        """Return none: of series of which nothing was heard since *before* only shards know."""
-        del before
-        return []
+        """Return the numbers of some series of which nothing was heard since the clock was *before*."""
+        self._route_new()
+        answers = self._do({shard: [Unheard(before)] for shard in self._names if shard < self._count})
+        found = {(shard, there) for shard, (unheard,) in answers.items() for there in unheard}
+        return [number for number, routes in enumerate(self._routes) if not found.isdisjoint(routes.items())]
 
     def forget(self, numbers: Iterable[int]) -> list[int]:
-        """Forget none of *numbers*, and return which."""
-        del numbers
-        return []
+        """Forget the series of *numbers* that no alert needs, and return which, as one engine does."""
+        self._route_new()
+        going = {number for number in numbers if self._routes[number]}
+        while needed := [number for number in going if self._is_needed(number, going)]:
+            going.difference_update(needed)
+        homes = {number: min(self._routes[number].items()) for number in going}
+        forgotten = self._forgotten(homes.values())
+        gone = [number for number in going if homes[number] in forgotten]
+        self._forgotten(route for number in gone for route in self._routes[number].items() if route != homes[number])
+        for number in gone:
+            self._routes[number] = {}
+            self._intervals.pop(number, None)
+        self._replan()
+        self._newest.forget(gone)
+        self._known.drop(gone)
+        self._free += gone
+        return gone
+
+    def _forgotten(self, routes: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Have each shard forget series by its numbers, and return those that it did not need."""
+        wanted: defaultdict[int, list[int]] = defaultdict(list)
+        for shard, there in routes:
+            wanted[shard].append(there)
+        answers = self._do({shard: [Forget(tuple(theirs))] for shard, theirs in wanted.items()})
+        return {(shard, there) for shard, (forgotten,) in answers.items() for there in forgotten}
+
+    def _is_needed(self, number: int, going: set[int]) -> bool:
+        """Whether an alert of groups needs a series; whether one of endpoints does its home knows."""
+        series = self._series[number]
+        reading = (self._rules[name] for name in self._readers.of(series))
+        return any(
+            is_needed(series, followed.rule, followed.firing, going, self._known)
+            for followed in reading
+            if followed.anchor.by is not None
+        )
 
     def _shards_of(self, followed: _Followed, number: int) -> frozenset[int]:
         return followed.anchor.shards(self._series[number].endpoint, self._count)
@@ -201,9 +243,9 @@ class Shards:
 
     def _route_new(self) -> None:
         """Tell shards of series that are new, of all at once: asking hosts takes longer than what they do."""
-        first, self._routed = self._routed, len(self._series)
-        if first < self._routed:
-            self._route({number: self._needed(number) for number in range(first, self._routed)})
+        fresh, self._fresh = self._fresh, []
+        if fresh:
+            self._route({number: self._needed(number) for number in fresh})
         if self._repaced:
             repaced: defaultdict[int, list[tuple[int, int | None]]] = defaultdict(list)
             for number in sorted(self._repaced):
@@ -360,10 +402,14 @@ class Shards:
     def save(self) -> bytes:
         """Return all that it knows; it ends the batch. Edges that were not taken yet are part of it."""
         self._route_new()
+        free = frozenset(self._free)
         table = [
             [self._count, self._interval, self._longest, self._now, self._next],
-            [[*endpoint] for endpoint in self._known.endpoints],
-            [[series.metric, self._known.place(series.endpoint)] for series in self._series],
+            self._known.packed,
+            [
+                None if number in free else [series.metric, self._known.place(series.endpoint)]
+                for number, series in enumerate(self._series)
+            ],
             [*self._newest.save(), [*self._intervals.items()]],
             [
                 [name, arrays.arrays(followed.rule, Handling()), [[*key] for key in followed.firing]]
@@ -397,16 +443,19 @@ class Shards:
         return made
 
     def _restore(self, endpoints: Any, series: Any, newest: Any, rules: Any, shards: Any, waiting: Any) -> None:
-        for endpoint in endpoints:
-            self._known.place(frozenset(endpoint))
-        for number, (metric, place) in enumerate(series):
-            self._known.enter(metric, place, number)
-            self._series.append(Series(metric, self._known.endpoints[int(place)]))
+        self._known = Places(endpoints)
+        for number, named in enumerate(series):
+            if named is None:
+                self._free.append(number)
+                self._series.append(_NOBODY)
+            else:
+                metric, place = named
+                self._known.enter(metric, place, number)
+                self._series.append(Series(metric, self._known.endpoints[int(place)]))
             self._routes.append({})
         values, times, intervals = newest
         self._intervals.update(intervals)
         self._newest.restore(values, times)
-        self._routed = len(self._series)
         for name, tree, firing in rules:
             rule = arrays.tree(tree)[0]
             self._rules[name] = _Followed(rule, Anchor.of(rule), firing={Endpoint(key) for key in firing})

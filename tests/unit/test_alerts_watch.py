@@ -117,11 +117,11 @@ def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
 # -- series that are gone
 
 
-@pytest.fixture
-def churning(tmp_path: Path) -> Iterator[World]:
-    """A watch by one engine that has a bound of four series for each source, and forgets them after an hour."""
+@pytest.fixture(params=[InBroker, shards(2)], ids=["engine", "shards"])
+def churning(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A watch that has a bound of four series for each source, and forgets them after an hour."""
     with Book(tmp_path / "book.db") as book:
-        world = World(book)
+        world = World(book, make=request.param)
         world.start(attrs.evolve(SETTINGS, forget=3_600_000, bounds=Bounds(series=4)))
         yield world
 

@@ -475,3 +475,29 @@ def test_plans_of_batches_are_bounded_whatever_the_publishers_send(monkeypatch: 
 def test_columns_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^numbers, values and times must be of one length$"):
         Shards(START).push(START, array("I", [0]), array("d"), array("q"))
+
+
+@pytest.mark.parametrize("text", RULES)
+def test_series_that_are_gone_are_those_that_one_engine_forgets_and_their_numbers_are_free(text: str) -> None:
+    dice = random.Random(f"gone {text}")
+    shards, engine = Shards(START, count=5, hosts=2), Engine(START)
+    assert shards.add(rule(text)) == engine.add(rule(text))
+    gone = 0
+    for now, samples in streams(dice, 60):
+        told, wanted = shards.tick(now), engine.tick(now)
+        told += shards.push(now, *columns(shards, samples))
+        assert by_alert(told) == by_alert(wanted + engine.push(now, *columns(engine, samples))), (now, samples)
+        if dice.random() < 0.3:
+            before = now - dice.choice([-1, 500, 3000])
+            ours = {one: shards.places.series(one) for one in shards.unheard(before)}
+            theirs = {one: engine.places.series(one) for one in engine.unheard(before)}
+            assert set(ours.values()) == set(theirs.values())
+            forgotten = {theirs[one] for one in engine.forget(theirs)}
+            assert {ours[one] for one in shards.forget(ours)} == forgotten
+            gone += len(forgotten)
+            assert by_alert(shards.tick(now)) == by_alert(engine.tick(now))
+            assert shards.firing(1) == engine.firing(1)
+        if dice.random() < 0.1:
+            shards = Shards.load(shards.save(), hosts=3)
+    assert gone
+    assert len(shards._series) <= len(SERIES)
