@@ -52,7 +52,7 @@ def run(program: Path, *arguments: str | int) -> dict[str, float]:
 def instructions(program: Path, series: int, each: int, samples: int) -> float:
     """Return how many instructions a sample takes, by callgrind, whatever else the machine does meanwhile."""
     with TemporaryDirectory(prefix="mchannel-bench-") as folder:
-        options = ["--tool=callgrind", "--toggle-collect=match_push", f"--callgrind-out-file={folder}/out"]
+        options = ["--tool=callgrind", "--toggle-collect=measured", f"--callgrind-out-file={folder}/out"]
         command = ["valgrind", *options, str(program), str(series), str(each), str(samples)]
         try:
             done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
@@ -61,5 +61,4 @@ def instructions(program: Path, series: int, each: int, samples: int) -> float:
     collected = re.search(r"Collected : (\d+)", done.stderr)
     if collected is None:
         raise Unavailable("callgrind counted nothing")
-    batches = math.ceil(17 * series / _BATCH) + math.ceil(samples / _BATCH)  # those that fill the windows, too
-    return int(collected[1]) / (batches * _BATCH)
+    return int(collected[1]) / (math.ceil(samples / _BATCH) * _BATCH)

@@ -65,10 +65,6 @@ match_counters match_count(const match_engine *e) {
   return c;
 }
 
-bool is_series(const match_engine *e, uint32_t which) {
-  return which < e->series.used && SERIES(e)[which].flags & SERIES_OPEN;
-}
-
 int view_check(const match_engine *e, const match_view *view) {
   if (view->function >= MATCH_FUNCTIONS || view->span < 0 || view->span > INT64_MAX / 4) return MATCH_BAD;
   if (view->samples > e->longest) return MATCH_TOO_LONG;

@@ -44,8 +44,8 @@ static inline bool bag_stays(const bag *b, stream *s, bool plain) {
 
 /* The same of all streams of a window but order statistics. */
 static inline bool bag_stays_all(const bag *b) {
-  return (b->reached == b->count) & (b->sum > b->low) & (b->sum < b->high) & (b->m2 - b->doubt > b->m2_low) &
-         (b->m2 + b->doubt < b->m2_high);
+  return b->reached == b->count && b->sum > b->low && b->sum < b->high && b->m2 - b->doubt > b->m2_low &&
+         b->m2 + b->doubt < b->m2_high;
 }
 
 static inline void order_swap(stream *s, double old, double x) {

@@ -182,6 +182,10 @@ typedef struct values { const double *first, *second; uint32_t count, rest; } va
 #define TIMES(s) ((int64_t *)((s)->ring + ((size_t)1 << (s)->scale)))
 #define NAMES(s) ((s)->bounds ? (uint32_t *)((s)->bounds + (s)->room) : NULL)
 
+static inline bool is_series(const match_engine *e, uint32_t which) {
+  return which < e->series.used && SERIES(e)[which].flags & SERIES_OPEN;
+}
+
 static inline bool is_order(uint32_t function) { return function >= MATCH_QUANTILE && function <= MATCH_LARGEST; }
 static inline bool is_summed(uint32_t function) { return function >= MATCH_MEAN && function <= MATCH_STDDEV; }
 
@@ -267,7 +271,6 @@ bool ring_grow(match_engine *e, series *s, uint64_t count);
 void series_prune(match_engine *e, uint32_t which);
 
 /* match.c */
-bool is_series(const match_engine *e, uint32_t which);
 bool is_group(const match_engine *e, uint32_t which);
 int view_check(const match_engine *e, const match_view *view);
 

@@ -68,7 +68,7 @@ static void smooth(window *w, double x, int64_t at) {
 }
 
 /* Room for one more sample: before it is written, for windows by time may have to grow. */
-HOT static bool make_room(match_engine *e, series *s, int64_t now) {
+static __attribute__((noinline)) bool make_room(match_engine *e, series *s, int64_t now) {
   uint32_t most = 0; /* samples that a window has */
   for (uint32_t i = 0; i < s->width; i++) {
     window *w = s->windows + i;
@@ -98,6 +98,19 @@ static void see_newest(match_engine *e, window *w, double x, int64_t at) {
   w->bag.low = st->low, w->bag.high = st->high;
 }
 
+/* It is not full, or not by count. Not inline: the others are faster for it. */
+static __attribute__((noinline)) void enter(match_engine *e, const series *s, window *w, double newest, double x,
+                                            int64_t at) {
+  if (w->smooths) {
+    smooth(w, x, at);
+    see_from(e, s, w, 0, at);
+    return;
+  }
+  if (w->bag.needs & NEEDS_GAIN && w->bag.count) gain_move(w, newest, x, 1);
+  bag_enter(&w->bag, x);
+  see(e, s, w, at);
+}
+
 static inline void take(match_engine *e, series *s, double x, int64_t at) {
   uint64_t head = s->head;
   double newest = s->newest;
@@ -116,22 +129,17 @@ static inline void take(match_engine *e, series *s, double x, int64_t at) {
   }
   for (; left; left--, w++) {
     bag *b = &w->bag;
-    if (LIKELY(w->samples && b->count == w->samples)) { /* full: one leaves */
-      uint64_t oldest = head - b->count;
-      double old = s->ring[oldest & MASK(s)];
-      if (UNLIKELY(b->needs & NEEDS_GAIN) && w->samples > 1) {
-        gain_move(w, old, s->ring[(oldest + 1) & MASK(s)], -1);
-        gain_move(w, newest, x, 1);
-      }
-      slide(e, s, w, old, x, at);
-    } else if (w->smooths) {
-      smooth(w, x, at);
-      see_from(e, s, w, 0, at);
-    } else {
-      if (b->needs & NEEDS_GAIN && b->count) gain_move(w, newest, x, 1);
-      bag_enter(b, x);
-      see(e, s, w, at);
+    if (UNLIKELY(!w->samples || b->count != w->samples)) {
+      enter(e, s, w, newest, x, at);
+      continue;
     }
+    uint64_t oldest = head - b->count; /* it leaves */
+    double old = s->ring[oldest & MASK(s)];
+    if (UNLIKELY(b->needs & NEEDS_GAIN) && w->samples > 1) {
+      gain_move(w, old, s->ring[(oldest + 1) & MASK(s)], -1);
+      gain_move(w, newest, x, 1);
+    }
+    slide(e, s, w, old, x, at);
   }
 }
 
@@ -140,10 +148,12 @@ static inline void take(match_engine *e, series *s, double x, int64_t at) {
  * think that it does nothing. */
 static inline __attribute__((always_inline)) void ahead(match_engine *e, const uint32_t *which, const double *values,
                                                         size_t left) {
-  if (UNLIKELY(left <= 12)) return;
-  if (which[12] < e->series.used) __builtin_prefetch(SERIES(e) + which[12], 1);
-  if (which[8] < e->series.used) {
-    const series *s = SERIES(e) + which[8];
+  const series *all = SERIES(e);
+  size_t used = e->series.used;
+  if (UNLIKELY(left <= 20)) return;
+  if (which[20] < used) __builtin_prefetch(all + which[20], 1);
+  if (which[13] < used) {
+    const series *s = all + which[13];
     uintptr_t windows = (uintptr_t)s->windows, slot = (uintptr_t)s->ring + (s->head & MASK(s)) * sizeof(double);
     __builtin_prefetch((void *)windows, 1);
     if (s->flags & SERIES_NEWEST) windows += sizeof(window) - LINE; /* of that one the first line is enough */
@@ -152,20 +162,23 @@ static inline __attribute__((always_inline)) void ahead(match_engine *e, const u
     __builtin_prefetch((void *)slot, 1);
     __builtin_prefetch((void *)(slot + (sizeof(double) << s->scale)), 1);
   }
-  if (which[5] < e->series.used) {
-    const series *s = SERIES(e) + which[5];
+  if (which[7] < used) {
+    const series *s = all + which[7];
     const window *w = s->windows;
-    uint32_t left = s->width;
+    uint32_t windows = s->width < 3 ? s->width : 3;
     if (s->flags & SERIES_NEWEST) {
-      if (UNLIKELY(leaves(w, values[5]))) __builtin_prefetch(w->bag.streams, 1);
-      left--, w++;
+      uintptr_t streams = (uintptr_t)w->bag.streams;
+      __builtin_prefetch((void *)(leaves(w, values[7]) ? streams : (uintptr_t)w), 1);
+      windows--, w++;
     }
-    for (; left; left--, w++)
+    for (; windows; windows--, w++) {
+      __builtin_prefetch((void *)((uintptr_t)s->ring + (window_tail(s, w) & MASK(s)) * sizeof(double)));
       if (w->bag.orders) __builtin_prefetch(w->bag.streams, 1);
+    }
   }
-  if (which[2] < e->series.used) {
-    const series *s = SERIES(e) + which[2];
-    if (s->flags & SERIES_NEWEST && UNLIKELY(leaves(s->windows, values[2]))) {
+  if (which[3] < used) {
+    const series *s = all + which[3];
+    if (s->flags & SERIES_NEWEST && UNLIKELY(leaves(s->windows, values[3]))) {
       const stream *st = s->windows->bag.streams;
       uintptr_t bounds = (uintptr_t)st->bounds, names = bounds + st->room * sizeof(double);
       __builtin_prefetch((void *)(bounds + st->at * sizeof(double)));
@@ -176,27 +189,26 @@ static inline __attribute__((always_inline)) void ahead(match_engine *e, const u
 
 HOT size_t match_push(match_engine *e, const uint32_t *which, const double *values, const int64_t *times, size_t count,
                       size_t room) {
-  size_t i = 0;
-  uint64_t accepted = 0, infinite = 0;
-  for (; i < count && e->made - e->taken < room && !e->broken; i++) {
+  size_t i = 0, refused = 0, full = e->taken + (room < SIZE_MAX - e->taken ? room : SIZE_MAX - e->taken);
+  for (; i < count && e->made < full && !e->broken; i++) {
     ahead(e, which + i, values + i, count - i);
     double x = values[i];
     int64_t at = times[i];
     if (UNLIKELY(!is_series(e, which[i]))) {
-      e->counters.unknown++;
+      e->counters.unknown++, refused++;
       continue;
     }
     series *s = SERIES(e) + which[i];
     if (UNLIKELY(x != x)) {
-      e->counters.nans++;
+      e->counters.nans++, refused++;
       continue;
     }
     if (UNLIKELY(at <= s->time)) {
-      e->counters.late++;
+      e->counters.late++, refused++;
       continue;
     }
     s->seen = e->clock;
-    accepted++, infinite += isinf(x) != 0;
+    if (UNLIKELY(isinf(x))) e->counters.infinite++;
     if (UNLIKELY(s->flags & (SERIES_ASKED | SERIES_EAGER))) {
       if (s->flags & SERIES_ASKED) series_heard(e, which[i], at);
       if (s->flags & SERIES_EAGER) rules_look(e, &EXTRAS(e)[which[i]].eager, at);
@@ -205,6 +217,6 @@ HOT size_t match_push(match_engine *e, const uint32_t *which, const double *valu
     take(e, s, x, at);
     if (UNLIKELY(at >= s->due)) watch_due(e, &EXTRAS(e)[which[i]].watch, at);
   }
-  e->counters.samples += accepted, e->counters.infinite += infinite;
+  e->counters.samples += i - refused;
   return i;
 }

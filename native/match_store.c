@@ -156,12 +156,12 @@ size_t match_take(match_engine *e, match_edge *edges, size_t room) {
   if (!count) return 0;
   const match_edge *waiting = e->edges + e->taken;
   for (size_t i = 0; i < count; i++) {
-    if (i + 8 < count) __builtin_prefetch(LEAVES(e) + waiting[i + 8].rule);
+    if (i + 32 < count) __builtin_prefetch(LEAVES(e) + waiting[i + 32].rule);
     uint32_t which = waiting[i].rule;
     leaf of = LEAVES(e)[which];
     edges[i] = waiting[i];
     edges[i].owner = TRUTHS(e)[which] & (LEAF_FREE | LEAF_WHOLE) ? of.rule : e->rules[of.rule].owner;
-    edges[i].source = match_source(e, which);
+    edges[i].source = TRUTHS(e)[which] & LEAF_FREE || of.source & GROUP ? MATCH_NOTHING : of.source;
   }
   e->taken += count;
   if (e->taken == e->made) e->taken = e->made = 0;

@@ -53,31 +53,33 @@ uint32_t stream_rank(const stream *s, double value) { /* galloping from where it
 static HOT void cross(match_engine *e, stream *s, double value, int64_t at) {
   const uint32_t *names = NAMES(s);
   if (names) __builtin_prefetch(names + s->at);
-  uint32_t kinds = 0, old = s->at, new = stream_rank(s, value);
+  uint32_t old = s->at, new = stream_rank(s, value);
   uint32_t from = old < new ? old : new, to = old < new ? new : old;
   uint8_t *truths = TRUTHS(e);
   int64_t told = at == INT64_MIN ? e->clock : at;
   e->counters.crossings++;
   s->at = new;
-  for (uint32_t k = from; k < to; k++)
-    if ((names[k] & NAME_KIND) == NAME_BETWEEN) truths[names[k] & NAME_LEAF] ^= LEAF_BETWEEN;
+  uint32_t first = from, passed = to - from;
+  bool others = false;
   if (s->fresh) from = 0, to = s->count, s->fresh = 0;
   stream_guard(s);
   if (from == to || !edges_reserve(e, to - from)) return;
-  for (uint32_t k = from; k < to; k++) kinds |= names[k];
-  if (UNLIKELY(kinds & (NAME_KIND | NAME_PART))) {
-    for (uint32_t k = from; k < to; k++) name_see(e, names[k], k < new, at, value);
-    return;
-  }
   match_edge *edge = e->edges + e->made;
-  for (uint32_t k = from; k < to; k++) { /* leaves that are all of their rules */
-    uint32_t which = names[k] & NAME_LEAF;
-    uint8_t truth = (uint8_t)((k < new) ^ (names[k] >> 31));
+  for (uint32_t k = from; k < to; k++) {
+    uint32_t name = names[k], which = name & NAME_LEAF;
+    if (UNLIKELY(name & (NAME_KIND | NAME_PART))) {
+      others = true;
+      if ((name & NAME_KIND) == NAME_BETWEEN && k - first < passed) truths[which] ^= LEAF_BETWEEN;
+      continue;
+    }
+    uint8_t truth = (uint8_t)((k < new) ^ (name >> 31)); /* of a leaf that is all of its rule */
     if ((truths[which] & LEAF_TRUTH) == truth) continue;
     truths[which] = (uint8_t)((truths[which] & ~LEAF_TRUTH) | truth);
     *edge++ = (match_edge){.at = told, .value = value, .rule = which, .fires = truth};
   }
   e->made = (size_t)(edge - e->edges);
+  for (uint32_t k = from; others && k < to; k++)
+    if (names[k] & (NAME_KIND | NAME_PART)) name_see(e, names[k], k < new, at, value);
 }
 
 static void forget(match_engine *e, stream *s, uint8_t truth, int64_t at) {
