@@ -20,8 +20,7 @@ from .kernel import ABSENT, NOTHING, Counters, Flip, Kernel, KernelError, Term, 
 from .places import Places, Readers, Runs
 from .sample import SILENT, Sample
 from .selector import Endpoint, Selector, Series, project
-from .slack import Slack
-from .tree import Absent, Comparison, Handling, Rule, Spatial, leaves
+from .tree import Absent, Comparison, Rule, Spatial, leaves
 
 __all__ = ["Engine", "Fired", "TooMuchError"]
 
@@ -101,12 +100,8 @@ class _Followed:
 class Engine:
     """Follows any number of rules over any number of series. Times are whole milliseconds."""
 
-    def __init__(self, now: int = 0, *, interval: int = 10_000, longest: int = 1 << 20, slack: int = 0) -> None:
-        """Make one at time *now*; *interval* of samples at least, see :meth:`pace`; *longest*: samples of a series.
-
-        With *slack* each sample waits until it is so old by the broker's clock, so that those that come late, but no
-        later than that, are matched in the order of their times. Without, they are dropped.
-        """
+    def __init__(self, now: int = 0, *, interval: int = 10_000, longest: int = 1 << 20) -> None:
+        """Make one at time *now*; *interval* of samples at least, see :meth:`pace`; *longest*: samples of a series."""
         self._kernel = Kernel(clock=now, longest=longest)
         self._patience = SILENT * interval
         self._nothing = self._kernel.open_series(_FOREVER)  # counts what it drops
@@ -119,7 +114,6 @@ class Engine:
         self._waiting: list[Fired] = []
         self.problem = ""
         """What a rule lacks, in one line; empty when there is nothing."""
-        self._slack = Slack(slack)
         self._looked = 0  # where to go on to look for series that are gone
 
     @property
@@ -206,24 +200,20 @@ class Engine:
     def tick(self, now: int) -> list[Fired]:
         """Return the edges that time itself makes."""
         waiting, self._waiting = self._waiting, []
-        edges = waiting + self._fired(self._kernel.tick(now))
-        return edges + self._matched(*self._slack.due(now)) if self._slack.held else edges
+        return waiting + self._fired(self._kernel.tick(now))
 
     def push(self, now: int, numbers: array[int], values: array[float], times: array[int]) -> list[Fired]:
         """Return the edges of samples that arrive together at *now*: arrays ``I``, ``d`` and ``q`` of one length.
 
         Samples of numbers that :meth:`number` did not return are dropped, and counted.
         """
-        if not self._slack.length:
-            return self.tick(now) + self._matched(numbers, values, times)
-        self._slack.put(numbers, values, times)
-        return self.tick(now)
+        return self.tick(now) + self._matched(numbers, values, times)
 
     def _matched(self, numbers: array[int], values: array[float], times: array[int]) -> list[Fired]:
         return self._fired(self._kernel.push(numbers, values, times)) + self._fired(self._kernel.settle())
 
     def batch(self, now: int, samples: Iterable[Sample]) -> list[Fired]:
-        """Return the edges of samples that arrive together at *now*, also of series that are new; without slack."""
+        """Return the edges of samples that arrive together at *now*, also of series that are new."""
         edges = self.tick(now)
         numbers, values, times = array("I"), array("d"), array("q")
         for sample in samples:
@@ -256,7 +246,7 @@ class Engine:
             [fired.rule, self._known.place(fired.key), fired.firing, fired.at, fired.value] for fired in self._waiting
         ]
         table = [
-            [self._patience, self._nothing, self._next, self._slack.length, self._slack.held],
+            [self._patience, self._nothing, self._next],
             self._known.packed,
             [[metric, places.tobytes(), numbers.tobytes()] for metric, places, numbers in self._known.columns()],
             [self._packed(name, followed) for name, followed in self._rules.items()],
@@ -269,7 +259,7 @@ class Engine:
             "I", [group.number for place in followed.at for _, group in self._groups_at(followed.rule, place)]
         )
         places, numbers = array("I", followed.at), array("I", followed.at.values())
-        tree = arrays.arrays(followed.rule, Handling())
+        tree = arrays.arrays(followed.rule)
         return [name, tree, *(part.tobytes() for part in (followed.runs.pairs, places, numbers, groups))]
 
     @classmethod
@@ -285,8 +275,7 @@ class Engine:
 
     def _restore(self, table: tuple[Any, ...], kernel: bytes) -> None:
         head, endpoints, metrics, rules, waiting = table
-        self._patience, self._nothing, self._next, slack, held = head
-        self._slack = Slack(slack, held)
+        self._patience, self._nothing, self._next = head
         self._kernel.load(kernel)
         self._known = Places(endpoints)
         for metric, at, numbers in metrics:
@@ -376,12 +365,11 @@ class Engine:
     def forget(self, numbers: Iterable[int]) -> list[int]:
         """Forget the series of *numbers*, and return which; their numbers may be those of others from now on.
 
-        Those stay of which samples wait, and those that an alert needs: one of their own endpoint that fires or looks
+        Those stay that an alert needs: one of their own endpoint that fires or looks
         at others too, or one that fires of a group that would be empty. Other groups go on without them.
         """
         self._waiting += self._fired(self._kernel.take())  # edges name their rules and series by number
-        held = self._slack.numbers
-        known = ((number, self._known.series(number)) for number in numbers if number not in held)
+        known = ((number, self._known.series(number)) for number in numbers)
         going = {number: series for number, series in known if series is not None}
         while True:
             ends, needed = self._ends(going)
@@ -518,7 +506,8 @@ class Engine:
         group = groups.get(found)
         if group is None:
             group = groups[found] = _Group(self._kernel.open_group(spread.view))
-            for member, number in self._known.accepted(spread.selector):
+            pairs = [pair for pair in found if pair[1]]  # those without the label have the empty value
+            for member, number in self._known.accepted(spread.selector, pairs):
                 if found in project(self._known.endpoints[member], spread.by):
                     self._kernel.join(group.number, number)
                     group.members += 1

@@ -137,16 +137,19 @@ class Places:
         for metric, numbers in self._metrics.items():
             yield metric, array("I", numbers), array("I", numbers.values())
 
-    def accepted(self, selector: Selector) -> Iterator[tuple[int, int]]:
-        """Yield place and number of each series that *selector* accepts."""
+    def accepted(self, selector: Selector, having: Iterable[Pair] = ()) -> Iterator[tuple[int, int]]:
+        """Yield place and number of each series that *selector* accepts, if its endpoint is *having* those pairs."""
         numbers = self._metrics.get(selector.metric, {})
-        needed = [label for label in selector.labels if _is_needed(label)]
-        rarest = min(needed, key=lambda label: len(self._having.get((label.name, label.value), ())), default=None)
-        places = numbers if rarest is None else self._having.get((rarest.name, rarest.value), ())
-        others = [label for label in selector.labels if label is not rarest]
+        needed = [*having, *((label.name, label.value) for label in selector.labels if _is_needed(label))]
+        rarest = min(needed, key=lambda pair: len(self._having.get(pair, ())), default=None)
+        places = numbers if rarest is None else self._having.get(rarest, ())
+        others = [label for label in selector.labels if (label.name, label.value) != rarest or not _is_needed(label)]
+        pairs = frozenset(having)
         for place in places:
             number = numbers.get(place)
-            if number is not None and all(label.accepts(self.endpoints[place]) for label in others):
+            if number is None or not pairs <= self.endpoints[place]:
+                continue
+            if all(label.accepts(self.endpoints[place]) for label in others):
                 yield place, number
 
 

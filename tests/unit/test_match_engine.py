@@ -17,7 +17,7 @@ from mbroker.alerts.image import SnapshotError
 from mbroker.alerts.language import Subscription
 from mbroker.alerts.reference import Change, Reference
 from mbroker.alerts.sample import Sample
-from mbroker.alerts.selector import Endpoint, Series
+from mbroker.alerts.selector import Endpoint, Series, project
 from mbroker.alerts.tree import leaves
 
 START = 1_000_000
@@ -217,6 +217,24 @@ def test_names_that_come_and_go_take_no_more_than_those_that_are_there(text: str
     assert (len(taken), len(left)) == (1, 1)
 
 
+def test_a_new_group_looks_only_at_those_who_may_be_its_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def counted(endpoint: Endpoint, names: Iterable[str]) -> frozenset[Endpoint]:
+        nonlocal looks
+        looks += 1
+        return project(endpoint, names)
+
+    engine = Engine(START)
+    engine.register(*(Series("load", frozenset({("host", "h0"), ("job", f"j{n}")})) for n in range(300)))
+    monkeypatch.setattr("mbroker.alerts.engine.project", counted)
+    rule = engine.add(Subscription.parse("sum(load) by (job) > 5").rule)
+    engine.register(*(Series("load", frozenset({("host", "h0"), ("job", f"k{n}")})) for n in range(300)))
+    assert looks < 10 * 600
+    engine.batch(START, [Sample(Series("load", frozenset({("host", "h0"), ("job", "j7")})), START, 9.0)])
+    assert engine.firing(rule) == {Endpoint({("job", "j7")})}
+
+
 def test_series_that_are_gone_are_looked_for_in_turn() -> None:
     engine = Engine(START)
     numbers = {engine.number(Series(f"m{n}", HOSTS[0])) for n in range(10_000)}
@@ -278,13 +296,6 @@ def test_places_of_a_rule_that_is_removed_are_free_again() -> None:
     engine.register(*(Series("load", host) for host in HOSTS))
     engine.remove(engine.add(Subscription.parse("sum(load) by (rack) > 5").rule))
     assert engine.places.packed[len(HOSTS) :] == [None, None]
-
-
-def test_a_series_stays_of_which_a_sample_waits() -> None:
-    engine = Engine(START, slack=1000)
-    numbers = [engine.number(Series("load", host)) for host in HOSTS[:2]]
-    engine.push(START, array("I", numbers[:1]), array("d", [1.0]), array("q", [START]))
-    assert engine.forget(numbers) == numbers[1:]
 
 
 def test_a_snapshot_has_the_places_that_are_free() -> None:
