@@ -11,6 +11,7 @@ import pytest
 from mbroker.alerts.engine import Engine, Fired
 from mbroker.alerts.language import Subscription
 from mbroker.alerts.selector import Endpoint, Series
+from mbroker.alerts.slack import Slack
 
 SERIES = [Series("load", Endpoint({("host", f"h{n}")})) for n in range(3)]
 SLACK = 5000
@@ -26,21 +27,24 @@ def arrivals(dice: random.Random, most: int) -> list[tuple[int, int, float, int]
     return sorted(made)
 
 
-def edges(engine: Engine, samples: list[tuple[int, int, float, int]], text: str) -> dict[Endpoint, list[Fired]]:
+def edges(slack: Slack, samples: list[tuple[int, int, float, int]], text: str) -> dict[Endpoint, list[Fired]]:
+    engine = Engine()
     engine.add(Subscription.parse(text).rule)
     numbers = [engine.number(series) for series in SERIES]
     found: dict[Endpoint, list[Fired]] = {}
     made: list[Fired] = []
-    for step, (arrival, together) in enumerate(itertools.groupby(samples, key=lambda sample: sample[0])):
+    for arrival, together in itertools.groupby(samples, key=lambda sample: sample[0]):
         columns = array("I"), array("d"), array("q")
         for _, series, value, at in together:
             columns[0].append(numbers[series])
             columns[1].append(value)
             columns[2].append(at)
-        made += engine.push(arrival, *columns)
-        if step % 97 == 0:
-            engine = Engine.load(engine.save())
-    made += engine.tick(samples[-1][0] + SLACK)
+        slack.put(*columns)
+        assert slack.numbers <= {*numbers}
+        made += engine.push(arrival, *slack.due(arrival))
+    end = samples[-1][0] + SLACK
+    made += engine.push(end, *slack.due(end))
+    assert slack.numbers == set()
     for fired in made:
         found.setdefault(fired.key, []).append(fired)
     return found
@@ -52,16 +56,17 @@ def test_samples_that_come_within_the_slack_are_matched_in_order(text: str) -> N
     assert late != sorted(late, key=lambda sample: sample[3])
     in_order = sorted(late, key=lambda sample: (sample[3], sample[0]))
     punctual = [(at, series, value, at) for _, series, value, at in in_order]
-    wanted = edges(Engine(), punctual, text)
+    wanted = edges(Slack(0), punctual, text)
     assert len(wanted) in (1, len(SERIES))
-    assert edges(Engine(slack=SLACK), late, text) == wanted
+    assert edges(Slack(SLACK), late, text) == wanted
 
 
-def test_samples_that_come_later_than_that_are_dropped_and_counted() -> None:
-    engine = Engine(slack=SLACK)
+def test_samples_that_come_later_than_that_are_passed_on_and_found_late() -> None:
+    engine, slack = Engine(), Slack(SLACK)
     number = engine.number(SERIES[0])
     for arrival, at in ((10_000, 4000), (10_000, 3000), (15_000, 12_000)):
-        engine.push(arrival, array("I", [number]), array("d", [1.0]), array("q", [at]))
-    assert (engine.counters.samples, engine.counters.late) == (1, 1)
-    engine.tick(17_000)
+        slack.put(array("I", [number]), array("d", [1.0]), array("q", [at]))
+        engine.push(arrival, *slack.due(arrival))
+    assert (engine.counters.samples, engine.counters.late, slack.numbers) == (1, 1, {number})
+    engine.push(17_000, *slack.due(17_000))
     assert engine.counters.samples == 2
