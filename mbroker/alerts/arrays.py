@@ -48,12 +48,12 @@ T = TypeVar("T")
 _SPAN = re.compile(r"([0-9]{1,12})(ms|s|m|h|d)")
 _OPERATORS = {operator.value: operator for operator in Operator}
 _FUNCTIONS = {function.value: function for function in Function}
+_USUAL = Handling()
 _CLAUSES = frozenset(["clear", "for", "nodata", "severity", "keep", "expire"])
 
 
-def arrays(rule: Rule, handling: Handling) -> Array:
+def arrays(rule: Rule, handling: Handling = _USUAL) -> Array:
     """Return the subscription as lists, dictionaries and scalars."""
-    usual = Handling()
     clauses: dict[str, object] = {}
     if rule.clear is not None:
         clauses["clear"] = [rule.clear.operator.value, rule.clear.threshold]
@@ -61,11 +61,11 @@ def arrays(rule: Rule, handling: Handling) -> Array:
         clauses["for"] = str(rule.hold)
     if rule.nodata is not NoData.KEEP:
         clauses["nodata"] = rule.nodata.value
-    if handling.severity is not usual.severity:
+    if handling.severity is not _USUAL.severity:
         clauses["severity"] = handling.severity.value
     if handling.keep:
         clauses["keep"] = list(handling.keep)
-    if handling.expire != usual.expire:
+    if handling.expire != _USUAL.expire:
         clauses["expire"] = str(handling.expire)
     return [VERSION, _of_condition(rule.condition), clauses]
 
