@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "volley": lambda: _volley(samples // 5),
         "instructions": lambda: {"instructions_231k": match_native.instructions(program, 385, _EACH, 200_000)},
         "prometheus": lambda: {"prometheus_eval_s": match_peers.prometheus(_SMALL, _EACH)},
-        "alerts": lambda: _alerts(50 if options.quick else 200),
+        "alerts": lambda: _alerts(100 if options.quick else 300),
     }
     rounds: list[Found] = []
     missing: dict[str, str] = {}
