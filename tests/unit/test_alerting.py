@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import http.server
 import json
@@ -334,6 +335,60 @@ async def test_alerts_are_events_for_policies(alerting: tuple[Alerting, list[Eve
     ]
     assert said[0].detail["subscription"] == row["number"]
     assert said[0].detail["severity"] == "critical"
+
+
+@pytest.fixture
+async def synced(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Set whenever the log of the book is synced."""
+    loop, found, sync = asyncio.get_running_loop(), asyncio.Event(), os.fdatasync
+
+    def note(fd: int) -> None:
+        sync(fd)
+        if Path(f"/proc/self/fd/{fd}").readlink().name == "book.db-wal":
+            loop.call_soon_threadsafe(found.set)
+
+    monkeypatch.setattr("os.fdatasync", note)
+    return found
+
+
+async def test_an_alert_is_on_disk_soon_after_it_was_told(
+    synced: asyncio.Event, alerting: tuple[Alerting, list[Event]]
+) -> None:
+    made, said = alerting
+    await ask(made, "control.subscribe", owner="ann", text="load > 1")
+    await made.take(attrs.evolve(Declared(1, 0, (Named("load"),)).to_event(), source="web1"))
+    async with asyncio.timeout(60):
+        await synced.wait()  # what a predecessor may have left
+        synced.clear()
+        await made.take(event(2.0))
+        await synced.wait()
+    assert [each.topic for each in said] == ["alert.firing"]
+
+
+async def test_no_snapshot_is_written_while_the_book_is_not_on_disk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = folder / "mbroker.toml"
+    file.write_text(CONFIG.format(folder=folder, port=9))
+    made = Alerting(load(file), lambda _: None)
+    await made.open()
+    running = asyncio.create_task(made.run())
+    await ask(made, "control.subscribe", owner="ann", text="load > 1")
+    await made.take(attrs.evolve(Declared(1, 0, (Named("load"),)).to_event(), source="web1"))
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("os.fdatasync", fail)
+    await made.take(event(2.0))
+    running.cancel()
+    await asyncio.wait([running])
+    assert "cannot sync" in caplog.text
+    assert files(folder, "engine.snapshot*") == []
+
+
+def files(folder: Path, pattern: str) -> list[Path]:
+    return list(folder.rglob(pattern))
 
 
 async def test_whose_series_are_not_known_is_asked_for_them(alerting: tuple[Alerting, list[Event]]) -> None:
