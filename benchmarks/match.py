@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 
-from benchmarks import match_alerts, match_engine, match_native, match_peers
+from benchmarks import match_alerts, match_engine, match_native, match_peers, match_watch
 from benchmarks.harness import Sample, Unavailable
 from benchmarks.report import Figure, Target, print_report
 
@@ -32,6 +32,7 @@ TARGETS = (
     Target("10 million rules: resident memory in MB", "rss_mb_10m", None, 512.0, "at most"),
     Target("publisher to subscriber, p99 in ms", "alert_p99_ms", None, 5.0, "at most"),
     Target("whole engine, edges told: samples a second", "engine_samples_s_231k", None, 1e6),
+    Target("encoded events in, edges out: samples a second", "end_to_end_samples_s", None, 1e6),
 )
 
 _UNITS = {
@@ -39,6 +40,9 @@ _UNITS = {
     "samples_s_10m": "/s",
     "engine_samples_s_231k": "/s",
     "engine_samples_s_10m": "/s",
+    "end_to_end_samples_s": "/s",
+    "decode_samples_s": "/s",
+    "watch_samples_s": "/s",
     "numpy_samples_s_231k": "/s",
     "numpy_samples_s_10m": "/s",
     "rss_mb_10m": "MB",
@@ -97,6 +101,12 @@ def _engine(samples: int) -> Found:
         "snapshot_s": large["save_s"],
         "restore_s": large["load_s"],
     }
+
+
+def _watch(samples: int) -> Found:
+    found = match_watch.measured(samples)
+    del found["edges"]
+    return found
 
 
 def _numpy(ticks: int) -> Found:
@@ -163,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "native": lambda: _native(program, samples),
         "numpy": lambda: _numpy(40 if options.quick else 100),
         "engine": lambda: _engine(samples // 2),
+        "watch": lambda: _watch(samples // 2),
         "volley": lambda: _volley(samples // 5),
         "instructions": lambda: {"instructions_231k": match_native.instructions(program, 385, _EACH, 200_000)},
         "prometheus": lambda: {"prometheus_eval_s": match_peers.prometheus(_SMALL, _EACH)},

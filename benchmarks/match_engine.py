@@ -7,6 +7,7 @@ there are 420 alerts to watch for each host, and the memory of all of it is that
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import random
 import resource
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from benchmarks.harness import Unavailable
 from mbroker.alerts.alert import Enrolment
@@ -23,7 +24,7 @@ from mbroker.alerts.language import Subscription
 from mbroker.alerts.selector import Series
 from mchannel.samples import MOST_SAMPLES
 
-__all__ = ["main", "measured"]
+__all__ = ["main", "measured", "run", "texts"]
 
 _METRICS = 7
 _EACH = 60
@@ -40,12 +41,26 @@ _TYPES = (  # expression, operator, middle, and how far from it about 2 % lie
 
 def measured(hosts: int, racks: int, samples: int) -> dict[str, float]:
     """Run it in a process of its own and return what it found; raise Unavailable when it fails."""
-    command = [sys.executable, "-m", "benchmarks.match_engine", *map(str, (hosts, racks, samples))]
+    return run("benchmarks.match_engine", hosts, racks, samples)
+
+
+def texts(dice: random.Random, label: str, racks: int) -> Iterator[str]:
+    """Yield the subscriptions: of each metric and each value of *label*, from ``r0`` on."""
+    for metric, rack, index in itertools.product(range(_METRICS), range(racks), range(_EACH)):
+        expression, sign, middle, wide = _TYPES[index % len(_TYPES)]
+        threshold = middle + wide * (1.7 + 1.2 * dice.random())
+        selector = f"m{metric}{{{label}='r{rack}'}}"
+        yield f"{expression.format(selector)} {sign} {threshold:.3f}"
+
+
+def run(module: str, *numbers: int) -> dict[str, float]:
+    """Run *module* in a process of its own and return the JSON that it prints; raise Unavailable when it fails."""
+    command = [sys.executable, "-m", module, *map(str, numbers)]
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=1800)
         found: dict[str, float] = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise Unavailable(f"the engine failed: {error}") from None
+        raise Unavailable(f"{module} failed: {error}") from None
     return found
 
 
@@ -61,18 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start = time.process_time()
     owned: dict[int, Enrolment] = {}
     slowest = 0.0
-    for metric in range(_METRICS):
-        for rack in range(racks):
-            for index in range(_EACH):
-                expression, sign, middle, wide = _TYPES[index % len(_TYPES)]
-                threshold = middle + wide * (1.7 + 1.2 * dice.random())
-                selector = f"m{metric}{{rack='r{rack}'}}"
-                text = f"{expression.format(selector)} {sign} {threshold:.3f}"
-                subscription = Subscription.parse(text)
-                before = time.process_time()
-                number = engine.add(subscription.rule)
-                slowest = max(slowest, time.process_time() - before)
-                owned[number] = Enrolment(number, f"owner{rack}", subscription, ("phone",), 0)
+    for text in texts(dice, "rack", racks):
+        subscription = Subscription.parse(text)
+        before = time.process_time()
+        number = engine.add(subscription.rule)
+        slowest = max(slowest, time.process_time() - before)
+        owned[number] = Enrolment(number, f"owner{number}", subscription, ("phone",), 0)
     adding = time.process_time() - start
     series = hosts * _METRICS
     clock = done = edges = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -22,8 +22,7 @@ ALERT = "id, enrolment, key, severity, since, until, value, acknowledged"
 """Columns of an alert, for :func:`alert_of`."""
 
 
-@attrs.frozen
-class Edge:
+class Edge(NamedTuple):
     """The condition of an enrolment begins, or ceases, to hold."""
 
     enrolment: int
