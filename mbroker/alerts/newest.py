@@ -47,14 +47,17 @@ class Newest:
         if not numbers:
             return
         columns, name = (numbers, values, times), numbers.tobytes()
-        last = self._last.pop(name, None)
-        if last is None and not self._is_plain(numbers):
-            self._note(columns)
-            return
-        if last is not None and (min(times) <= last.latest or isnan(sum(values))):
-            self._note(last.columns)
+        last = self._last.get(name)
+        if last is not None and min(times) > last.latest and not isnan(sum(values)):
+            del self._last[name]
+            self._kept -= len(numbers)
+        elif last is not None or not self._is_plain(numbers):
+            self._settle()  # all in their order: of samples of one time the first one counts
+            if last is None:
+                self._note(columns)
+                return
         self._last[name] = _Batch(columns, max(times))
-        self._kept += len(numbers) if last is None else 0
+        self._kept += len(numbers)
         if self._kept > _MOST:
             self._settle()
 

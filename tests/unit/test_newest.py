@@ -6,7 +6,7 @@ import math
 from array import array
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbroker.alerts.newest import Newest
@@ -18,7 +18,8 @@ batches = st.lists(
     st.tuples(
         st.sampled_from(PATTERNS),
         st.lists(st.sampled_from([1.0, 2.0, math.nan, math.inf, -math.inf]), min_size=3, max_size=3),
-        st.lists(st.integers(0, 20), min_size=3, max_size=3),
+        st.lists(st.integers(0, 2), min_size=3, max_size=3),
+        st.sampled_from([0, 0, 1, 5]),
         st.booleans(),
     ),
     max_size=30,
@@ -37,15 +38,18 @@ def newest() -> Newest:
     return made
 
 
+@settings(max_examples=100)
 @given(batches)
 def test_they_are_what_a_look_at_each_sample_finds(
-    told: list[tuple[tuple[int, ...], list[float], list[int], bool]],
+    told: list[tuple[tuple[int, ...], list[float], list[int], int, bool]],
 ) -> None:
     found, wanted = newest(), dict[int, tuple[float, int]]()
-    for turn, (pattern, values, times, asked) in enumerate(told):
-        late = [turn + at for at in times]
-        found.put(*columns(pattern, values, late))  # type: ignore[arg-type]
-        for number, value, at in zip(pattern, values, late, strict=False):
+    now = 0
+    for pattern, values, after, passed, asked in told:
+        now += passed
+        times = [now + at for at in after]
+        found.put(*columns(pattern, values, times))  # type: ignore[arg-type]
+        for number, value, at in zip(pattern, values, times, strict=False):
             if number < KNOWN and not math.isnan(value) and (number not in wanted or at > wanted[number][1]):
                 wanted[number] = value, at
         if asked:

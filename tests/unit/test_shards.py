@@ -501,3 +501,29 @@ def test_series_that_are_gone_are_those_that_one_engine_forgets_and_their_number
             shards = Shards.load(shards.save(), hosts=3)
     assert gone
     assert len(shards._series) <= len(SERIES)
+
+
+def test_a_number_that_is_free_again_is_of_a_series_that_is_read_as_often_as_any() -> None:
+    shards = Shards(START, count=3, interval=1000)
+    shards.add(rule("load > 5 nodata fire"))
+    seldom = shards.number(SERIES[0])
+    shards.pace(seldom, 60_000)
+    shards.tick(START + 1)
+    assert shards.forget([seldom, seldom]) == [seldom]
+    assert shards.number(SERIES[2]) == seldom
+    shards.tick(START + 2)
+    assert [fired.key for fired in shards.tick(START + 4000)] == [SERIES[2].endpoint]
+
+
+def test_a_rule_that_asks_too_much_of_series_that_come_later_is_said_and_stops_nothing() -> None:
+    shards = Shards(START, count=5, longest=100)
+    said: set[str] = set()
+    for text in ("max(load) by (rack) > 5", "mean(mean(load[1000])) by (group) > 4"):
+        shards.add(rule(text))
+    for turn, host in enumerate(HOSTS):
+        shards.register(Series("load", host))
+        shards.tick(START + turn)
+        said.add(shards.problem)
+    assert said - {""}
+    assert all(line.endswith("its window is longer than the engine keeps samples") for line in said - {""})
+    assert len(shards.push(START + 9, *columns(shards, [Sample(SERIES[0], START + 9, 9.0)]))) == 1
