@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define MAGIC 0x315245484354414dull /* also says the byte order */
-#define VERSION 4u
+#define VERSION 5u
 
 typedef struct head {
   uint64_t magic;
@@ -82,6 +82,7 @@ int64_t match_save(const match_engine *e, uint8_t *image, size_t room) {
     put_list(&w, &g->watch), put_list(&w, &g->eager);
   }
   put(&w, e->timers, e->timer_count * sizeof *e->timers);
+  put_list(&w, &e->heap); /* as it lies: of timers that are due together the order is told by nothing else */
   for (uint32_t i = 0; i < MATCH_LEAVES + 2; i++) put_list(&w, e->free_leaves + i);
   if (e->edges) put(&w, e->edges + e->taken, (e->made - e->taken) * sizeof *e->edges);
   return (int64_t)w.used;
@@ -309,6 +310,7 @@ static void get_rest(reader *r, match_engine *e) {
   }
   e->timers = get_array(r, h->timers, sizeof(timer));
   if (e->timers) e->timer_count = e->timer_room = h->timers;
+  get_list(r, &e->heap, e->timer_count);
   for (uint32_t i = 0; i < MATCH_LEAVES + 2; i++) {
     get_list(r, e->free_leaves + i, h->leaves);
     for (size_t k = 0; k < e->free_leaves[i].count && !r->wrong; k++)
@@ -328,12 +330,14 @@ static void rebuild(reader *r, match_engine *e) { /* lists that follow from the 
     if (ok && !e->rules[i].open) ok = list_push(&e->free_rules, (uint32_t)i);
   for (size_t i = 0; i < e->group_count; i++)
     if (ok && !e->groups[i].open) ok = list_push(&e->free_groups, (uint32_t)i);
-  for (size_t i = 0; ok && i < e->timer_count; i++) {
-    bool queued = e->timers[i].queued;
-    e->timers[i].queued = 0;
-    if (!e->timers[i].open) list_push(&e->free_timers, (uint32_t)i);
-    else if (queued) timer_queue(e, (uint32_t)i, e->timers[i].due);
+  for (size_t i = 0; i < e->timer_count; i++) e->timers[i].queued = 0;
+  for (size_t i = 0; i < e->heap.count; i++) {
+    timer *t = e->timers + e->heap.items[i];
+    require(r, !t->queued && e->timers[e->heap.items[i ? (i - 1) / 2 : 0]].due <= t->due);
+    t->queued = 1, e->dead += !t->open;
   }
+  for (size_t i = 0; ok && i < e->timer_count; i++)
+    if (!e->timers[i].open && !e->timers[i].queued) list_push(&e->free_timers, (uint32_t)i);
   require(r, ok);
 }
 

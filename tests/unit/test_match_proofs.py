@@ -59,7 +59,7 @@ FAULTS: Final = (
         "a ring one too small", "match_window.c", "ring_grow(e, s, view->samples)", "ring_grow(e, s, view->samples / 2)"
     ),
     Fault("a leaf beyond the end", "match_image.c", "require(r, (NAMES(s)[i] & NAME_LEAF) < r->head->leaves);", ""),
-    Fault("a timer lost", "match_image.c", "    else if (queued) timer_queue(e, (uint32_t)i, e->timers[i].due);\n", ""),
+    Fault("a timer lost", "match_image.c", "put_list(&w, &e->heap);", "put_list(&w, &(list){0});"),
     Fault("an edge told twice", "match_stream.c", "if ((*now & LEAF_TRUTH) == truth) return;", ""),
     Fault(
         "a sum forgotten", "match_image.c", "  uint16_t width = b->width;", "  uint16_t width = b->width; b->sum += 1;"
