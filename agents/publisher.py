@@ -21,6 +21,7 @@ __all__ = ["Publisher", "Reading"]
 _LEAST_ROOM = 1024  # bytes; no channel is so narrow
 _NEVER = -(1 << 62)
 _IDLE = 600_000  # milliseconds without a reading after which a series may be gone
+_CLUTTER = 1000  # series that are gone, which nobody minds
 
 
 class Reading(NamedTuple):
@@ -64,6 +65,8 @@ class Publisher:
     """How many had been dropped when this run began."""
     _read: array[int] = attrs.field(factory=lambda: array("q"), init=False)
     """When each series was read last."""
+    _looked: int = attrs.field(default=_NEVER, init=False)
+    """When it was looked for series that are gone."""
     _is_full: bool = attrs.field(default=False, init=False)
     _columns: tuple[array[int], array[float], array[int]] = attrs.field(
         factory=lambda: (array("I"), array("d"), array("q")), init=False
@@ -90,8 +93,8 @@ class Publisher:
 
         *interval*: milliseconds until it will be read again, if that is known.
         """
-        if self._is_full and now - min(self._read) >= _IDLE:
-            self._begin()
+        if now - self._looked >= _IDLE or (self._is_full and now - min(self._read) >= _IDLE):
+            self._look(now)
         known, sieve, last, intervals = self._numbers.get, self._sieve, self._read, self._intervals
         for series, value, said in readings:
             number = known(series)
@@ -149,6 +152,13 @@ class Publisher:
             self._changed.add(number)
         if self._leaving is not None and number in self._leaving[1]:
             self._leaving = None
+
+    def _look(self, now: int) -> None:
+        """Begin a new run when series that are gone take up room: the broker has a bound for them, too."""
+        self._looked = now
+        idle = sum(now - read >= max(_IDLE, 2 * rest) for read, rest in zip(self._read, self._intervals, strict=True))
+        if idle and (self._is_full or (idle > _CLUTTER and 2 * idle > len(self._read))):
+            self._begin()
 
     def _begin(self) -> None:
         """Begin a new run without the series that are gone, once nothing waits that speaks of them by number."""

@@ -229,6 +229,31 @@ def test_series_that_are_gone_make_room_in_a_new_run_for_others() -> None:
     assert [named.metric for named, _, _ in sent(publisher, broker).heard] == ["m0", "m1", "m1", "m1", "m2"]
 
 
+def test_a_run_ends_when_most_of_its_many_series_are_gone() -> None:
+    publisher, broker = Publisher(), Broker()
+    runs, most = set[int](), 0
+    for hour in range(20):
+        for minute in range(0, 60, 10):
+            names = range(hour * 100, hour * 100 + 100)
+            publisher.take(metrics(*names), hour * 3_600_000 + minute * 60_000)
+            sent(publisher, broker)
+            runs.add(publisher.run)
+            most = max(most, publisher.series)
+    assert (len(runs), most) == (2, 1100)
+    assert len(broker.heard) == 20 * 6 * 100
+
+
+def test_series_that_are_read_seldom_are_not_gone() -> None:
+    publisher, names = Publisher(), range(1500)
+    run = publisher.run
+    for minute in range(0, 600, 10):
+        if minute % 60 == 0:
+            publisher.take(metrics(*names), minute * 60_000, 3_600_000)
+        publisher.take(metrics(2000), minute * 60_000, 600_000)
+        sent(publisher, Broker())
+    assert publisher.run == run
+
+
 def test_a_new_run_waits_until_all_of_the_one_before_is_sent() -> None:
     publisher, broker = Publisher(most_series=2), Broker()
     publisher.take(metrics(0, 1, 2), 0)
