@@ -42,8 +42,9 @@ class Channel(ChannelFace[T]):
 
         Raises ChannelTimeout (the message was not taken), CodecError, MessageTooBig, or what ended the channel.
         """
-        payload = self._encode(message)
-        if not self._send(payload):
+        encode, send = self._encode, self._send
+        payload = encode(message)
+        if not send(payload):
             self._until(partial(self._sent, payload), self._link.wait_writable, timeout, FULL)
 
     def write_many(self, messages: Sequence[T], timeout: float | None = None) -> None:
@@ -61,10 +62,11 @@ class Channel(ChannelFace[T]):
         """
         if self._batch.left:
             return self._batch.next()
-        payload = self._recv()
+        recv, decode = self._recv, self._decode
+        payload = recv()
         if payload is None:
-            payload = self._until(self._recv, self._link.wait_readable, timeout, SILENT)
-        return self._decode(payload)
+            payload = self._until(recv, self._link.wait_readable, timeout, SILENT)
+        return decode(payload)
 
     def receive(self, timeout: float | None = None) -> Message[T]:
         """Do as :meth:`read`, and tell the message's number and whether it is redelivered."""

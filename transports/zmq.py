@@ -149,8 +149,9 @@ class _Dialled(_Port):
         if not self._connected:  # nothing is queued for a broker that is not there
             self._stalled = True
             return False
+        send = self._send
         try:
-            self._send(frame, _NOBLOCK)
+            send(frame, _NOBLOCK)
         except zmq.Again:
             self._stalled = True
             if self.has_input():
@@ -194,13 +195,14 @@ class _Dialled(_Port):
             self.on_news()
 
     def _take_one(self) -> bool:
+        take = self._recv
         if self._failure is None:
             try:
-                self._inbox.append(self._recv())
+                self._inbox.append(take())
             except zmq.Again:
                 return False
-        if self.on_news is not None:
-            self.on_news()
+        if (on_news := self.on_news) is not None:
+            on_news()
         return True
 
     def _watch(self) -> bool:
@@ -295,9 +297,10 @@ class _Listener(_Port):
         return self._backlog.popleft() if self._backlog else None
 
     def send(self, to: _Accepted, frame: bytes) -> bool:
+        send = self._send
         try:
-            self._send(to.route, _ROUTE)
-            self._send(frame, _NOBLOCK)
+            send(to.route, _ROUTE)
+            send(frame, _NOBLOCK)
         except zmq.Again:
             self._stalled.add(to)
             if self.has_input():
@@ -352,19 +355,21 @@ class _Listener(_Port):
                 transport.on_news()
 
     def _take_one(self) -> bool:
+        take = self._recv
         try:
-            transport, _ = self._take(self._recv())
+            transport, _ = self._take(take())
         except zmq.Again:
             return False
-        if transport is not None and transport.on_news is not None:
-            transport.on_news()
+        if transport is not None and (on_news := transport.on_news) is not None:
+            on_news()
         if self._backlog:
             self.nudge()
         return True
 
     def _take(self, route: bytes) -> tuple[_Accepted | None, int]:
         """Take the rest of a message that begins with *route*; return whose it is, if anybody's, and how long."""
-        frame = self._recv(_NOBLOCK, False)
+        take = self._recv
+        frame = take(_NOBLOCK, False)
         if frame.more:  # never sent by a channel; the rest must not pass for a route
             self._skip(route)
             return None, 0
