@@ -15,7 +15,7 @@ import attrs
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-SECONDS: Final = int(os.environ.get("MCHANNEL_FUZZ_SECONDS", "15"))
+SECONDS: Final = int(os.environ.get("MCHANNEL_FUZZ_SECONDS", "8"))
 CLANG: Final = next((c for c in ("clang", "clang-14", "clang-16", "clang-19") if shutil.which(c)), None)
 FLAGS: Final = (
     "-std=c11",

@@ -18,7 +18,7 @@ import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 VERIFY: Final = os.environ.get("MCHANNEL_VERIFY") == "1"
-FUZZ_SECONDS: Final = int(os.environ.get("MCHANNEL_FUZZ_SECONDS", "20"))
+FUZZ_SECONDS: Final = int(os.environ.get("MCHANNEL_FUZZ_SECONDS", "8"))
 CLANG: Final = next((c for c in ("clang", "clang-14", "clang-16", "clang-19") if shutil.which(c)), None)
 COMPILER: Final = CLANG or shutil.which("cc")
 
@@ -113,6 +113,8 @@ def test_no_hostile_peer_leads_the_ring_outside_its_memory(tmp_path: Path) -> No
         Fault(
             "length read twice",
             "  s->length = length;\n",
+            # a busy machine seldom lets the second thread in between, so it waits
+            "  (void)poll(0, 0, 1);\n"
             "  s->length = (uint32_t)load(word_at(data + offset), RELAXED);\n",
         ),
         Fault("head unchecked", "head - w->peer > w->published - w->peer || head & 7", "head & 7"),
