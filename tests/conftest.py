@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import pytest
@@ -13,6 +16,30 @@ from hypothesis import HealthCheck, settings
 # Seconds say how busy the machine is, and nothing about a property.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
+
+
+_MEMORY = Path("/dev/shm")
+_ENOUGH = 1 << 30
+
+
+@pytest.fixture
+def memory(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Path]:
+    """Return a folder in memory: what is killed at each of its steps syncs thousands of times. Else one on disk.
+
+    With ``--basetemp`` it is on disk, too, and stays.
+    """
+    if pytestconfig.option.basetemp or not _is_roomy(_MEMORY):
+        yield tmp_path
+    else:
+        with TemporaryDirectory(prefix="test-", dir=_MEMORY, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+
+
+def _is_roomy(folder: Path) -> bool:
+    if not os.access(folder, os.W_OK):
+        return False
+    found = os.statvfs(folder)
+    return not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize > _ENOUGH
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture
+def tmp_path(memory: Path) -> Path:
+    """Return a folder that is no slower than memory."""
+    return memory
+
+
 @pytest.fixture(autouse=True)
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test names of its own in shm:// and ipc://; return the folder of their sockets."""
