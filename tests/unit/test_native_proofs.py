@@ -114,8 +114,7 @@ def test_no_hostile_peer_leads_the_ring_outside_its_memory(tmp_path: Path) -> No
             "length read twice",
             "  s->length = length;\n",
             # a busy machine seldom lets the second thread in between, so it waits
-            "  (void)poll(0, 0, 1);\n"
-            "  s->length = (uint32_t)load(word_at(data + offset), RELAXED);\n",
+            "  (void)poll(0, 0, 1);\n  s->length = (uint32_t)load(word_at(data + offset), RELAXED);\n",
         ),
         Fault("head unchecked", "head - w->peer > w->published - w->peer || head & 7", "head & 7"),
         Fault(
