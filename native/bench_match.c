@@ -1,4 +1,5 @@
-/* Cost of a sample, as JSON: bench_match SERIES RULES_PER_SERIES SAMPLES, or bench_match group MEMBERS RULES SAMPLES.
+/* Cost of a sample, as JSON: bench_match SERIES RULES_PER_SERIES SAMPLES [LIKENESS], or bench_match group MEMBERS RULES
+ * SAMPLES. LIKENESS: correlation of a sample with the one before of its series; else they are independent.
  *
  * The six types of rules of MAVIS in equal parts: mean, median, standard deviation and variance of 15 samples, maximum
  * and minimum of the newest; about 2 % of them hold. Series come in any order. Build as the wheel does (cc -O3
@@ -49,12 +50,15 @@ typedef struct load { /* samples to come */
   uint32_t series, ids[BATCH];
   double values[BATCH];
   int64_t times[BATCH], *clocks;
+  double likeness, *last;
 } load;
 
 static void draw(load *l) {
   for (uint32_t i = 0; i < BATCH; i++) {
     l->ids[i] = (uint32_t)(dice() * l->series);
-    l->values[i] = 50 + 10 * bell();
+    double *last = l->last + l->ids[i];
+    *last = l->likeness * *last + sqrt(1 - l->likeness * l->likeness) * bell();
+    l->values[i] = 50 + 10 * *last;
     l->times[i] = l->clocks[l->ids[i]] += 1000;
   }
 }
@@ -77,10 +81,11 @@ __attribute__((noinline)) static void measured(match_engine *e, const load *l) {
   spent += now() - start;
 }
 
-static int local(uint32_t series, uint32_t each, double wanted) {
+static int local(uint32_t series, uint32_t each, double wanted, double likeness) {
   size_t rules = (size_t)series * each, kept = 0;
   double *inserts = malloc((rules / 64 + 1) * sizeof *inserts), start = now();
-  load l = {.series = series, .clocks = calloc(series, sizeof(int64_t))};
+  load l = {.series = series, .clocks = calloc(series, sizeof(int64_t)), .likeness = likeness,
+            .last = calloc(series, sizeof(double))};
   match_engine *e = match_new(1 << 20, 0);
   for (uint32_t i = 0; i < series; i++) match_open_series(e, 30000);
   for (size_t i = 0; i < rules; i++) {
@@ -141,6 +146,7 @@ static int group(uint32_t members, uint32_t rules, double wanted) { /* as many m
 int main(int argc, char **argv) {
   if (argc == 5 && !strcmp(argv[1], "group"))
     return group((uint32_t)atoi(argv[2]), (uint32_t)atoi(argv[3]), atof(argv[4]));
-  if (argc == 4) return local((uint32_t)atoi(argv[1]), (uint32_t)atoi(argv[2]), atof(argv[3]));
-  return fprintf(stderr, "usage: bench_match SERIES RULES SAMPLES, or: bench_match group MEMBERS RULES SAMPLES\n"), 2;
+  if (argc == 4 || argc == 5)
+    return local((uint32_t)atoi(argv[1]), (uint32_t)atoi(argv[2]), atof(argv[3]), argc == 5 ? atof(argv[4]) : 0);
+  return fprintf(stderr, "usage: bench_match SERIES RULES SAMPLES [LIKENESS], or: bench_match group MEMBERS RULES SAMPLES\n"), 2;
 }
