@@ -17,6 +17,7 @@ import attrs
 from mbroker.action import Action, Notify, SetFrequency, SetPState, Severity
 from mbroker.host import Host
 from mbroker.policy import Interruptible, Policy
+from mchannel.bucket import TokenBucket
 from mchannel.errors import AuthenticationError
 from mchannel.event import Event
 
@@ -140,28 +141,12 @@ class _Seat:
 
 
 @attrs.define
-class _Bucket:
+class _Account:
     """What is left of one domain's budget."""
 
-    budget: Budget
-    at: float
-    tokens: float = attrs.field(init=False)
+    left: TokenBucket
     told: bool = False
     """Whether the operator knows that it ran dry; forgotten once it is half full again."""
-
-    def __attrs_post_init__(self) -> None:
-        self.tokens = float(self.budget.burst)
-
-    def take(self, now: float) -> bool:
-        """Take one token, if there is one."""
-        burst = float(self.budget.burst)
-        self.tokens = min(burst, self.tokens + max(0.0, now - self.at) * self.budget.rate)
-        self.at = max(self.at, now)
-        if self.tokens < 1.0:
-            return False
-        self.tokens -= 1.0
-        self.told = self.told and self.tokens < burst / 2
-        return True
 
 
 class _BadDecision(Exception):
@@ -209,7 +194,7 @@ class Broker:
         self._budget = budget or Budget()
         self._stopwatch = stopwatch
         self._seats: dict[str, _Seat] = {}
-        self._buckets: dict[str, _Bucket] = {}
+        self._accounts: dict[str, _Account] = {}
         self._before: dict[str, int] = {}
         self._stats = Stats()
         for policy in policies:
@@ -356,12 +341,16 @@ class Broker:
 
     def _charge(self, domain: str, now: float, aside: list[Action]) -> bool:
         """Charge one action to *domain*; when its budget is spent, say so once to the operator in *aside*."""
-        bucket = self._buckets.get(domain) or self._buckets.setdefault(domain, _Bucket(self._budget, now))
-        if bucket.take(now):
+        budget = self._budget
+        account = self._accounts.get(domain)
+        if account is None:
+            account = self._accounts[domain] = _Account(TokenBucket(budget.rate, budget.burst))
+        if account.left.take(now):
+            account.told = account.told and account.left.tokens < budget.burst / 2
             return True
-        if not bucket.told:
-            bucket.told = True
-            text = f"{domain}: more than {self._budget.rate:g} actions a second; what exceeds is dropped"
+        if not account.told:
+            account.told = True
+            text = f"{domain}: more than {budget.rate:g} actions a second; what exceeds is dropped"
             aside.append(Notify(domain, text))
         return False
 

@@ -23,10 +23,10 @@ from pathlib import Path
 import attrs
 
 from mchannel.address import Address
+from mchannel.bucket import TokenBucket
 from mchannel.errors import AddressError, ChannelBroken
 from mchannel.frame import Kind, encode
 from mchannel.transport import Options, Peer, Transport
-from mchannel.transports.bucket import TokenBucket
 from mchannel.transports.complaints import Complaints
 from mchannel.transports.stream import BEGIN, EVERYBODY, READY, Demultiplexer, Key, Multiplexer
 from mchannel.transports.timer import Timer
@@ -268,7 +268,7 @@ class DomainSocket:
 
     def _deliver(self, key: Key, frame: bytes) -> None:
         message = key != EVERYBODY and frame.startswith(_GOES_ON)
-        if not message and not self._controls.take() and self._listens:
+        if not message and not self._controls.take(time.monotonic()) and self._listens:
             self._punish("begins, calls and ends more often than any agent")
         if key == EVERYBODY:
             if frame == BEGIN:

@@ -12,9 +12,9 @@ from typing import Final
 import attrs
 
 from mchannel.address import Address
+from mchannel.bucket import TokenBucket
 from mchannel.errors import AddressError, ChannelBroken, MChannelError, ProtocolError
 from mchannel.transport import Options, Peer, Transport
-from mchannel.transports.bucket import TokenBucket
 from mchannel.transports.complaints import Complaints
 from mchannel.transports.region import Lanes
 from mchannel.transports.ring import Side
@@ -164,7 +164,7 @@ class HostDoor:
         if value is None:
             return
         try:
-            if not domain.offers.take():
+            if not domain.offers.take(time.monotonic()):
                 raise ProtocolError("it offers too often; this one is not looked at")
             if (identity := self._identity(domain.number)) is None:
                 raise ProtocolError("the toolstack gave this domain no UUID")
