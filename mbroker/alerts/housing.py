@@ -206,10 +206,10 @@ class Housing:
         results: dict[int, Sequence[Any]] = {}
         trials: Counter[int] = Counter()
         while (shard := next((shard for shard, kept in self._shards.items() if not kept.host), None)) is not None:
-            trials[shard] += 1
-            if trials[shard] > _TRIALS:
-                raise LostError(f"shard {shard} is lost wherever it is placed; go on from a snapshot")
             if not self._hosts:
+                trials[shard] += 1  # of hosts that were there before, several may have been lost already
+                if trials[shard] > _TRIALS:
+                    raise LostError(f"shard {shard} is lost wherever it is placed; go on from a snapshot")
                 self._hosts[next(self._names)] = self._make()
             kept = self._shards[shard]
             name = winner(shard, self._hosts)

@@ -329,6 +329,18 @@ def test_shards_that_are_lost_wherever_they_are_placed_are_given_up() -> None:
         shards.tick(START + 1)
 
 
+def test_hosts_that_are_lost_together_are_no_fault_of_a_shard() -> None:
+    make = Mortals()
+    shards = Shards(START, hosts=6, make=make)
+    number = shards.add(rule("load > 5"))
+    shards.push(START, *columns(shards, [Sample(series, START, 9.0) for series in SERIES]))
+    firing = shards.firing(number)
+    for host in make.made:
+        host.close()
+    assert shards.push(START + 1, *columns(shards, [Sample(series, START + 1, 9.0) for series in SERIES])) == []
+    assert (len(shards.losses()), shards.firing(number)) == (6, firing)
+
+
 class Slow(InProcess):
     """Says that whatever it does takes a millisecond, and a snapshot three."""
 
