@@ -217,6 +217,17 @@ def test_names_that_come_and_go_take_no_more_than_those_that_are_there(text: str
     assert (len(taken), len(left)) == (1, 1)
 
 
+def test_a_group_that_never_had_a_value_is_silent_when_its_members_are() -> None:
+    rule = Subscription.parse("mean(load) > 4 nodata fire").rule
+    engine, reference = Engine(START), Reference(rule, START)
+    engine.add(rule)
+    samples = [Sample(Series("load", HOSTS[0]), START, -math.inf), Sample(Series("load", HOSTS[1]), START + 1, 3.0)]
+    for now, batch in ((START + 1, samples), (START + 30_001, [])):
+        edges = engine.batch(now, batch)
+        assert by_key(edges) == by_key(reference.batch(now, batch))
+    assert [fired.firing for fired in edges] == [True]
+
+
 def test_a_new_group_looks_only_at_those_who_may_be_its_members(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = 0
 
