@@ -93,7 +93,7 @@ class Database:
 
     @contextmanager
     def change(self) -> Generator[Write]:
-        """Lend what writes; all of it, and all before, is on disk afterwards or, if anything is raised, none of it."""
+        """Lend what writes; it is on disk afterwards, with all that was before, or undone if anything is raised."""
         with self._explained("write"):
             self._write("PRAGMA synchronous = FULL")
         try:

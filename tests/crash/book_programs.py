@@ -59,14 +59,13 @@ def program(kind: type[Book], deliver: Callable[[Book, Path, Ack], None] | None 
                     seen = (Series("load", alert.key), array("q", [number]), array("d", [9.0]))
                     book.keep(alert.id, alert.state, context.packed([seen]), number)
                     ack(f"kept {alert.id}")
-                else:
-                    (deliver or _deliver)(book, folder, ack)
-                if number % 4 == 2:
-                    book.acknowledge(alert.id, "ada", number)
-                    ack(f"{DURABLY}acknowledged {alert.id}")
-                elif number % 4 == 3:
                     book.sync()
                     ack(f"{DURABLY}synced")
+                else:
+                    (deliver or _deliver)(book, folder, ack)
+                if number % 4 == 0:
+                    book.acknowledge(alert.id, "ada", number)
+                    ack(f"{DURABLY}acknowledged {alert.id}")
             book.trim(100)
             book.close()
 
