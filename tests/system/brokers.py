@@ -77,8 +77,8 @@ class BrokerProcess:
         self._process.stdin.write(" ".join(words) + "\n")
         self._process.stdin.flush()
 
-    def wait(self, what: str, timeout: float = 60, **fields: Any) -> dict[str, Any]:
-        """Return the next thing of that kind that it says; raises TimeoutError."""
+    def wait(self, what: str, timeout: float = 60, *, after: float = 0.0, **fields: Any) -> dict[str, Any]:
+        """Return the next thing of that kind that it says *after* that moment; raises TimeoutError."""
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             try:
@@ -86,7 +86,7 @@ class BrokerProcess:
             except queue.Empty:
                 break
             self.said.append(said)
-            if said["what"] == what and fields.items() <= said.items():
+            if said["what"] == what and said["at"] >= after and fields.items() <= said.items():
                 return said
         raise TimeoutError(f"{self.host.name} did not say {what}; its log: {self.log.read_text()[-3000:]}")
 

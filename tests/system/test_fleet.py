@@ -110,7 +110,7 @@ def test_a_move_that_somebody_else_starts(
 ) -> None:
     for broker, to in ((pair[1], hosts[1]), (pair[0], hosts[0])):
         move(agent, to, tmp_path)
-        broker.wait("number")
+        broker.wait("number", after=time.monotonic())
     exactly_once(pair, pair[0])
 
 
@@ -148,7 +148,7 @@ def test_the_source_broker_killed_while_the_domain_moves(agent: Guest, pair: Pai
     pair[0].listen(0.5)
     pair[0].kill()
     agent.migrate(hosts[1])
-    pair[1].wait("number")
+    pair[1].wait("number", after=time.monotonic())
     pair[1].listen(1)
     nothing_lost(pair, pair[1])
 
@@ -158,5 +158,5 @@ def test_the_destination_broker_starting_late(agent: Guest, pair: Pair, hosts: t
     agent.migrate(hosts[1])
     pair[0].listen(2)
     pair[1].start()
-    pair[1].wait("number")
+    pair[1].wait("number", after=time.monotonic())
     exactly_once(pair, pair[1])
