@@ -429,7 +429,7 @@ async def test_dying_at_any_call_loses_no_notice_and_repeats_none_under_another_
         with Book(tmp_path / f"{deadline}" / "book.sqlite") as book:
             number = book.enrol("ann", Subscription.parse("load > 8"), ["ops", "mail", "gone"], 1000).number
             edges = [Edge(number, frozenset({("host", host)}), firing=True, at=2000) for host in "abc"]
-            book.record([*edges, attrs.evolve(edges[0], firing=False, at=3000)], 3000)
+            book.record([*edges, edges[0]._replace(firing=False, at=3000)], 3000)
             expected = {notice.id for notice in book.notices(10**15) if notice.receiver != "gone"}
             ops, mail = Ear(None, NotDelivered("busy")), Ear()
             manners = {"ops": attrs.evolve(PROMPT, most=1, retry_first=0.01), "mail": PROMPT}
