@@ -7,6 +7,7 @@
 void leaf_set(match_engine *e, uint32_t which, uint8_t truth, int64_t at, double value) {
   uint8_t *now = TRUTHS(e) + which;
   if ((*now & LEAF_TRUTH) == truth) return;
+  if (UNLIKELY(*now & LEAF_FREE)) return; /* of a damaged snapshot, where two streams had it */
   uint32_t rule = RULE_OF(e, which);
   if (rule == NONE) {
     if (truth > MATCH_TRUE) return; /* it stays as it is */
