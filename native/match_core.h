@@ -29,7 +29,7 @@ enum {
 
 typedef struct feed { uint32_t group, slot; } feed; /* the stream's value is the group's member */
 
-typedef struct stream { /* one line of the cache: all that a sample touches */
+typedef struct stream { /* one line of the cache; of order statistics a sample touches it */
   double low, high;     /* while what is cheap to know lies in [low, high), no bound is passed; else inf and -inf */
   double *bounds;       /* sorted; the names follow after `room` of them */
   feed *feeds;
