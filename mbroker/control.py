@@ -1,8 +1,8 @@
 """How ``mbroker`` talks to ``mbrokerd``: questions and answers as events over a channel of this host.
 
-A question's topic says what is wanted (``control.status``), the answer's value is JSON; both carry the
-question's number, so that nobody takes an answer that was meant for another. The daemon answers root
-and its own user, and nobody else: who asks is known from the kernel.
+A question's topic says what is wanted (``control.status``), the answer's value is JSON, in as many parts as it
+takes; all carry the question's number, so that nobody takes an answer that was meant for another. The daemon
+answers root and its own user, and nobody else: who asks is known from the kernel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from inspect import isawaitable
 from typing import Any
@@ -35,6 +35,7 @@ from mchannel.errors import (
     ChannelTimeout,
     CodecError,
     MChannelError,
+    MessageTooBig,
     NotListening,
 )
 from mchannel.event import Event
@@ -59,6 +60,8 @@ __all__ = [
 ]
 
 _CODEC = EventCodec(Limits(text=1 << 20))
+_PART = 1 << 18  # characters in one part of an answer,
+_PARTS = 256  # and parts in one answer
 _PAGE = 500  # agents in one answer
 _AT_ONCE = 8  # people who ask
 _PATIENCE = 3.0  # seconds
@@ -153,7 +156,8 @@ async def answer(listener: AsyncListener[Event], answers: Answers) -> None:
         try:
             while True:
                 question = await channel.read(timeout=_PATIENCE)
-                await channel.write(await _reply(question, answers), timeout=_PATIENCE)
+                for part in _parts(await _reply(question, answers)):
+                    await channel.write(part, timeout=_PATIENCE)
                 channel.done()
         except (ChannelError, CodecError):
             pass  # whoever asked is gone, or was too slow
@@ -227,6 +231,14 @@ async def _reply(question: Event, answers: Answers) -> Event:
         return Event("control.error", value=f"the daemon failed to answer: {type(error).__name__}", detail=number)
 
 
+def _parts(reply: Event) -> Iterator[Event]:
+    """Yield *reply* in parts that events can hold; each but the last says that there is more."""
+    text = str(reply.value)
+    for at in range(0, max(len(text), 1), _PART):
+        more = {"more": True} if at + _PART < len(text) else {}
+        yield attrs.evolve(reply, value=text[at : at + _PART], detail={**reply.detail, **more})
+
+
 @contextmanager
 def _asking(address: str) -> Generator[mchannel.Channel[Event]]:
     """Open a channel to the daemon for a few questions: without a name, as nobody is to take it up again."""
@@ -246,9 +258,26 @@ def _asking(address: str) -> Generator[mchannel.Channel[Event]]:
 
 
 def _ask(channel: mchannel.Channel[Event], topic: str, value: str = "") -> object:
-    number, end = secrets.randbits(48), time.monotonic() + _PATIENCE
+    question = Event(topic, value=value, detail={"question": secrets.randbits(48)})
     try:
-        channel.write(Event(topic, value=value, detail={"question": number}), timeout=_PATIENCE)
+        channel.write(question, timeout=_PATIENCE)
+    except MessageTooBig as error:
+        raise ControlError(f"that is too long to ask: {error}") from None
+    except ChannelError:
+        pass  # reading tells why
+    text = ""
+    for _ in range(_PARTS):
+        reply = _part(channel, question.detail["question"])
+        text += str(reply.value)
+        if "more" not in reply.detail:
+            return _taken(reply.topic, text)
+    raise ControlError(f"the daemon's answer is longer than {_PARTS * _PART >> 20} MiB; ask for less")
+
+
+def _part(channel: mchannel.Channel[Event], number: object) -> Event:
+    """Return the next part of the answer to the question of that *number*."""
+    end = time.monotonic() + _PATIENCE
+    try:
         reply = channel.read(timeout=_PATIENCE)
         while reply.detail.get("question") != number:  # the answer to somebody who is gone
             reply = channel.read(timeout=max(end - time.monotonic(), 0.0))
@@ -258,15 +287,16 @@ def _ask(channel: mchannel.Channel[Event], topic: str, value: str = "") -> objec
         raise Unreachable("the daemon hung up: it answers root and its own user, and few at once") from None
     except CodecError as error:
         raise ControlError(f"the daemon's answer is no event: {error}") from None
+    return reply
+
+
+def _taken(topic: str, text: str) -> object:
+    """Return what was answered as plain data; raise what the daemon refused with."""
     for refusal in (NoSuchThing, Absent):
-        if reply.topic == _TOPICS[refusal]:
-            raise refusal(str(reply.value))
-    if reply.topic != "control.answer":
-        raise ControlError(str(reply.value))
-    return _parsed(str(reply.value))
-
-
-def _parsed(text: str) -> object:
+        if topic == _TOPICS[refusal]:
+            raise refusal(text)
+    if topic != "control.answer":
+        raise ControlError(text)
     try:
         parsed: object = json.loads(text)
     except ValueError:

@@ -16,11 +16,11 @@ from mchannel.errors import AddressError
 
 
 @asynccontextmanager
-async def answering(folder: Path) -> AsyncGenerator[str]:
-    """Lend an address at which a daemon answers that it knows no agents."""
+async def answering(folder: Path, answers: control.Answers | None = None) -> AsyncGenerator[str]:
+    """Lend an address at which a daemon answers, if nothing else, that it knows no agents."""
     address = f"ipc://{folder}/control.sock"
     async with control.listen(address) as listener:
-        task = asyncio.create_task(control.answer(listener, {"control.agents": lambda _: []}))
+        task = asyncio.create_task(control.answer(listener, answers or {"control.agents": lambda _: []}))
         yield address
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -74,6 +74,38 @@ def test_an_answer_to_another_question_is_passed_over() -> None:
 
     channel: Any = Channel()
     assert control._ask(channel, "control.status") == 3  # pyright: ignore[reportPrivateUsage]
+
+
+async def test_an_answer_of_any_length_arrives_whole(tmp_path: Path) -> None:
+    rows = [f"{number:09}" for number in range(200_000)]
+    async with answering(tmp_path, {"control.rows": lambda _: rows}) as address:
+        assert await asyncio.to_thread(control.ask, address, list[str], "control.rows") == rows
+
+
+async def test_an_answer_that_does_not_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_PARTS", 2)
+    monkeypatch.setattr(control, "_PART", 10)
+    async with answering(tmp_path, {"control.rows": lambda size: "x" * int(size)}) as address:
+        assert await asyncio.to_thread(control.ask, address, str, "control.rows", "18") == "x" * 18
+        with pytest.raises(control.ControlError, match="longer than"):
+            await asyncio.to_thread(control.ask, address, str, "control.rows", "19")
+
+
+async def test_a_long_refusal_arrives_whole_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_PART", 10)
+
+    def refuse(_: str) -> None:
+        raise control.NoSuchThing("there is no such thing as that one")
+
+    async with answering(tmp_path, {"control.refuse": refuse}) as address:
+        with pytest.raises(control.NoSuchThing, match=r"^there is no such thing as that one$"):
+            await asyncio.to_thread(control.ask, address, str, "control.refuse")
+
+
+async def test_a_question_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
+    async with answering(tmp_path) as address:
+        with pytest.raises(control.ControlError, match="too long to ask"):
+            await asyncio.to_thread(control.ask, address, str, "control.agents", "x" * (2 << 20))
 
 
 def test_an_address_on_a_network_is_refused() -> None:
