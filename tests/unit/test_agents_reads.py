@@ -317,19 +317,19 @@ def test_gmond_is_understood(gmond: str) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('kind = "nagios"', r"read\[0\]: name is missing"),
-        ('kind = "munin"\nname = "x"', r"read\[0\]: 'kind' must be in"),
-        ('kind = "nagios"\nname = ""\ncommand = ["x"]', "name must be a text of 1 to 256"),
+        ('kind = "nagios"', r"read\.0\.name: is missing"),
+        ('kind = "munin"\nname = "x"', r"read\.0\.kind: must be one of nagios, ganglia, prometheus"),
+        ('kind = "nagios"\nname = ""\ncommand = ["x"]', "name: must be a text of 1 to 256"),
         ('kind = "nagios"\nname = "x"', "needs command, and nothing else"),
         ('kind = "nagios"\nname = "x"\nurl = "http://x"', "needs command, and nothing else"),
-        ('kind = "nagios"\nname = "x"\ncommand = "ls"', "command must be a list of a program and its arguments"),
+        ('kind = "nagios"\nname = "x"\ncommand = "ls"', "command: must be a list of a program and its arguments"),
         ('kind = "ganglia"\nname = "x"\naddress = "x:1"\nfile = "/x"', "needs address or file, and nothing else"),
         ('kind = "ganglia"\nname = "x"\naddress = "x"', "a host and a port"),
-        ('kind = "prometheus"\nname = "x"\nurl = "file:///etc/passwd"', "must begin with http"),
+        ('kind = "prometheus"\nname = "x"\nurl = "file:///etc/passwd"', "url: must be something that begins with http"),
         ('kind = "prometheus"\nname = "x"\nfile = "x"', "the whole path"),
-        ('kind = "prometheus"\nname = "x"\nfile = "/x"\ntimeout = 0', "timeout must be 0.05 to 600"),
-        ('kind = "prometheus"\nname = "x"\nfile = "/x"\nlabels = {for = "x"}', "labels must be up to 8 names"),
-        ('kind = "prometheus"\nname = "x"\nfile = "/x"\nlabels = ["x"]', "labels must be up to 8 names"),
+        ('kind = "prometheus"\nname = "x"\nfile = "/x"\ntimeout = 0', "timeout: must be 0.05 to 600"),
+        ('kind = "prometheus"\nname = "x"\nfile = "/x"\nlabels = {for = "x"}', "labels: must be up to 8 names"),
+        ('kind = "prometheus"\nname = "x"\nfile = "/x"\nlabels = ["x"]', "labels: must be up to 8 names"),
     ],
 )
 def test_a_reader_that_is_configured_wrongly_is_one_line_with_its_key(text: str, why: str) -> None:
