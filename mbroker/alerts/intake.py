@@ -30,6 +30,8 @@ _RUNS = 8  # of one source: its publishers, each with the numbers of its present
 _PATIENCE = 5_000  # between two wishes for a new declaration
 _MINUTE = 60_000
 _BURST = 10  # seconds' worth of new series that may come at once: all of a publisher that has just begun
+_BACKLOG = 15  # seconds' worth of samples that may come at once: all that waited while the broker was away
+_IN_STEP = 1000  # by which clocks may differ and nobody is told
 
 
 @attrs.frozen
@@ -40,10 +42,18 @@ class Bounds:
     """Most series."""
     new_series: int = attrs.field(default=2_000, validator=attrs.validators.ge(1))
     """New series a second, in the long run; ten times as many at once."""
-    samples: int = attrs.field(default=1_000_000, validator=attrs.validators.ge(1))
-    """Samples a second."""
+    samples: int = attrs.field(default=20_000, validator=attrs.validators.ge(1))
+    """Samples a second, in the long run; fifteen times as many at once, after the broker was away.
+
+    The default is for as many series as there may be, once a second; a host with 1,000 of them needs 1,000. With
+    ``late`` this also bounds what waits in memory: those of ``late`` + 15 seconds, about 20 bytes each.
+    """
     ahead: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
-    """Seconds by which the time of a sample may be in the future."""
+    """Seconds by which the time of a sample may be in the future.
+
+    Such a sample counts as of now, and those of its series that came with it as so much earlier; who is ahead by more
+    than a second is told of. So no clock but the broker's decides when the alerts of others begin and end.
+    """
     behind: float = attrs.field(default=86_400.0, validator=attrs.validators.gt(0))
     """Seconds by which it may be in the past, as when the broker was away."""
 
@@ -160,6 +170,7 @@ class Intake:
         self._pace = pace
         self._sources: dict[str, _Source] = {}
         self._refused: Counter[tuple[str, Refusal]] = Counter()
+        self._early: Counter[str] = Counter()
         self._total = 0
         self._told = 0
 
@@ -260,19 +271,23 @@ class Intake:
 
     def complaints(self, now: int) -> Iterator[str]:
         """Yield what was refused since the last time, which is a minute ago at least."""
-        if not self._refused or now - self._told < _MINUTE:
+        if not (self._refused or self._early) or now - self._told < _MINUTE:
             return
         self._told = now
         refused, self._refused = self._refused, Counter()
+        early, self._early = self._early, Counter()
         for (source, reason), count in sorted(refused.items(), key=lambda item: (item[0][0], item[0][1].name)):
             yield f"{source}: refused {count} {reason.value}"
+        for source, count in sorted(early.items()):
+            yield f"{source}: took {count} samples from the future as of now; is its clock right?"
 
     def _source(self, name: str, now: int) -> _Source:
         origin = self._sources.get(name)
         if origin is None:
             fresh, samples = self.bounds.new_series, self.bounds.samples
             origin = self._sources[name] = _Source(
-                _Allowance(fresh, _BURST * fresh, _BURST * fresh, now), _Allowance(samples, samples, samples, now)
+                _Allowance(fresh, _BURST * fresh, _BURST * fresh, now),
+                _Allowance(samples, _BACKLOG * samples, _BACKLOG * samples, now),
             )
         return origin
 
@@ -291,15 +306,30 @@ class Intake:
         if not offered:
             return offered
         latest, earliest = now + int(self.bounds.ahead * 1000), now - int(self.bounds.behind * 1000)
-        if max(offered.times) <= latest and min(offered.times) >= earliest:
+        last, first = max(offered.times), min(offered.times)
+        if last > latest or first < earliest:
+            ahead = sum(at > latest for at in offered.times)
+            behind = sum(at < earliest for at in offered.times)
+            self._refuse(source, {Refusal.FUTURE: ahead, Refusal.PAST: behind})
+            offered = offered.kept(earliest <= at <= latest for at in offered.times)
+        if last <= now:
             return offered
-        ahead = sum(at > latest for at in offered.times)
-        behind = sum(at < earliest for at in offered.times)
-        self._refuse(source, {Refusal.FUTURE: ahead, Refusal.PAST: behind})
-        return offered.kept(earliest <= at <= latest for at in offered.times)
+        if last > now + _IN_STEP:
+            self._early[source] += sum(at > now + _IN_STEP for at in offered.times)
+        return attrs.evolve(offered, times=_until(now, offered))
 
     def _refuse(self, source: str, refused: Mapping[Refusal, int]) -> None:
         for reason, count in refused.items():
             if count:
                 self._refused[source, reason] += count
                 self._total += count
+
+
+def _until(now: int, offered: Arrived) -> array[int]:
+    """Return the times of what is *offered*, each series as much earlier as it takes for none to be after *now*."""
+    newest = dict[int, int]()
+    for number, at in zip(offered.numbers, offered.times, strict=True):
+        if at > newest.get(number, now):
+            newest[number] = at
+    moved = (at + now - newest.get(number, now) for number, at in zip(offered.numbers, offered.times, strict=True))
+    return array("q", moved)
