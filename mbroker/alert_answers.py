@@ -59,6 +59,8 @@ class Answers:
             return plain(getattr(self, rows.TOPICS[topic])(value))
         except NotThere as error:
             raise control.NoSuchThing(str(error)) from None
+        except OverflowError:
+            raise control.NoSuchThing("there is nothing that has so large a number") from None
         except (SubscriptionError, TooBroad, NoSuchGroup, TooMuchError, Invalid, ValueError, OSError) as error:
             raise control.Refused(str(error)) from None
 
@@ -121,10 +123,12 @@ class Answers:
     # -- alerts
 
     def alerts(self, value: str) -> list[rows.AlertRow]:
-        """Return alerts."""
+        """Return alerts; of a subscription only if it is there, or has alerts still."""
         wanted: rows.AlertsWanted = build(rows.AlertsWanted, json.loads(value))
         state = State(wanted.state) if wanted.state else None
         since = None if wanted.since is None else round(wanted.since * 1000)
+        if wanted.subscription is not None:
+            self._book.enrolment(wanted.subscription)
         return [self._row(each) for each in self._book.alerts(state, wanted.subscription, since, wanted.limit)]
 
     def alert(self, value: str) -> rows.AlertRow:

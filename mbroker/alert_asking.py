@@ -86,7 +86,10 @@ def seconds(option: str, text: str) -> float:
     match = _DURATION.fullmatch(text)
     if match is None or not int(match[1]):
         raise Misuse(f"{option} {text}: give a duration such as 90s, 30m, 2h or 7d")
-    return int(match[1]) * UNITS[match[2]] / 1000
+    length = int(match[1]) * UNITS[match[2]] / 1000
+    if length > rows.LONGEST:
+        raise Misuse(f"{option} {text}: give a year at most, 366d")
+    return length
 
 
 def user() -> str:

@@ -159,7 +159,6 @@ def silence(labels: Sequence[str], duration: str, why: str, yes: bool, by: str, 
         for label in labels:
             if not rows.is_id(label):
                 condition(label)
-        rows.SilenceWanted(tuple(labels), length, by, why)
     except ValueError as error:
         raise Misuse(str(error)) from None
     muted: rows.MutedRow = control.ask(address, rows.MutedRow, "control.muted", json.dumps(labels))

@@ -12,6 +12,7 @@ from mbroker.alerts.alert import Alert
 from mbroker.alerts.selector import GROUP, Endpoint
 
 __all__ = [
+    "LONGEST",
     "TOPICS",
     "AcknowledgeWanted",
     "AlertRow",
@@ -64,8 +65,12 @@ TOPICS = {
 _ID = re.compile(r"[0-9a-f]{4,20}")
 
 
+LONGEST = 366 * 86400.0
+"""Seconds that a silence lasts, or that are looked back, at most."""
+
+
 def _within_a_year(_: object, attribute: attrs.Attribute[float], value: float) -> None:
-    if not 0 < value <= 366 * 86400:
+    if not 0 < value <= LONGEST:
         raise ValueError(f"'{attribute.name}' must be above 0, and a year at most")
 
 

@@ -149,16 +149,26 @@ class Count:
         return str(self.count)
 
 
+def _lasting(_: object, __: attrs.Attribute[Any], value: object) -> None:
+    if type(value) is not int or not 1 <= value <= 366 * DAY:
+        shown = _duration(value) if type(value) is int else f"{value!r:.60}"
+        raise ValueError(f"a duration may last from 1ms to 366d, not {shown}")
+
+
 @attrs.frozen
 class Span:
     """A duration or, as a window, the samples of the last so many milliseconds: ``(now - span, now]``."""
 
-    milliseconds: int = attrs.field(validator=_whole(1, 366 * DAY))
+    milliseconds: int = attrs.field(validator=_lasting)
 
     def __str__(self) -> str:
         """Return it as in the language, in the largest unit that says it: ``2m``, ``90s``."""
-        size, unit = next((size, unit) for size, unit in _UNITS if self.milliseconds % size == 0)
-        return f"{self.milliseconds // size}{unit}"
+        return _duration(self.milliseconds)
+
+
+def _duration(milliseconds: int) -> str:
+    size, unit = next((size, unit) for size, unit in _UNITS if milliseconds % size == 0)
+    return f"{milliseconds // size}{unit}"
 
 
 _UNITS = ((DAY, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms"))

@@ -25,7 +25,7 @@ GRAMMAR: Any = Lark(Path(__file__).with_name("subscription.lark").read_text(), p
 _BEYOND_FORM = re.compile(
     r".*?column \d+: ("
     r"\S+ must be (a name|a whole number|at most 256|0 to|1 to)|keep must have|by must have|labels must be|keep must be"
-    r"|'\w+' was said before|clear needs|clear .* is also true|not a pattern|a window may last|a quantile is"
+    r"|'\w+' was said before|clear needs|clear .* is also true|not a pattern|a (window|duration) may last|a quantile is"
     r"|atleast needs|\w+ needs > >= <|\w+ needs a window of at least 2|.* is beyond the range"
     r"|by \(.*\) (and by|does not go)|conditions may be nested|a condition may have|a subscription has"
     r")"
