@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,19 +22,50 @@ settings.load_profile("house")
 
 
 _MEMORY = Path("/dev/shm")
+_PREFIX = "mchannel-test-"
 _ENOUGH = 1 << 30
 
 
+@pytest.fixture(scope="session")
+def in_memory(pytestconfig: pytest.Config) -> Iterator[Path | None]:
+    """Return a folder in memory, or None where there is none; what a run that was killed left there goes first.
+
+    A run locks its folder, so that one which nobody holds is nobody's.
+    """
+    if pytestconfig.option.basetemp or not _is_roomy(_MEMORY):
+        yield None
+        return
+    for left in _MEMORY.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            held = _lock(left)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(held)
+    with TemporaryDirectory(prefix=_PREFIX, dir=_MEMORY, ignore_cleanup_errors=True) as folder:
+        held = _lock(Path(folder))
+        yield Path(folder)
+        os.close(held)
+
+
+def _lock(folder: Path) -> int:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 @pytest.fixture
-def memory(tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Path]:
+def memory(tmp_path: Path, in_memory: Path | None) -> Iterator[Path]:
     """Return a folder in memory: what is killed at each of its steps syncs thousands of times. Else one on disk.
 
     With ``--basetemp`` it is on disk, too, and stays.
     """
-    if pytestconfig.option.basetemp or not _is_roomy(_MEMORY):
+    if in_memory is None:
         yield tmp_path
     else:
-        with TemporaryDirectory(prefix="test-", dir=_MEMORY, ignore_cleanup_errors=True) as folder:
+        with TemporaryDirectory(dir=in_memory, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
 
 
