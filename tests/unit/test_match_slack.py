@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import tracemalloc
 from array import array
 
 import pytest
@@ -70,3 +71,24 @@ def test_samples_that_come_later_than_that_are_passed_on_and_found_late() -> Non
     assert (engine.counters.samples, engine.counters.late, slack.numbers) == (1, 1, {number})
     engine.push(17_000, *slack.due(17_000))
     assert engine.counters.samples == 2
+
+
+def test_samples_of_one_time_leave_in_the_order_in_which_they_came() -> None:
+    slack = Slack(SLACK)
+    for value, at in ((1.0, 2000), (2.0, 1000), (3.0, 2000)):
+        slack.put(array("I", [0]), array("d", [value]), array("q", [at]))
+    numbers, values, times = slack.due(2000 + SLACK)
+    assert (list(numbers), list(values), list(times)) == ([0, 0, 0], [2.0, 1.0, 3.0], [1000, 2000, 2000])
+
+
+def test_a_sample_that_waits_takes_few_bytes() -> None:
+    count = 100_000
+    columns = array("I", range(count)), array("d", bytes(8 * count)), array("q", [1000, 1250] * (count // 2))
+    slack = Slack(SLACK)
+    tracemalloc.start()
+    try:
+        slack.put(*columns)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 20 * count
