@@ -248,7 +248,7 @@ class Desk:
             counts.refused,
             teller.delivered,
             dict(teller.failures),
-            self._watch.problem or self._book.problem or self._history.problem,
+            self._watch.problem or self._book.problem or self._history.problem or self._keeper.problem,
             dict(self._matching.shares),
         )
 

@@ -1,14 +1,15 @@
 """Keeps what was seen around the begin and the end of an alert (MAVIS, section IV, *selective storage*).
 
 It is taken out of the history twice: at once, so that whoever is told can look, and when what followed is there too.
+Sources, guests and hosts, take turns; when too much waits, it is the one with the most whose alerts have to do without.
 """
 
 from __future__ import annotations
 
-import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import attrs
 
@@ -18,6 +19,7 @@ from .delivery import changed
 from .language import Subscription
 from .selector import Endpoint, Selector, Series
 from .tree import leaves
+from .turns import Turns
 
 __all__ = ["AROUND", "Due", "Keeper"]
 
@@ -25,7 +27,11 @@ AROUND = 600_000
 """Milliseconds before and after that are kept."""
 
 _LATER = 60_000  # milliseconds until a disk that failed is tried again
-_WAITING = 10_000  # alerts whose surroundings are to be kept; when there are more, nothing is kept of those
+_WAITING = 10_000  # alerts whose surroundings are to be kept; when there are more, nothing is kept of some
+
+
+_Source: TypeAlias = frozenset[tuple[str, str]] | int
+"""The labels that say whose alert it is; of one that is nobody's, as of all hosts together, its subscription."""
 
 
 class _Book(Protocol):
@@ -85,11 +91,21 @@ class Keeper:
         self._book = book
         self._past = past
         self._subscription = subscription
-        self._due: list[Due] = []
+        self._due: Turns[_Source, Due] = Turns(_WAITING)
+        self._left_out: Counter[_Source] = Counter()
 
     def __len__(self) -> int:
         """Return around how many begins and ends samples are still to be kept."""
         return len(self._due)
+
+    @property
+    def problem(self) -> str:
+        """How many begins and ends have to do without samples, in one line; empty once few wait."""
+        if not self._left_out or self._has_room:
+            return ""
+        source, count = self._left_out.most_common(1)[0]
+        who = f"subscription {source}" if isinstance(source, int) else " ".join(value for _, value in sorted(source))
+        return f"too many alerts at once: {self._left_out.total()} times context is not kept, {count} of them of {who}"
 
     def add(self, alerts: Iterable[Alert], now: int) -> None:
         """Keep what is around *alerts*, which have just begun or ended."""
@@ -106,7 +122,7 @@ class Keeper:
 
     def due(self, now: int) -> Due | None:
         """Return what is to be kept next, and is not remembered any more; None when nothing is due."""
-        return heapq.heappop(self._due) if self._due and self._due[0].at <= now else None
+        return self._due.pop(now)
 
     def look(self, due: Due, now: int) -> bytes:
         """Return what to keep, packed; this takes its time, and may be done by another thread."""
@@ -127,8 +143,15 @@ class Keeper:
             raise
 
     def _push(self, due: Due) -> None:
-        if len(self._due) < _WAITING:
-            heapq.heappush(self._due, due)
+        if self._has_room:
+            self._left_out.clear()
+        loser = self._due.push(due.wanted.source or due.alert.enrolment, due)
+        if loser is not None:
+            self._left_out[loser] += 1
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._due) < _WAITING // 2
 
     def _lacks(self, alert: Alert) -> bool:
         return self._book.kept(alert.id).get(alert.state, 0) < changed(alert) + AROUND

@@ -166,3 +166,41 @@ def test_a_storm_of_alerts_does_not_take_all_memory(world: World) -> None:
     alert = world.alert("load > 1", Endpoint({WEB2}))
     world.keeper.add([attrs.evolve(alert, id=f"{n:05}") for n in range(20_000)], NOW)
     assert len(world.keeper) == 10_000
+
+
+def storm(world: World, source: tuple[str, str], count: int) -> None:
+    alert = attrs.evolve(world.alert("load > 1", Endpoint({WEB2})), key=Endpoint({source}))
+    world.keeper.add([attrs.evolve(alert, id=f"{source[1]}-{n:05}") for n in range(count)], NOW)
+
+
+def test_a_storm_of_one_guest_costs_nobody_else_what_is_kept(world: World) -> None:
+    storm(world, WEB1, 20_000)
+    storm(world, WEB2, 1)
+    assert len(world.keeper) == 10_000
+    taken = [due for _ in range(2) if (due := world.keeper.due(NOW)) is not None]
+    assert {due.alert.id[:4] for due in taken} == {"web1", "web2"}
+    later = [due.alert.id for _ in range(10_000) if (due := world.keeper.due(NOW + AROUND)) is not None]
+    assert "web2-00000" in later
+
+
+def test_what_is_left_out_in_a_storm_is_said_while_it_lasts(world: World) -> None:
+    assert world.keeper.problem == ""
+    storm(world, WEB1, 5_003)
+    storm(world, HOST, 2)
+    assert world.keeper.problem == "too many alerts at once: 10 times context is not kept, 10 of them of web1"
+    while world.keeper.due(NOW + AROUND) is not None:
+        pass
+    assert world.keeper.problem == ""
+    storm(world, HOST, 1)
+    assert world.keeper.problem == ""
+
+
+def test_alerts_of_nobody_share_by_subscription(world: World) -> None:
+    groups = world.alert("mean(load) > 1", Endpoint())
+    world.keeper.add([attrs.evolve(groups, id=f"{n:05}") for n in range(20_000)], NOW)
+    other = world.alert("mean(memory) > 1", Endpoint())
+    world.keeper.add([other], NOW)
+    assert [due.alert.enrolment for _ in range(2) if (due := world.keeper.due(NOW))] == [
+        groups.enrolment,
+        other.enrolment,
+    ]
