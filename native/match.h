@@ -136,7 +136,8 @@ uint32_t match_source(const match_engine *e, uint32_t rule); /* as an edge of it
 size_t match_push(match_engine *e, const uint32_t *series, const double *values, const int64_t *times, size_t count,
                   size_t room);
 void match_settle(match_engine *e); /* after the last sample of a batch; what was added or joined is matched, too */
-void match_tick(match_engine *e, int64_t clock); /* what the clock alone makes true; it does not go back */
+/* What the clock alone makes true until then, each at its own moment; it does not go back. */
+void match_tick(match_engine *e, int64_t clock);
 size_t match_take(match_engine *e, match_edge *edges, size_t room);
 
 /* All that an engine knows, edges not yet taken included, for this build on this kind of machine. Between batches:

@@ -109,6 +109,20 @@ static int64_t newest_of(const match_engine *e, const rule *r) { /* sample of it
   return at;
 }
 
+static void wake(match_engine *e, rule *r, uint32_t which) { /* when it has waited for long enough by the clock */
+  const timer *t = e->timers + r->timer;
+  if (t->queued && t->due > r->since + r->hold) { /* an earlier wait began later, by another clock */
+    int made = timer_open(e, TIMER_HOLD, 0, r->hold, which);
+    if (made < 0) {
+      e->broken = true;
+      return;
+    }
+    timer_close(e, r->timer);
+    r->timer = (uint32_t)made;
+  }
+  timer_queue(e, r->timer, r->since + r->hold);
+}
+
 static void rule_settle(match_engine *e, uint32_t which) {
   rule *r = e->rules + which;
   r->dirty = r->born = 0;
@@ -127,10 +141,10 @@ static void rule_settle(match_engine *e, uint32_t which) {
     r->waits = 0;
   } else {
     if (!r->waits) r->since = at;
-    r->fires = (uint64_t)at - (uint64_t)r->since >= (uint64_t)r->hold; /* since may be "ever" */
+    r->fires = at >= r->since && (uint64_t)at - (uint64_t)r->since >= (uint64_t)r->hold; /* since may be "ever" */
     r->waits = !r->fires;
     if (r->fires) emit(e, r->first, true, at, r->value);
-    else if (by_clock) timer_queue(e, r->timer, r->since + r->hold);
+    else if (by_clock) wake(e, r, which);
   }
   watch_again(e, r, which);
 }

@@ -89,22 +89,33 @@ static void expired(match_engine *e, uint32_t which, timer *t) {
     if (s->windows[i].timer == which) window_silence(e, s->windows + i);
 }
 
-void match_tick(match_engine *e, int64_t clock) {
-  if (clock > e->clock) e->clock = clock;
-  while (e->heap.count && e->timers[e->heap.items[0]].due <= e->clock) {
-    uint32_t which = e->heap.items[0];
-    e->heap.items[0] = e->heap.items[--e->heap.count];
-    sink(e, 0);
-    timer *t = e->timers + which;
-    t->queued = 0;
-    if (t->open) {
-      expired(e, which, t);
-    } else {
-      e->dead--;
-      recycle(e, which);
-    }
+static bool is_due(const match_engine *e, int64_t clock) {
+  return e->heap.count && e->timers[e->heap.items[0]].due <= clock;
+}
+
+static void expire_first(match_engine *e) {
+  uint32_t which = e->heap.items[0];
+  e->heap.items[0] = e->heap.items[--e->heap.count];
+  sink(e, 0);
+  timer *t = e->timers + which;
+  t->queued = 0;
+  if (t->open) {
+    expired(e, which, t);
+  } else {
+    e->dead--;
+    recycle(e, which);
   }
-  match_settle(e);
+}
+
+void match_tick(match_engine *e, int64_t clock) {
+  if (clock < e->clock) clock = e->clock;
+  for (;;) { /* moment after moment: what it says does not depend on how often it is called */
+    while (is_due(e, e->clock)) expire_first(e);
+    match_settle(e);
+    if (!is_due(e, clock)) break;
+    if (e->timers[e->heap.items[0]].due > e->clock) e->clock = e->timers[e->heap.items[0]].due;
+  }
+  e->clock = clock;
 }
 
 void series_heard(match_engine *e, uint32_t which, int64_t at) { /* its first sample, or the first after a silence */

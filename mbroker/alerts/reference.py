@@ -99,6 +99,7 @@ class Reference:
         self.irregular: Counter[str] = Counter()
         """How many samples were dropped as ``nan`` or ``late``, or are ``infinite`` and left out of arithmetic."""
         self._rule = rule
+        self._hold = rule.hold.milliseconds if rule.hold else 0
         self._interval = interval
         self._now = now
         self._histories = {
@@ -109,7 +110,6 @@ class Reference:
         }
         self._alerts: dict[Endpoint, _Alert] = {}
         self.register(*self._histories)
-        self._made = self._evaluated(list(self._alerts)) if self._histories else []
 
     # -- what happens
 
@@ -135,10 +135,13 @@ class Reference:
         self._alerts = {key: alert for key, alert in self._alerts.items() if key in stay}
 
     def tick(self, now: int) -> list[Change]:
-        """Return the edges that the time itself makes, and those of adding the rule; *now* never runs backwards."""
+        """Return the edges that time itself makes until *now*, which never runs backwards, each at its own moment."""
+        edges = self._evaluated(list(self._alerts))  # of what changed since the last tick
+        while coming := [moment for moment in self._moments() if self._now < moment <= now]:
+            self._now = min(coming)
+            edges += self._evaluated(list(self._alerts))
         self._now = now
-        made, self._made = self._made, []
-        return made + self._evaluated(list(self._alerts))
+        return edges
 
     def batch(self, now: int, samples: Iterable[Sample]) -> list[Change]:
         """Return the edges of samples that arrive together, each alert's in the order of its event times.
@@ -186,6 +189,22 @@ class Reference:
 
     # -- alerts
 
+    def _moments(self) -> Iterator[int]:
+        """Yield when the clock alone may change something: when series fall silent, and when waiting ends."""
+        for leaf in leaves(self._rule.condition):
+            for series, history in self._histories.items():
+                if leaf.selector.accepts(series):
+                    yield history.heard + self._endured(leaf, history)
+        yield from (alert.true_since + self._hold for alert in self._alerts.values() if alert.true_since is not None)
+
+    def _endured(self, leaf: Comparison | Absent, history: History) -> int:
+        """Return after how many milliseconds without a sample *leaf* takes a series to be silent."""
+        if isinstance(leaf, Absent):
+            return leaf.span.milliseconds
+        expression = leaf.expression
+        member = expression.member if isinstance(expression, Spatial) else expression
+        return _window_span(member) or self._patience(history)
+
     def _keys(self, series: Series) -> Iterator[Endpoint]:
         """Yield the alerts that exist because *series* does: those of the finest leaves that read it."""
         for leaf in leaves(self._rule.condition):
@@ -226,7 +245,7 @@ class Reference:
             alert.true_since = None
         else:
             alert.true_since = at if alert.true_since is None else alert.true_since
-            if at - alert.true_since >= (rule.hold.milliseconds if rule.hold else 0):
+            if at - alert.true_since >= self._hold:
                 alert.firing = True
                 yield Change(key, firing=True, at=at)
 

@@ -71,6 +71,13 @@ RULES = [
     "mean(load) > 4 and max(temp) > 6",
     "load > 4 and mean(temp) by (rack) > 3",
     "all(load) > 3 nodata fire",
+    "load > 4 for 3s nodata fire",
+    "mean(load[4s]) <= 4 clear >= 6 for 3s nodata fire",
+    "count(load[3s]) <= 4 for 30s nodata fire",
+    "rate(load[4]) <= 1 for 30s nodata clear",
+    "max(mean(load[3s])) by (rack) > 4 clear < 2 for 3s nodata fire",
+    "atleast(2, load) by (rack) > 4 clear < 2 for 2s nodata clear",
+    "absent(load[4s]) or temp > 6 for 3s nodata fire",
 ]
 
 
@@ -226,6 +233,16 @@ def test_a_group_that_never_had_a_value_is_silent_when_its_members_are() -> None
         edges = engine.batch(now, batch)
         assert by_key(edges) == by_key(reference.batch(now, batch))
     assert [fired.firing for fired in edges] == [True]
+
+
+def test_a_wait_by_the_clock_is_not_prolonged_by_one_that_is_over() -> None:
+    engine = Engine(START)
+    engine.add(Subscription.parse("count(load[3s]) <= 1 for 30s nodata fire").rule)
+    series = Series("load", HOSTS[0])
+    engine.batch(START + 100, [Sample(series, START - 2000, 1.0), Sample(series, START - 1900, 1.0)])
+    engine.batch(START + 3100, [Sample(series, START - 1000, 1.0)])  # silence began, and is over at once
+    engine.batch(START + 5100, [Sample(series, START + 2100, 1.0)])  # true by time of the source, which is behind
+    assert [(edge.firing, edge.at) for edge in engine.tick(START + 90_000)] == [(True, START + 32_100)]
 
 
 def test_a_new_group_looks_only_at_those_who_may_be_its_members(monkeypatch: pytest.MonkeyPatch) -> None:

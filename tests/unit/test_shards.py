@@ -59,6 +59,8 @@ RULES = [
     "load > 4 and mean(temp) by (rack) > 3",
     "sum(load) by (group, rack) > 8 and min(temp) by (rack) < 5 or count(load) < 3",
     "not any(load) by (rack) > 5 for 1s",
+    "load > 4 for 3s nodata fire",
+    "max(mean(load[3s])) by (rack) > 3 clear < 2 for 2s nodata fire",
 ]
 
 Columns = tuple["array[int]", "array[float]", "array[int]"]
