@@ -65,6 +65,9 @@ class _History:
     def name(self, number: int, series: Series) -> None:
         pass
 
+    def pace(self, number: int, interval: int | None) -> None:
+        pass
+
     def append(self, numbers: array[int], values: array[float], times: array[int]) -> None:
         pass
 

@@ -27,6 +27,7 @@ from mbroker.alerts.clock import unix_ms
 from mbroker.alerts.deadman import Heart
 from mbroker.alerts.delivery import Manner, Notifier
 from mbroker.alerts.engine_host import LostError
+from mbroker.alerts.explain import Place
 from mbroker.alerts.history import History
 from mbroker.alerts.keeper import Keeper
 from mbroker.alerts.notify import Pipeline, Teller
@@ -117,7 +118,8 @@ class Desk:
         self._keeper.recall(self._lately(now), now)
         self._teller, self._telling = self._told_by(section.receivers, told)
         self._receivers = section.receivers
-        trials = Trials(self._history, round(section.interval * 1000))
+        home = Place.BROKER if section.shards is None else Place.ENGINES
+        trials = Trials(self._history, round(section.interval * 1000), offload=section.offload, home=home)
         answers = Answers(self._watch, self._book, trials, lambda: self._receivers, self._changed, unix_ms)
         self.answer = answers.answer
         """Return the answer to a question, by its topic and its value."""
@@ -260,7 +262,7 @@ class Desk:
         recent = self._watch.since - (_REPLAYED if spans else _SLACK)
         older = self._history.read(_Metrics(spans.keys()), self._watch.since - max(spans.values(), default=0), recent)
         newer = self._history.read(_Everything(), recent, now + _SLACK)
-        self._watch.replay(itertools.chain(older if spans else (), newer), now)
+        self._watch.replay(itertools.chain(older if spans else (), newer), now, self._history.intervals(_Everything()))
 
     def _happened(self, alerts: list[Alert]) -> None:
         if alerts:  # mostly there are none, and the teller need not look

@@ -285,7 +285,7 @@ class ExplainRow:
     """When the first of them was: how far back the history of these series reaches."""
     cost: str
     place: str
-    """Where it can be matched."""
+    """Where it is matched: ``publisher``, if that saves samples, ``broker`` or ``engines``."""
     alerts: tuple[AlertRow, ...]
     more: int
     """Alerts besides."""

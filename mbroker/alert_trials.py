@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Generator
+from functools import partial
 
 import attrs
 
@@ -13,7 +14,7 @@ from mbroker import alert_rows as rows
 from mbroker import control
 from mbroker.alerts import Subscription
 from mbroker.alerts.engine import TooMuchError
-from mbroker.alerts.explain import Explanation, Past, explain
+from mbroker.alerts.explain import Explanation, Past, Place, explain
 
 __all__ = ["Trials"]
 
@@ -65,10 +66,9 @@ class _Trial:
 class Trials:
     """The trials that go on."""
 
-    def __init__(self, past: Past, interval: int) -> None:
-        """Try on *past*; *interval* as for the engine."""
-        self._past = past
-        self._interval = interval
+    def __init__(self, past: Past, interval: int, *, offload: bool = False, home: Place = Place.BROKER) -> None:
+        """Try on *past*; the rest is as for :func:`mbroker.alerts.explain.explain`."""
+        self._explain = partial(explain, past=past, interval=interval, most=_ALERTS, offload=offload, home=home)
         self._trials: dict[int, _Trial] = {}
         self._numbers = itertools.count(1)
 
@@ -77,7 +77,7 @@ class Trials:
         self._trials = {number: trial for number, trial in self._trials.items() if not trial.is_abandoned}
         if sum(1 for trial in self._trials.values() if not trial.is_over) >= _AT_ONCE:
             raise control.Refused(f"{_AT_ONCE} subscriptions are being tried already; try again soon")
-        steps = explain(subscription, self._past, begin, end, interval=self._interval, most=_ALERTS)
+        steps = self._explain(subscription, begin=begin, end=end)
         number, trial = next(self._numbers), _Trial(subscription, warnings, time.monotonic())
         self._trials[number] = trial
         threading.Thread(target=trial.run, args=(steps,), name=f"trial {number}", daemon=True).start()

@@ -467,6 +467,9 @@ def _misjudged(alerts: AlertsSection) -> list[Fault]:
     if alerts.late >= SILENT * alerts.interval:
         reason = f"must be less than {SILENT} intervals, after which a series is silent"
         faults.append(Fault(("alerts", "late"), reason))
+    if alerts.offload and alerts.late:
+        reason = "cannot go with late: a publisher compares its samples in the order in which it makes them"
+        faults.append(Fault(("alerts", "offload"), reason))
     if alerts.shards and alerts.shards.limit < alerts.shards.engines:
         faults.append(Fault(("alerts", "shards", "most"), "must not be less than there are engines to begin with"))
     for name in alerts.deadman.receivers if alerts.deadman else ():

@@ -139,7 +139,7 @@ Examples:
 @with_control
 @with_output
 def explain(text: str, since: str, address: str, output: str) -> None:
-    """Show what TEXT would have fired on in the stored past, what it costs, and where it can be matched."""
+    """Show what TEXT would have fired on in the stored past, what it costs, and where it will be matched."""
     wanted = rows.ExplainWanted(str(parsed(text)), seconds("--since", since))
     row = _watched(address, ask(address, int, "control.explain", wanted))
     if output == "json":
@@ -151,7 +151,8 @@ def explain(text: str, since: str, address: str, output: str) -> None:
         print_line("the history has none of these series")
     else:
         print_line(f"the history of these series reaches back to {moment(row.oldest)}")
-    print_line(f"cost of a sample: {row.cost}; can be matched by the {row.place}")
+    where = "the publisher, if that saves samples" if row.place == "publisher" else f"the {row.place}"
+    print_line(f"cost of a sample: {row.cost}; will be matched by {where}")
     if row.alerts:
         found = ((moment(each.since), lasted(each), rows.about(each.labels), figure(each.value)) for each in row.alerts)
         print_table(("SINCE", "LASTED", "ABOUT", "VALUE"), found)

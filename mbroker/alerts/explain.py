@@ -1,4 +1,4 @@
-"""A subscription tried on the stored past: what it would have fired on, what it costs, and where it can be matched."""
+"""A subscription tried on the stored past: what it would have fired on, what it costs, and where it will be matched."""
 
 from __future__ import annotations
 
@@ -38,12 +38,14 @@ class CostClass(Enum):
 
 
 class Place(Enum):
-    """Where a rule can be matched."""
+    """Where a rule is matched."""
 
     PUBLISHER = "publisher"
     """By who measures, if that saves samples: only what crosses a threshold then travels."""
     BROKER = "broker"
-    """By the broker alone."""
+    """By the broker itself."""
+    ENGINES = "engines"
+    """By processes or machines beside the broker, among which endpoints and groups are shared out."""
 
 
 class Past(Protocol):
@@ -51,6 +53,10 @@ class Past(Protocol):
 
     def read(self, wanted: Accepts, begin: int, end: int) -> Iterator[Sample]:
         """Yield samples in time order."""
+        ...
+
+    def intervals(self, wanted: Accepts) -> dict[Series, int]:
+        """Return how often series are read that are not read as often as usual."""
         ...
 
 
@@ -83,17 +89,28 @@ class _Wanted:
 
 
 def explain(
-    subscription: Subscription, past: Past, begin: int, end: int, *, interval: int = 10_000, most: int = _MOST
+    subscription: Subscription,
+    past: Past,
+    begin: int,
+    end: int,
+    *,
+    interval: int = 10_000,
+    most: int = _MOST,
+    offload: bool = False,
+    home: Place = Place.BROKER,
 ) -> Generator[float, None, Explanation]:
     """Try *subscription* on what is stored from *begin* to before *end*; yield now and then how much is done, 0 to 1.
 
     Windows are filled from what came before *begin*, and what fires already then is told as if it began there.
-    *interval* is that of samples, of which three may miss; *most* alerts are told. While nothing was stored, as when
-    the broker was down, its series were silent. Raises :exc:`.engine.TooMuchError`.
+    *interval* is that of samples, of which three may miss, where series have no longer one; *most* alerts are told.
+    While nothing was stored, as when the broker was down, its series were silent. *offload*: publishers are asked to
+    compare; what they cannot is matched at *home*. Raises :exc:`.engine.TooMuchError`.
     """
     rule = subscription.rule
-    start = begin - span(rule, interval)
     trial = _Trial(subscription, begin, most)
+    place = Place.PUBLISHER if offload and cuts(rule) is not None else home
+    intervals = past.intervals(trial.wanted)
+    start = begin - span(rule, max([interval, *intervals.values()]))
     engine: Engine | None = None
     clock = start
     for beat, batch in groupby(past.read(trial.wanted, start, end), lambda sample: sample.at // _BEAT):
@@ -104,12 +121,15 @@ def explain(
         for quiet in range(clock + _BEAT, (beat + 1) * _BEAT, _BEAT):
             trial.take(engine.tick(quiet))
         clock = (beat + 1) * _BEAT
-        trial.take(engine.batch(clock, trial.counted(batch)))
+        samples = list(batch)
+        for series in trial.count(samples):
+            engine.pace(engine.number(series), intervals.get(series))
+        trial.take(engine.batch(clock, samples))
         yield min(max((clock - start) / (end - start), 0.0), 1.0)
     if engine is not None:
         for quiet in range(clock + _BEAT, end + 1, _BEAT):
             trial.take(engine.tick(quiet))
-    return trial.result()
+    return trial.result(place)
 
 
 class _Trial:
@@ -128,12 +148,13 @@ class _Trial:
         self._samples = 0
         self._oldest: int | None = None
 
-    def counted(self, samples: Iterator[Sample]) -> Iterator[Sample]:
-        for sample in samples:
-            self._series.add(sample.series)
-            self._samples += 1
-            self._oldest = sample.at if self._oldest is None else self._oldest
-            yield sample
+    def count(self, samples: list[Sample]) -> set[Series]:
+        """Note what came, and return the series that are new."""
+        self._samples += len(samples)
+        self._oldest = samples[0].at if self._oldest is None else self._oldest
+        new = {sample.series for sample in samples} - self._series
+        self._series |= new
+        return new
 
     def take(self, edges: list[Fired]) -> None:
         for edge in edges:
@@ -152,10 +173,9 @@ class _Trial:
         else:
             self._more += 1
 
-    def result(self) -> Explanation:
+    def result(self, place: Place) -> Explanation:
         for alert in self._firing.values():
             self._tell(alert)
-        place = Place.BROKER if cuts(self._rule) is None else Place.PUBLISHER
         alerts = tuple(sorted(self._alerts, key=lambda alert: (alert.since, alert.id)))
         return Explanation(alerts, self._more, len(self._series), self._samples, self._oldest, cost(self._rule), place)
 

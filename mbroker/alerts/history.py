@@ -102,6 +102,11 @@ class History:
         with self._lock:
             self._numbers[number] = self._names.number(series)
 
+    def pace(self, number: int, interval: int | None) -> None:
+        """Say how often that series is read, in milliseconds; None: as any other. Raises KeyError as :meth:`append`."""
+        with self._lock:
+            self._names.pace(self._numbers[number], interval)
+
     def append(self, numbers: array[int], values: array[float], times: array[int]) -> None:
         """Keep samples; raise KeyError for a number that was not named.
 
@@ -130,6 +135,10 @@ class History:
                 if len(self._lives[-1].series):
                     self._rotate()
                 waiting = self._lives[:-1]
+                try:
+                    self._names.sync_intervals()
+                except JournalError as error:
+                    self.problem = str(error)
             for live in waiting:
                 self._seal(live)
             self._trim(now)
@@ -165,6 +174,12 @@ class History:
         live.journal.path.unlink(missing_ok=True)
 
     # -- what was
+
+    def intervals(self, wanted: Accepts) -> dict[Series, int]:
+        """Return how often those of the series that are *wanted* are read that said it, in milliseconds."""
+        with self._lock:
+            known = [(self._names.series[number], interval) for number, interval in self._names.intervals.items()]
+        return {series: interval for series, interval in known if wanted.accepts(series)}
 
     def read(self, wanted: Accepts, begin: int, end: int) -> Iterator[Sample]:
         """Yield the samples of the series that are *wanted*, from *begin* to before *end*, in time order."""

@@ -85,6 +85,10 @@ class History(Protocol):
         """Say which series a number is."""
         ...
 
+    def pace(self, number: int, interval: int | None) -> None:
+        """Say how often it is read."""
+        ...
+
     def append(self, numbers: array[int], values: array[float], times: array[int]) -> None:
         """Store samples."""
         ...
@@ -168,7 +172,7 @@ class Watch:
         self._history = history
         self.since, self._matcher = self._restored(image, now)
         hosts = settings.hosts | {settings.host}
-        self._intake = Intake(hosts, self._number, self._matcher.pace, groups=settings.groups, bounds=settings.bounds)
+        self._intake = Intake(hosts, self._number, self._pace, groups=settings.groups, bounds=settings.bounds)
         self._offloading = Offloading(_REFRESH * settings.interval) if settings.offload else None
         self._followed = dict[Rule, _Followed]()
         for number, rule in self._matcher.rules.items():
@@ -357,16 +361,21 @@ class Watch:
         self._anew = ""
         return pack((*self._form, now, self._matcher.save()))
 
-    def replay(self, samples: Iterable[Sample], now: int) -> None:
+    def replay(self, samples: Iterable[Sample], now: int, intervals: Mapping[Series, int] | None = None) -> None:
         """Let the engine see, in the order of time, what was stored since the snapshot; nobody is told of it yet.
 
+        *intervals* are those of series that are not read as often as usual, in milliseconds.
         What it saw before the snapshot it drops as late. Samples that waited are in the history, and wait again.
         """
+        paced = dict(intervals or {})
         for second, batch in itertools.groupby(samples, lambda sample: sample.at // 1000):
             clock = min(max(self.since, 1000 * (second + 1)), now)
             columns = Arrived.none()
             for sample in batch:
-                columns.numbers.append(self._matcher.number(sample.series))
+                number = self._matcher.number(sample.series)
+                if paced and sample.series in paced:
+                    self._matcher.pace(number, paced.pop(sample.series))
+                columns.numbers.append(number)
                 columns.values.append(sample.value)
                 columns.times.append(sample.at)
             self._began.update(((each.rule, each.key), each.at) for each in self._matched(columns, clock))
@@ -521,6 +530,10 @@ class Watch:
         number = self._matcher.number(series)
         self._history.name(number, series)
         return number
+
+    def _pace(self, number: int, interval: int | None) -> None:
+        self._matcher.pace(number, interval)
+        self._history.pace(number, interval)
 
     # -- rules
 

@@ -421,7 +421,7 @@ def test_a_subscription_is_tried_on_the_past_before_it_is_made(daemon: Daemon) -
         (2, 4),
         (5, None),
     ]
-    assert (tried["series"], tried["samples"], tried["cost"], tried["place"]) == (1, 5, "newest value", "publisher")
+    assert (tried["series"], tried["samples"], tried["cost"], tried["place"]) == (1, 5, "newest value", "broker")
     assert json_of("subscriptions") == []
     assert tried["oldest"] == NOW / 1000 + 1
     text = run("explain", "load > 8", "--since", "100d").stdout

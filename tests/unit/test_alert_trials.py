@@ -29,6 +29,9 @@ class Past:
         self.told = 0
         self.error: Exception | None = None
 
+    def intervals(self, wanted: Accepts) -> dict[Series, int]:
+        return {}
+
     def read(self, wanted: Accepts, begin: int, end: int) -> Iterator[Sample]:
         for at in range(0, 100_000, 1000):
             yield Sample(SERIES, at, at / 50_000)

@@ -509,6 +509,10 @@ async def test_what_keeps_watch_over_the_alerts_notices_that_a_part_ended(
         (("http://127.0.0.1", "http://example.org"), "must begin with https"),
         (("interval = 0.5", "interval = 0"), "alerts.interval: must be >= 0.1"),
         (("[alerts]", "[alerts]\ngroups = { 'a b' = [] }"), "alerts.groups.a b: must be a name"),
+        (
+            ("[alerts]", "[alerts]\noffload = true\nlate = 1"),
+            "alerts.offload: cannot go with late: a publisher compares",
+        ),
         (("[alerts]", "[alerts]\nbounds = { series = 0 }"), "alerts.bounds.series: must be >= 1"),
     ],
 )

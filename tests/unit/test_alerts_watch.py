@@ -35,10 +35,15 @@ class Stored:
     """A history in memory."""
 
     names: dict[int, Series] = attrs.field(factory=dict[int, Series])
+    intervals: dict[Series, int] = attrs.field(factory=dict[Series, int])
     samples: list[Sample] = attrs.field(factory=list[Sample])
 
     def name(self, number: int, series: Series) -> None:
         self.names[number] = series
+
+    def pace(self, number: int, interval: int | None) -> None:
+        if interval:
+            self.intervals[self.names[number]] = interval
 
     def append(self, numbers: array[int], values: array[float], times: array[int]) -> None:
         self.samples += [Sample(self.names[n], at, v) for n, v, at in zip(numbers, values, times, strict=True)]
@@ -71,7 +76,7 @@ class World:
         self.matching = self.make()
         self.watch = Watch(changed, self.book, self.history, self.now, self.image, self.matching)
         reach = max(10_000, *self.watch.spans.values(), 0) if self.reach is None else self.reach
-        self.watch.replay(self.history.since(self.watch.since - reach), self.now)
+        self.watch.replay(self.history.since(self.watch.since - reach), self.now, self.history.intervals)
 
     def subscribe(self, text: str) -> int:
         return self.watch.enrol("ann", Subscription.parse(text), ["oncall"], self.now)[0].number
@@ -563,3 +568,17 @@ def test_whoever_is_told_knows_nothing_of_restarts(
             world.wait(SETTLED)
             told.append(world.told)
     assert told[0] == told[1]
+
+
+def test_a_series_that_is_read_seldom_is_not_silent_after_a_restart_without_a_snapshot(world: World) -> None:
+    world.subscribe("load > 8 nodata clear")
+    world.watch.declare("web1", Declared(1, 0, (Named("load"),), interval=60_000), world.now)
+    world.watch.samples("web1", sample(1, 0, 9.0, world.now), world.now)
+    world.now += 10_000
+    world.start()
+    for _ in range(60):
+        world.wait(1000)
+    assert world.told == [(1, WEB1, 0, None)]
+    for _ in range(200):
+        world.wait(1000)
+    assert world.told == [(1, WEB1, 0, 10 + 180)]

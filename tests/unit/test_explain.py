@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -25,13 +26,26 @@ WEB1, WEB2 = (Endpoint({("host", name)}) for name in ("web1", "web2"))
 @attrs.define
 class Stored:
     samples: list[Sample]
+    paces: dict[Series, int]
+
+    def intervals(self, wanted: Accepts) -> dict[Series, int]:
+        return {series: interval for series, interval in self.paces.items() if wanted.accepts(series)}
 
     def read(self, wanted: Accepts, begin: int, end: int) -> Iterator[Sample]:
         return (one for one in self.samples if wanted.accepts(one.series) and begin <= one.at < end)
 
 
-def tried(text: str, samples: Iterable[Sample], begin: int, end: int, most: int = 1000) -> Explanation:
-    trial = explain(Subscription.parse(text), Stored(list(samples)), begin, end, interval=1000, most=most)
+def tried(
+    text: str,
+    samples: Iterable[Sample],
+    begin: int,
+    end: int,
+    most: int = 1000,
+    paces: dict[Series, int] | None = None,
+    **settings: Any,
+) -> Explanation:
+    stored = Stored(list(samples), paces or {})
+    trial = explain(Subscription.parse(text), stored, begin, end, interval=1000, most=most, **settings)
     while True:
         try:
             assert 0 <= next(trial) <= 1
@@ -87,6 +101,19 @@ def test_what_is_missing_from_the_start_is_not_missed() -> None:
     assert spans(tried("absent(load[10s])", every_second([1] * 60), 40_000, 160_000)) == []
 
 
+def test_a_series_that_is_read_seldom_is_not_silent_between_two_samples() -> None:
+    samples = [Sample(Series("load", WEB1), 100_000 + 60_000 * number, 9.0) for number in range(5)]
+    paces = {Series("load", WEB1): 60_000, Series("load", WEB2): 1000}
+    assert spans(tried("load > 8 nodata clear", samples, 100_000, 600_000, paces=paces)) == [(0, 240 + 181)]
+    assert len(tried("load > 8 nodata clear", samples, 100_000, 600_000).alerts) == 5
+
+
+def test_windows_of_series_that_are_read_seldom_are_filled_too() -> None:
+    samples = [Sample(Series("load", WEB1), 60_000 * number, 9.0) for number in range(20)]
+    paces = {Series("load", WEB1): 60_000}
+    assert spans(tried("mean(load[5]) > 8", samples, 900_000, 960_000, paces=paces)) == [(800, None)]
+
+
 def test_alerts_that_are_too_many_are_counted() -> None:
     found = tried("load > 8", every_second([1, 9] * 10), 100_000, 120_000, most=3)
     assert (spans(found), found.more) == ([(1, 2), (3, 4), (5, 6)], 7)
@@ -126,22 +153,36 @@ def test_it_reads_a_history(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected", "place"),
+    ("text", "expected"),
     [
-        ("load > 8", CostClass.NEWEST, Place.PUBLISHER),
-        ("load > 8 for 1m", CostClass.NEWEST, Place.BROKER),
-        ("absent(load[10s])", CostClass.NEWEST, Place.BROKER),
-        ("mean(load[5m]) > 8", CostClass.RUNNING, Place.BROKER),
-        ("ewma(5m, load) > 8 and load > 1", CostClass.RUNNING, Place.BROKER),
-        ("max(load[5m]) > 8 or mean(load[5m]) > 8", CostClass.ORDERED, Place.BROKER),
-        ("mean(load) by (rack) > 8", CostClass.RUNNING, Place.BROKER),
-        ("any(load) by (rack) > 8", CostClass.ORDERED, Place.BROKER),
-        ("sum(p95(load[5m])) by (rack) > 8", CostClass.ORDERED, Place.BROKER),
+        ("load > 8", CostClass.NEWEST),
+        ("load > 8 for 1m", CostClass.NEWEST),
+        ("absent(load[10s])", CostClass.NEWEST),
+        ("mean(load[5m]) > 8", CostClass.RUNNING),
+        ("ewma(5m, load) > 8 and load > 1", CostClass.RUNNING),
+        ("max(load[5m]) > 8 or mean(load[5m]) > 8", CostClass.ORDERED),
+        ("mean(load) by (rack) > 8", CostClass.RUNNING),
+        ("any(load) by (rack) > 8", CostClass.ORDERED),
+        ("sum(p95(load[5m])) by (rack) > 8", CostClass.ORDERED),
     ],
 )
-def test_the_dearest_comparison_is_the_cost(text: str, expected: CostClass, place: Place) -> None:
+def test_the_dearest_comparison_is_the_cost(text: str, expected: CostClass) -> None:
     assert cost(Subscription.parse(text).rule) is expected
-    assert tried(text, [], 0, 1000).place is place
+
+
+@pytest.mark.parametrize(
+    ("text", "offload", "home", "place"),
+    [
+        ("load > 8", True, Place.BROKER, Place.PUBLISHER),
+        ("load > 8", True, Place.ENGINES, Place.PUBLISHER),
+        ("load > 8", False, Place.BROKER, Place.BROKER),
+        ("load > 8", False, Place.ENGINES, Place.ENGINES),
+        ("load > 8 for 1m", True, Place.BROKER, Place.BROKER),
+        ("load > 8 for 1m", True, Place.ENGINES, Place.ENGINES),
+    ],
+)
+def test_it_is_matched_where_the_settings_say(text: str, offload: bool, home: Place, place: Place) -> None:
+    assert tried(text, [], 0, 1000, offload=offload, home=home).place is place
 
 
 def test_infinite_values_are_compared_too() -> None:

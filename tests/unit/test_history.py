@@ -232,6 +232,39 @@ def test_names_of_series_that_are_gone_are_forgotten(folder: Path) -> None:
 # -- the files
 
 
+def test_how_often_series_are_read_outlives_a_restart(folder: Path) -> None:
+    with opened(folder) as history:
+        history.pace(2, 60_000)
+        history.pace(0, None)
+        put(history, ROWS)
+    with opened(folder) as history:
+        assert history.intervals(FAN) == {SERIES[2]: 60_000}
+        assert history.intervals(LOAD) == {}
+
+
+def test_an_interval_that_changes_often_takes_room_once(folder: Path) -> None:
+    with opened(folder) as history:
+        put(history, ROWS)
+        size = history.size
+        for interval in range(1000, 2000):
+            history.pace(2, interval)
+        put(history, [(2, 902.0, 3000)])
+        assert history.size < size + 100
+        history.seal(3000)
+    with opened(folder) as history:
+        assert history.intervals(FAN) == {SERIES[2]: 1999}
+
+
+def test_an_interval_that_is_taken_back_is_no_more(folder: Path) -> None:
+    with opened(folder) as history:
+        history.pace(2, 60_000)
+        put(history, ROWS)
+        history.pace(2, None)
+        history.seal(3000)
+    with opened(folder) as history:
+        assert history.intervals(FAN) == {}
+
+
 def test_only_its_owner_can_read_it(history: History, folder: Path) -> None:
     put(history, ROWS)
     history.seal(2001)
