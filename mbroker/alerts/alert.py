@@ -38,9 +38,12 @@ class Enrolment:
     """When, in milliseconds of the Unix clock."""
 
 
-def alert_id(enrolment: int, key: Endpoint, since: int) -> str:
-    """Return the name of the alert of that enrolment, endpoint or group, and begin: the same one whenever computed."""
-    said = repr((enrolment, sorted(key), since))
+def alert_id(enrolment: int, key: Endpoint, since: int, before: int = 0) -> str:
+    """Return the name of the alert of that enrolment, endpoint or group, and begin: the same one whenever computed.
+
+    *before* is how many alerts of that place began at that time before: what comes late may have the time of another.
+    """
+    said = repr((enrolment, sorted(key), since, before) if before else (enrolment, sorted(key), since))
     return hashlib.blake2b(said.encode(), digest_size=10).hexdigest()
 
 

@@ -1,9 +1,9 @@
 """The book of alerts: who subscribed, what began and ended, who is still to be told, and what was seen around it.
 
 Every method is one transaction: it survives a kill when the method returns, and was not begun when it raises
-:exc:`BookError`. Nothing is held in memory, so that what survives a kill is all there is. What people do waits for the
-disk, and survives a power cut too; alerts and what was told do not wait, so that nobody waits for them, and survive
-it after :meth:`Book.sync`. A book belongs to one process and, at a time, to one thread, but for that.
+:exc:`BookError`. Nothing that matters is held in memory: what survives a kill is all there is. What people do waits
+for the disk, and survives a power cut too; alerts and what was told do not wait, so that nobody waits for them, and
+survive it after :meth:`Book.sync`. A book belongs to one process and, at a time, to one thread, but for that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import context
 from .alert import Alert, Enrolment, Notice, State
 from .clock import rfc3339
 from .database import BookError, Database, Row
-from .edges import ALERT, Edge, alert_of, begin, cease, end, note, number_of
+from .edges import ALERT, Edge, Said, alert_of, begin, cease, end, note, number_of
 from .language import Subscription
 from .sample import Sample
 from .schema import SCRIPTS
@@ -83,6 +83,7 @@ class Book:
         """Open the book at *path*, making it when missing; raise :exc:`BookError`."""
         self._database = Database(path, SCRIPTS)
         self._size = size
+        self._said = Said()
         self.problem = ""
         """Why the book is larger than it may be, in one line; empty when it is not."""
 
@@ -140,15 +141,29 @@ class Book:
 
     # -- alerts
 
+    def resume(self, since: int) -> None:
+        """Take what was recorded at *since* or later, which is a time as *now* is, for what may be recorded again.
+
+        That is for whoever goes on after a kill, and is not sure to have seen what made those edges: each changes
+        nothing when it comes again, in order and up to the last one.
+        """
+        rows = self._database.read(
+            "SELECT enrolment, key, did = 'began',"
+            " iif(did = 'began' OR lead(number) OVER (PARTITION BY what ORDER BY number), since, ended)"  # it went on
+            " FROM audit JOIN alert ON alert.id = what WHERE at >= ? AND did IN ('began', 'ended') ORDER BY number",
+            since,
+        )
+        self._said = Said(rows)
+
     def record(self, edges: Iterable[Edge], now: int) -> list[Alert]:
         """Note what began and what ended, with the notices of it; return the alerts that this changed.
 
-        An edge that is known changes nothing, and edges that are recorded again, in order and up to the last one,
-        leave everything as it was. An alert that ends and begins again at one event time goes on; edges of
-        subscriptions that were withdrawn are left out.
+        A begin of what fires and an end of what does not change nothing, nor does what :meth:`resume` says. An alert
+        that ends and begins again at one event time goes on; edges of subscriptions that were withdrawn are left out.
         """
         changed: dict[str, Alert] = {}
         known: dict[int, Enrolment | None] = {}
+        said = self._said.attempt()
         with self._database.change_unsynced() as write:
             for edge in edges:
                 if edge.enrolment not in known:
@@ -156,7 +171,7 @@ class Book:
                     row = write(statement, edge.enrolment).fetchone()
                     known[edge.enrolment] = None if row is None else _enrolment(row)
                 enrolment = known[edge.enrolment]
-                if enrolment is None:
+                if enrolment is None or said.knows(edge):
                     continue
                 if edge.firing:
                     alert = begin(write, edge, enrolment.subscription.handling, enrolment.receivers, now)
@@ -164,6 +179,8 @@ class Book:
                     alert = cease(write, edge, enrolment.receivers, now)
                 if alert is not None:
                     changed[alert.id] = alert
+                    said.forget(edge)
+        self._said.become(said)
         return list(changed.values())
 
     def alerts(

@@ -87,6 +87,12 @@ class Arrived:
         """Return how many they are."""
         return len(self.numbers)
 
+    def extend(self, others: Arrived) -> None:
+        """Let *others* come after these."""
+        self.numbers.extend(others.numbers)
+        self.values.extend(others.values)
+        self.times.extend(others.times)
+
     def kept(self, keep: Iterable[object]) -> Arrived:
         """Return those for which *keep* is true."""
         chosen = list(keep)

@@ -49,6 +49,7 @@ def program(kind: type[Book], deliver: Callable[[Book, Path, Ack], None] | None 
     def run(folder: Path, ack: Ack) -> None:
         for life in range(2):
             book = kind(folder / "book")
+            book.resume(0)
             if not book.enrolments():
                 book.enrol("ada", RULE, RECEIVERS, 0)
                 ack(f"{DURABLY}enrolled")
@@ -97,6 +98,7 @@ def check(folder: Path, acked: Sequence[str]) -> None:
         assert not {said(notice) for notice in waiting} & set(promised["told"]), "told again"
         assert all(book.context(name) for name in promised["kept"]), "what was kept is lost"
         assert all(book.alert(name).acknowledged == "ada" for name in promised["acknowledged"]), "nobody cares"
+        book.resume(0)
         book.record(EDGES, 2000)  # whoever saw them says all of them again
         assert shape_of(book.alerts()) == shapes[-1], "edges that were said again changed something"
         send(folder, book.notices(5000))

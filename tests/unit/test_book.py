@@ -143,9 +143,10 @@ def test_an_alert_begins_and_ends(book: Book) -> None:
     assert book.alert(begun.id) == ended
 
 
-def test_the_same_edge_changes_nothing(book: Book) -> None:
+def test_an_edge_that_is_said_again_after_a_kill_changes_nothing(book: Book) -> None:
     history = [begins(150), ends(170), begins(180), begins(150, WEB2)]
     book.record(history, 200)
+    book.resume(0)
     before = (book.alerts(), book.notices(200), book.audit())
     for edge in (begins(150), ends(170), begins(180), begins(190), ends(10, WEB1 | WEB2), begins(150, WEB2)):
         assert book.record([edge], 210) == []
@@ -170,6 +171,7 @@ def test_edges_recorded_again_up_to_the_last_leave_everything_as_it_was(steps: l
         for begin in range(0, len(edges), cut):
             book.record(edges[begin : begin + cut], at)
         before = (book.alerts(), set(book.notices(at)))
+        book.resume(0)
         book.record(edges[start:], at + 5)
         assert (book.alerts(), set(book.notices(at))) == before
         if len(seen) == len(edges):
@@ -185,11 +187,54 @@ def test_what_ends_and_begins_in_one_moment_goes_on(book: Book) -> None:
     assert ended.until == 160
 
 
-def test_an_end_that_is_known_does_not_end_what_began_after_it(book: Book) -> None:
+def test_an_end_that_is_said_again_does_not_end_what_began_after_it(book: Book) -> None:
     book.record([begins(150), ends(170)], 180)
     (again,) = book.record([begins(190)], 190)
+    book.resume(180)
     assert book.record([ends(170)], 200) == []
     assert book.alerts(State.FIRING) == [again]
+
+
+def test_an_end_at_the_time_of_an_earlier_one_is_an_end(book: Book) -> None:
+    book.record([begins(1), ends(100), begins(105)], 200)
+    (over,) = book.record([ends(100)], 200)
+    assert (over.since, over.until, book.alerts(State.FIRING)) == (105, 105, [])
+
+
+def test_what_began_before_is_said_again_only_if_nobody_saw_what_followed(book: Book) -> None:
+    book.record([begins(1), ends(100), begins(105)], 199)
+    book.resume(200)
+    (over,) = book.record([ends(100)], 200)
+    assert (over.since, over.until) == (105, 105)
+
+
+def test_a_begin_at_the_time_of_an_earlier_one_is_another_alert(book: Book) -> None:
+    first, *others = [book.record(edges, 200)[-1] for edges in ([begins(150), ends(170)], [begins(150), ends(180)])]
+    (third,) = book.record([begins(150)], 200)
+    assert len({alert.id for alert in (first, *others, third)}) == 3
+    assert book.alerts(State.FIRING) == [third]
+    assert sum(notice.alert.state is State.FIRING for notice in book.notices(200)) == 6
+    before = (book.alerts(), book.notices(200))
+    book.resume(0)
+    assert book.record([begins(150), ends(170), begins(150), ends(180), begins(150)], 210) == []
+    assert (book.alerts(), book.notices(200)) == before
+
+
+def test_what_is_new_at_a_place_is_followed_by_nothing_that_was_said(book: Book) -> None:
+    book.record([begins(150), ends(170)], 200)
+    book.resume(0)
+    (fresh,) = book.record([begins(160)], 210)
+    assert [alert.id for alert in book.record([ends(170)], 220)] == [fresh.id]
+
+
+def test_what_could_not_be_recorded_is_still_known_as_said(book: Book) -> None:
+    book.record([begins(150), ends(170)], 200)
+    before = book.alerts()
+    book.resume(0)
+    with pytest.raises(OverflowError):
+        book.record([begins(150), ends(170), begins(1 << 70, WEB2)], 210)
+    assert book.record([begins(150), ends(170)], 220) == []
+    assert book.alerts() == before
 
 
 def test_what_begins_in_the_moment_of_an_end_may_end_in_it(book: Book) -> None:
