@@ -25,6 +25,7 @@ from . import catalogue, past
 from .alert import Alert, Enrolment, State
 from .book import BookError, Edge
 from .engine import Fired, TooMuchError
+from .gone import Waiting
 from .image import SnapshotError
 from .intake import Arrived, Bounds, Intake
 from .language import Subscription
@@ -34,7 +35,7 @@ from .places import Places
 from .sample import SILENT, Sample
 from .selector import Endpoint, Series
 from .slack import Slack
-from .tree import NoData, Rule, leaves
+from .tree import NoData, Rule
 from .workers import InBroker, Matching
 
 __all__ = ["HEARTBEAT", "Book", "Counts", "History", "Settings", "Watch"]
@@ -46,6 +47,7 @@ _VERSION = 2
 _LIMITS = Limits(text=16, binary=(1 << 32) - 1, items=6)
 _REFRESH = 2  # intervals after which a publisher tells a series although nothing has changed
 _MOST_WAITING = 1 << 17  # edges that a book which cannot be written leaves in memory
+_MOST_UNSTORED = 1 << 20  # samples that it leaves there: a message of each publisher, and a heartbeat a second
 _ALL = 1 << 30  # alerts
 _MINUTE = 60_000
 _EDGE: Callable[[type[Edge], tuple[Any, ...]], Edge] = cast("Any", tuple).__new__
@@ -69,6 +71,10 @@ class Book(Protocol):
 
     def record(self, edges: Iterable[Edge], now: int) -> list[Alert]:
         """Note what began and ended; return the alerts that this changed."""
+        ...
+
+    def resume(self, since: int) -> None:
+        """Expect that what was recorded at *since* or later is recorded again."""
         ...
 
     def alerts(
@@ -112,7 +118,7 @@ class Settings:
     """Series that one comparison may find."""
     bounds: Bounds = attrs.field(factory=Bounds)
     forget: int = 86_400_000
-    """Milliseconds without a sample after which a series is forgotten, unless an alert needs it."""
+    """Milliseconds without a sample after which a series is forgotten, unless an alert needs it or a rule waits."""
     late: int = 0
     """Milliseconds that each sample waits, so that those which come late, but no later, are matched in order."""
     offload: bool = False
@@ -168,6 +174,7 @@ class Watch:
         self.settings = settings
         self._matching = matching or InBroker()
         self._slack = Slack(settings.late)
+        self._silent = Waiting(settings.forget, settings.interval)
         self._book = book
         self._history = history
         self.since, self._matcher = self._restored(image, now)
@@ -180,8 +187,9 @@ class Watch:
                 self._matcher.remove(number)
             else:
                 self._followed[rule] = _Followed(number, rule)
-        if self._offloading is not None:
-            for rule, followed in self._followed.items():
+        for rule, followed in self._followed.items():
+            self._silent.follow(rule)
+            if self._offloading is not None:
                 self._offloading.follow(followed.number, rule)
         self._rules = {followed.number: followed for followed in self._followed.values()}
         self._opposites: dict[int, _Followed] = {}
@@ -194,6 +202,7 @@ class Watch:
         for rule in [rule for rule, followed in self._followed.items() if not followed.takers]:
             self._leave(rule)
         self._waiting: list[Edge] = []
+        self._unstored = Arrived.none()  # what made them, and what came after it
         self._unwritten = ""
         self._dropped = 0
         self._news: list[str] = []
@@ -222,14 +231,12 @@ class Watch:
 
     @property
     def spans(self) -> dict[str, int]:
-        """For each metric that rules read how many milliseconds of its past matter to them, if windows began anew."""
-        found: defaultdict[str, int] = defaultdict(int)
-        if not self._is_restored:
-            for rule in self._followed:
-                span = past.span(rule, self.settings.interval)
-                for leaf in leaves(rule.condition):
-                    found[leaf.selector.metric] = max(found[leaf.selector.metric], span)
-        return dict(found)
+        """For each metric that rules read how many milliseconds of its past matter to them, if windows began anew.
+
+        The heartbeat is one: it tells how far the broker was.
+        """
+        found = {} if self._is_restored else self._silent.spans
+        return {**found, HEARTBEAT: max(found.values())} if found else {}
 
     @property
     def places(self) -> Places:
@@ -280,9 +287,11 @@ class Watch:
 
     def _forget(self, now: int) -> None:
         """Know no longer some of the series of which nothing was heard for long."""
-        waiting = self._slack.numbers
-        gone = [number for number in self._matcher.unheard(now - self.settings.forget) if number not in waiting]
-        self._intake.forget(self._matcher.forget(gone))
+        unheard = self._silent.over(self._matcher.unheard(now - self.settings.forget), self._matcher.places.series, now)
+        waiting = self._slack.numbers.union(self._unstored.numbers)
+        gone = self._matcher.forget([number for number in unheard if number not in waiting])
+        self._silent.drop(gone)
+        self._intake.forget(gone)
 
     def complaints(self, now: int) -> Iterator[str]:
         """Yield, once a minute, what was refused of whom; and what a book that could not be written lacks."""
@@ -365,20 +374,32 @@ class Watch:
         """Let the engine see, in the order of time, what was stored since the snapshot; nobody is told of it yet.
 
         *intervals* are those of series that are not read as often as usual, in milliseconds.
-        What it saw before the snapshot it drops as late. Samples that waited are in the history, and wait again.
+        What it saw before the snapshot it drops as late. Samples that waited are in the history, and wait again: as far
+        as the broker's clock was, which its heartbeats tell, what they made happen is in the book, and no further.
         """
         paced = dict(intervals or {})
+        for series, interval in paced.items():
+            known = self._matcher.places.find(series)
+            if known is not None:
+                self._silent.pace(known, interval)
+        heard = self.since if self._is_restored else 0
         for second, batch in itertools.groupby(samples, lambda sample: sample.at // 1000):
             clock = min(max(self.since, 1000 * (second + 1)), now)
             columns = Arrived.none()
             for sample in batch:
                 number = self._matcher.number(sample.series)
                 if paced and sample.series in paced:
-                    self._matcher.pace(number, paced.pop(sample.series))
+                    interval = paced.pop(sample.series)
+                    self._matcher.pace(number, interval)
+                    self._silent.pace(number, interval)
                 columns.numbers.append(number)
                 columns.values.append(sample.value)
                 columns.times.append(sample.at)
-            self._began.update(((each.rule, each.key), each.at) for each in self._matched(columns, clock))
+                if columns.numbers[-1] == self._heart:
+                    heard = max(heard, sample.at)
+            fired = self._matcher.push(clock, *self._in_order(columns, heard))
+            self._began.update(((each.rule, each.key), each.at) for each in fired)
+        self._book.resume(heard)
 
     def _restored(self, image: bytes, now: int) -> tuple[int, Matcher]:
         if image:
@@ -472,21 +493,28 @@ class Watch:
     # -- the way of a sample
 
     def _take(self, columns: Arrived, now: int) -> list[Alert]:
-        """Match, note in the book, and only then store."""
+        """Match, note in the book, and only then store: what the history has is not told any more after a kill."""
+        self._silent.hear(columns.numbers)
         if self._unsettled is not None:  # soon after a restart all have been silent: what that makes is not told
             passed = self._matcher.tick(now)
             self._began.update(((each.rule, each.key), each.at) for each in passed if each.firing)
         changed = self._record(self._edges(self._matched(columns, now)), now)
-        self._history.append(columns.numbers, columns.values, columns.times)
+        if not self._waiting:
+            self._history.append(columns.numbers, columns.values, columns.times)
+        elif len(self._unstored) + len(columns) <= _MOST_UNSTORED:
+            self._unstored.extend(columns)
         self._samples += len(columns)
         return changed
 
     def _matched(self, columns: Arrived, now: int) -> list[Fired]:
         """Match samples that arrive, or those that waited long enough; return the edges, of time alone too."""
+        return self._matcher.push(now, *self._in_order(columns, now))
+
+    def _in_order(self, columns: Arrived, now: int) -> tuple[array[int], array[float], array[int]]:
         if not self._slack.length:
-            return self._matcher.push(now, columns.numbers, columns.values, columns.times)
+            return columns.numbers, columns.values, columns.times
         self._slack.put(columns.numbers, columns.values, columns.times)
-        return self._matcher.push(now, *self._slack.due(now))
+        return self._slack.due(now)
 
     def _edges(self, fired: Iterable[Fired]) -> list[Edge]:
         edges: list[Edge] = []
@@ -516,6 +544,9 @@ class Watch:
             self._unwritten = str(error)
             return []
         self._waiting.clear()
+        unstored, self._unstored = self._unstored, Arrived.none()
+        if unstored:
+            self._history.append(unstored.numbers, unstored.values, unstored.times)
         if self._dropped:
             self._anew = (
                 f"{self._dropped} begins and ends of alerts were dropped while the book could not be written; what "
@@ -533,6 +564,7 @@ class Watch:
 
     def _pace(self, number: int, interval: int | None) -> None:
         self._matcher.pace(number, interval)
+        self._silent.pace(number, interval)
         self._history.pace(number, interval)
 
     # -- rules
@@ -546,6 +578,7 @@ class Watch:
     def _add(self, rule: Rule) -> _Followed:
         followed = self._followed[rule] = _Followed(self._matcher.add(rule), rule)
         self._rules[followed.number] = followed
+        self._silent.follow(rule)
         if self._offloading is not None:
             self._offloading.follow(followed.number, rule)
         return followed
@@ -554,6 +587,7 @@ class Watch:
         followed = self._followed.pop(rule)
         self._trust(followed)
         del self._rules[followed.number]
+        self._silent.leave(rule)
         if self._offloading is not None:
             self._offloading.leave(followed.number, rule)
         self._matcher.remove(followed.number)
