@@ -28,6 +28,7 @@ from .names import Names
 from .sample import Sample
 from .segment import Row, Segment
 from .selector import Series
+from .usage import Usage, speaker
 
 __all__ = ["Accepts", "History"]
 
@@ -45,7 +46,7 @@ class Accepts(Protocol):
 
 
 class History:
-    """The samples of the last *span* milliseconds in at most about *size* bytes.
+    """The samples of the last *span* milliseconds in at most about *size* bytes, which sources share.
 
     One thread appends; :meth:`seal` and :meth:`read` may be called in others meanwhile.
     """
@@ -64,6 +65,7 @@ class History:
         self._numbers: dict[int, int] = {}
         self._lives: list[Live] = []
         self._segments: list[Segment] = []
+        self._usage = Usage()
         self._tidied = 0  # names when they were looked through last
         self.problem = ""
         """Why some samples are not kept, or not found, in one line; empty when all is well."""
@@ -269,10 +271,38 @@ class History:
         old = [segment for segment in self._segments if segment.end < now - self._span]
         for segment in old:
             self._drop(segment)
-        while self._segments and self.size > self._size:
-            self._drop(min(self._segments, key=lambda segment: segment.end))
+        self._make_room()
         if len(self._names.series) > 2 * self._tidied + 1024:
             self._tidy()
+
+    def _make_room(self) -> None:
+        """Forget the oldest, of a source that takes far more than others before that of all."""
+        with self._lock:
+            series = dict(self._names.series)
+        while self._segments and self.size > self._size:
+            self._usage.look(self._segments, series)
+            greedy = self._usage.greedy(self._size)
+            if greedy is None:
+                self._drop(min(self._segments, key=lambda segment: segment.end))
+            else:
+                self.problem = (
+                    f"the history of {greedy} is cut short, for it takes most of the {self._size >> 20} MiB that all "
+                    "share; raise alerts.history_mib, or lower what it may send"
+                )
+                self._strip(self._usage.oldest(greedy), {n for n, one in series.items() if speaker(one) == greedy})
+
+    def _strip(self, segment: Segment, gone: set[int]) -> None:
+        """Forget what *segment* has of these series."""
+        try:
+            rest = segment.without(gone)
+        except (OSError, ValueError) as error:
+            self._explain(segment.path, error)
+            rest = None
+        if rest is None:
+            self._drop(segment)
+        else:
+            with self._lock:
+                self._segments[self._segments.index(segment)] = rest
 
     def _drop(self, segment: Segment) -> None:
         with self._lock:

@@ -88,7 +88,20 @@ class Segment:
     def numbers(self) -> set[int]:
         """Return the series of which there are samples; raise OSError or ValueError."""
         with self.path.open("rb", buffering=0) as file:
-            return set(_Reader(file.fileno(), self.size).numbers)
+            return set(_Reader(file.fileno()).numbers)
+
+    def weights(self) -> dict[int, int]:
+        """Return about how many bytes each series takes; raise OSError or ValueError."""
+        with self.path.open("rb", buffering=0) as file:
+            return _Reader(file.fileno()).weights()
+
+    def without(self, numbers: Collection[int]) -> Segment | None:
+        """Return it when the series *numbers* are gone from the file, for good, or None if nothing would be left.
+
+        Raises OSError, or ValueError if the file is damaged; then it is as before. Who reads it meanwhile finds all.
+        """
+        kept = self.numbers().difference(numbers)
+        return Segment.write(self.path, self.columns(kept, self.begin, self.end + 1, rest=1.0)) if kept else None
 
     def rows(self, numbers: Collection[int], begin: int, end: int) -> Iterator[Row]:
         """Yield the samples of the series *numbers* from *begin* to before *end*, in time order.
@@ -96,7 +109,7 @@ class Segment:
         Raises OSError, or ValueError if the file is damaged.
         """
         with self.path.open("rb", buffering=0) as file:
-            reader = _Reader(file.fileno(), self.size)
+            reader = _Reader(file.fileno())
             found = list(reader.series(numbers, begin, end))
         return heapq.merge(*(_between(columns, begin, end) for columns in found))
 
@@ -106,7 +119,7 @@ class Segment:
         Raises what :meth:`rows` does.
         """
         with self.path.open("rb", buffering=0) as file:
-            reader = _Reader(file.fileno(), self.size)
+            reader = _Reader(file.fileno())
             for number, times, values in leisurely(reader.series(numbers, begin, end), rest):
                 first, last = bisect_left(times, begin), bisect_left(times, end)
                 if first < last:
@@ -181,9 +194,9 @@ class _Writer:
 class _Reader:
     """Finds columns again; what it finds damaged raises ValueError."""
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int) -> None:
         self._fd = fd
-        at, deflated, length, *_ = _footer(fd, size)
+        at, deflated, length, *_ = _footer(fd, os.fstat(fd).st_size)
         fields = packing.unpack(inflate(self._read(at, deflated), min(length, _LARGEST)), _LIMITS)
         codes = _BLOCKS + _COLUMNS + _SERIES
         if len(fields) != len(codes) or not all(isinstance(field, bytes) for field in fields):
@@ -205,6 +218,19 @@ class _Reader:
                 if times not in self._times:
                     self._times[times] = unpack_times(self._column(times), count)
                 yield number, self._times[times], unpack_values(self._column(values), count)
+
+    def weights(self) -> dict[int, int]:
+        """Return about how many bytes each series takes; times that some share are the first one's."""
+        try:
+            shares = [deflated / max(size, 1) for _, deflated, size in zip(*self._blocks, strict=True)]
+            sizes = [round(length * shares[block]) for block, _, length in zip(*self._columns, strict=True)]
+            found = dict[int, int]()
+            for number, _, times, values, _, _ in zip(*self._series, strict=True):
+                found[number] = sizes[values] + sizes[times]
+                sizes[times] = 0
+        except IndexError:
+            raise ValueError("its table is damaged") from None
+        return found
 
     def _column(self, column: int) -> bytes:
         try:

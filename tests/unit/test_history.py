@@ -214,6 +214,72 @@ def test_the_oldest_is_forgotten_when_all_is_too_large(folder: Path) -> None:
         assert 0 < min(hours) < 19
 
 
+def test_who_takes_most_of_it_loses_the_oldest_before_others_do(folder: Path) -> None:
+    with opened(folder, size=40_000) as history:
+        for hour in range(20):
+            flood = [(0, math.sin(hour * 1000 + at), hour * HOUR + at) for at in range(500)]
+            put(history, [*flood, (1, float(hour), hour * HOUR)])
+            history.seal(hour * HOUR)
+        assert history.size <= 40_000
+        assert [value for host, _, value in seen(history) if host == "web2"] == list(range(20))
+        hours = [at // HOUR for host, at, _ in seen(history) if host == "web1"]
+        assert hours == [hour for hour in range(min(hours), 20) for _ in range(500)]
+        assert 0 < min(hours) < 18
+        assert history.problem.startswith("the history of web1 is cut short, for it takes most of")
+        before = seen(history)
+    with opened(folder) as history:
+        assert seen(history) == before
+
+
+def test_of_sources_that_take_as_much_the_oldest_is_forgotten_together(folder: Path) -> None:
+    with opened(folder, size=40_000) as history:
+        for hour in range(20):
+            rows = [(n, math.sin(n + hour * 1000 + at), hour * HOUR + at) for at in range(250) for n in (0, 1)]
+            put(history, rows)
+            history.seal(hour * HOUR)
+        assert history.size <= 40_000
+        first, second = ({at // HOUR for host, at, _ in seen(history) if host == name} for name in ("web1", "web2"))
+        assert first == second
+        assert 0 < min(first) < 19
+        assert history.problem == ""
+
+
+def test_who_found_a_file_before_it_lost_a_source_reads_what_is_left(folder: Path) -> None:
+    with opened(folder) as history:
+        put(history, ROWS)
+        history.seal(3000)
+        (path,) = folder.glob("*.sealed")
+        before = Segment.open(path)
+        after = before.without({1, 2})
+        assert after is not None
+        assert {number for _, number, _ in before.rows(range(1, 5), 0, 1 << 50)} == {3}
+        assert (after.size, after.samples) == (path.stat().st_size, 2)
+        assert after.without(after.numbers()) is None
+
+
+def test_times_that_series_share_weigh_once(tmp_path: Path) -> None:
+    times = array("q", (at * at for at in range(500)))
+    values = array("d", map(math.sin, range(500)))
+    segment = Segment.write(tmp_path / "sealed", [(1, times, values), (2, times, values)])
+    weights = segment.weights()
+    assert weights[1] > weights[2] > 0
+    assert 0.8 * segment.size < sum(weights.values()) < segment.size
+
+
+def test_a_file_that_cannot_be_written_without_a_source_goes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with opened(folder, size=40_000) as history:
+        monkeypatch.setattr(Segment, "without", full)
+        for hour in range(20):
+            flood = [(0, math.sin(hour * 1000 + at), hour * HOUR + at) for at in range(500)]
+            put(history, [*flood, (1, float(hour), hour * HOUR)])
+            history.seal(hour * HOUR)
+        assert history.size <= 40_000
+        assert min(value for host, _, value in seen(history) if host == "web2") > 0
+
+
 def test_names_of_series_that_are_gone_are_forgotten(folder: Path) -> None:
     sizes: list[int] = []
     with History(folder) as history:
