@@ -270,7 +270,7 @@ class AlertsSection:
     history_hours: float = attrs.field(default=24.0, validator=[attrs.validators.gt(0), attrs.validators.le(24 * 366)])
     """How long every sample is kept, to try subscriptions on."""
     history_mib: int = attrs.field(default=1024, validator=[attrs.validators.ge(8), attrs.validators.le(1 << 20)])
-    """How large that may grow; the oldest goes first, of a host or domain that takes far more than others before all."""
+    """How large that may grow; the oldest goes first, that of a source with far more than others before that of all."""
     book_mib: int = attrs.field(default=256, validator=[attrs.validators.ge(8), attrs.validators.le(1 << 20)])
     """How large alerts and their context may grow; the oldest that are over go first."""
     longest: int = attrs.field(default=1 << 20, validator=[attrs.validators.ge(16), attrs.validators.le(1 << 24)])
