@@ -11,10 +11,12 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from typing import Any
 
 import attrs
 
+from mbroker import control
 from mbroker.alert_answers import Answers
 from mbroker.alert_matching import matching
 from mbroker.alert_receivers import notifiers
@@ -120,9 +122,8 @@ class Desk:
         self._receivers = section.receivers
         home = Place.BROKER if section.shards is None else Place.ENGINES
         trials = Trials(self._history, round(section.interval * 1000), offload=section.offload, home=home)
-        answers = Answers(self._watch, self._book, trials, lambda: self._receivers, self._changed, unix_ms)
-        self.answer = answers.answer
-        """Return the answer to a question, by its topic and its value."""
+        self._answers = Answers(self._watch, self._book, trials, lambda: self._receivers, self._changed, unix_ms)
+        self._lost: LostError | None = None
         self._heart = Heart(section.deadman.socket) if section.deadman else None
         self._period = section.deadman.period if section.deadman else 1.0
         self._snapped = now
@@ -132,14 +133,31 @@ class Desk:
     # -- what the daemon asks of it
 
     async def take(self, event: Event) -> Event | None:
-        """Match what a publisher sent; return what is to be answered. Raises CodecError.
+        """Match what a publisher sent; return what is to be answered. Raises CodecError, and as :meth:`answer`.
 
         While the book cannot be written it waits, so that nothing more is read of whoever sent it.
         """
-        answer = self._take(event)
+        with self._whole():
+            answer = self._take(event)
         while self._watch.is_behind:  # noqa: ASYNC110 - what it waits for is a disk, which is tried every tick
             await asyncio.sleep(_TICK)
         return answer
+
+    def answer(self, topic: str, value: str) -> Any:
+        """Return the answer to a question; raise :exc:`mbroker.control.Refused`, and Absent once engines are lost."""
+        with self._whole():
+            return self._answers.answer(topic, value)
+
+    @contextlib.contextmanager
+    def _whole(self) -> Generator[None]:
+        """Lend the engines, unless they are lost: then :meth:`run` ends, and only a restart knows what they missed."""
+        if self._lost is None:
+            try:
+                yield
+                return
+            except LostError as error:
+                self._lost = error
+        raise control.Absent(f"{self._lost}: the alerts of this broker are being started again; ask again soon")
 
     def _take(self, event: Event) -> Event | None:
         now = unix_ms()
@@ -165,11 +183,12 @@ class Desk:
         self._teller, self._telling = self._told_by(self._receivers, told)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Follow the time until *stop*, then close."""
+        """Follow the time until *stop*, then close. Raises :exc:`mbroker.control.Absent` when engines are lost."""
         tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._keep())]
         try:
             while not stop.is_set():
-                self._tick()
+                with self._whole():
+                    self._tick()
                 for task in (*tasks, self._telling):
                     if task.done():
                         raise task.exception() or RuntimeError(f"{task} ended")
@@ -182,7 +201,8 @@ class Desk:
             for task in (*tasks, self._telling):
                 task.cancel()
             await asyncio.wait([*tasks, self._telling, *self._aside.values()])
-            self._try(self._write, self._watch.snapshot(unix_ms()))
+            if self._lost is None:
+                self._try(self._write, self._watch.snapshot(unix_ms()))
             self._files.close()
 
     # -- time

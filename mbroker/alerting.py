@@ -66,7 +66,8 @@ class Alerting:
             except Exception as error:  # the policies go on
                 pause = _SHORTEST if loop.time() - began > _STEADY else min(2 * pause, _LONGEST)
                 self._failure = f"alerts failed, and were started again: {error!r:.200}"
-                _log.error("alerts failed; starting them again in %g s", pause, exc_info=error)
+                trace = None if isinstance(error, control.Absent) else error
+                _log.error("alerts failed; starting them again in %g s: %s", pause, error, exc_info=trace)
             await asyncio.sleep(pause)
             try:
                 await self.open()

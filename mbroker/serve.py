@@ -18,6 +18,7 @@ import attrs
 from mbroker.action import Action, Notify, SetFrequency, SetPState, Severity
 from mbroker.actuator import Actuator, Outcome
 from mbroker.broker import Broker, attributed
+from mbroker.control import Absent
 from mbroker.host import Domain
 from mbroker.registry import EPOCH, AgentState, Registry, RegistryFull
 from mbroker.usage import UsageMeter
@@ -127,6 +128,8 @@ class Node:
         except ChannelError as error:
             after = AgentState.GONE
             self._complain(owner, f"{agent.identity}: {error}; its channel was closed")
+        except Absent as error:  # what it sent is sent again, and measured then
+            self._complain(owner, f"{agent.identity}: {error}; its channel was closed, and may come back")
         except Exception:
             _log.exception("%s: its channel was closed by an error of this broker", agent.identity)
         finally:

@@ -30,6 +30,7 @@ import mchannel
 from mbroker import control
 from mbroker.alerting import Alerting
 from mbroker.alerts.book import BookError
+from mbroker.alerts.engine_host import LostError
 from mbroker.cli import main
 from mbroker.config import ConfigError, load
 from mchannel import Event
@@ -452,6 +453,48 @@ async def test_alerts_that_fail_begin_again_from_their_files(
     assert [row["text"] for row in there] == ["load > 1"]
     assert made.status is not None
     assert "ran out of memory" in made.status.problem
+
+
+@pytest.mark.parametrize("lost_at", ["samples", "tick", "enrol"])
+async def test_alerts_whose_engines_are_lost_begin_again_from_the_last_snapshot(
+    lost_at: str,
+    alerting: tuple[Alerting, list[Event]],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made, _ = alerting
+    monkeypatch.setattr("mbroker.alerting._SHORTEST", 0.05)
+    await ask(made, "control.subscribe", owner="ann", text="load > 1")
+    await made.take(attrs.evolve(Declared(1, 0, (Named("load"),)).to_event(), source="web1"))
+
+    def lose(*_: object) -> None:
+        raise LostError("shard 3 is lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"mbroker.alerts.watch.Watch.{lost_at}", lose)
+        while not any("starting them again" in each.getMessage() for each in caplog.records):
+            with suppress(control.Absent):
+                await made.take(event(2.0))
+                await ask(made, "control.subscribe", owner="ann", text="load > 2")
+            await asyncio.sleep(0.05)
+    (said,) = [each for each in caplog.records if "starting them again" in each.getMessage()][:1]
+    assert "shard 3 is lost" in said.getMessage()
+    assert said.exc_info is None
+    assert not files(folder, "engine.snapshot"), "what engines missed is not taken for seen"
+    for _ in range(400):
+        if await asks(made):
+            break
+        await asyncio.sleep(0.05)
+    assert made.status is not None
+    assert "shard 3 is lost" in made.status.problem
+
+
+async def asks(alerting: Alerting) -> bool:
+    """Tell whether alerts answer."""
+    with suppress(control.Absent):
+        return bool(await ask_subscriptions(alerting))
+    return False
 
 
 async def refusals_of(alerting: Alerting) -> AsyncIterator[str]:

@@ -13,6 +13,7 @@ import pytest
 from mbroker.action import Action, Notify, SetFrequency, SetPState
 from mbroker.actuator import Outcome
 from mbroker.broker import Broker
+from mbroker.control import Absent
 from mbroker.host import Domain, Host
 from mbroker.registry import AgentState, Registry
 from mbroker.serve import Node, serve
@@ -119,6 +120,21 @@ async def test_the_next_message_is_read_only_after_the_effect_of_the_last() -> N
     channel: Any = Channel()
     await make_node(policy, Recorder(watch=lambda: story.append("apply"))).attend(channel, "web1")
     assert "".join(word[0] for word in story) == "rdaardaardaar"
+
+
+async def test_an_agent_whose_samples_cannot_be_measured_now_hears_so_in_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def away(_: Event) -> None:
+        raise Absent("the alerts are being started again")
+
+    async with serving() as rig, await open_async(rig.address) as agent:
+        rig.node.measured = away
+        await agent.write(Event("metrics.samples"))
+        await until(lambda: caplog.records)
+    (record,) = caplog.records
+    assert record.exc_info is None
+    assert "the alerts are being started again; its channel was closed, and may come back" in record.getMessage()
 
 
 async def test_the_domain_is_that_of_the_channel() -> None:
