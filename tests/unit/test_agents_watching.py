@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import mchannel
 from mchannel.agents.feed import Feed, either, ticks
 from mchannel.agents.main import main
 from mchannel.agents.publisher import Publisher, Reading
-from mchannel.agents.watching import Source
+from mchannel.agents.settings import Settings
+from mchannel.agents.watching import Source, Watch
 from mchannel.errors import MessageTooBig
 from mchannel.event import Event
 from mchannel.samples import SERIES, Again, Declared, Named, Samples
@@ -167,6 +169,23 @@ async def test_a_reader_that_fails_or_hangs_is_told_and_is_no_end() -> None:
         found, said = await Source("x", 1.0, 0.01, read).look()
         assert said == why
         assert found[0] == Reading(Named("read.up", (("read", "x"),)), 0.0)
+
+
+async def test_an_outage_is_one_line_of_the_log_and_its_end_another(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "magent")
+    outcomes = iter(["one", "another", "", "", "one"])
+
+    async def read() -> list[Reading]:
+        why = next(outcomes, None)
+        if why is None:
+            raise asyncio.CancelledError
+        if why:
+            raise ValueError(why)
+        return []
+
+    with pytest.raises(asyncio.CancelledError):
+        await Watch(Settings())._watch(Source("x", 0.001, 60.0, read))  # pyright: ignore[reportPrivateUsage]
+    assert [record.message for record in caplog.records] == ["x: one", "x: can be read again", "x: one"]
 
 
 class Narrow:
