@@ -228,6 +228,16 @@ def test_the_course_of_a_metric_is_short_and_its_peaks_stay(daemon: Daemon) -> N
     assert "domain=web1" not in line  # as the alert
 
 
+def test_at_most_60_samples_of_a_series_are_shown(daemon: Daemon) -> None:
+    run("subscribe", "load > 8")
+    for n in range(119):
+        daemon.say(9 if n == 118 else 1)
+    daemon.now += AROUND
+    (alert,) = json_of("alerts", "list", "--state", "all")
+    (load,) = (each for each in json_of("alerts", "show", alert["id"])["context"] if each["metric"] == "load")
+    assert (load["samples"], len(load["points"])) == (119, 60)
+
+
 def test_the_beginning_of_an_id_names_its_alert(daemon: Daemon) -> None:
     run("subscribe", "load > 8")
     daemon.say(9)

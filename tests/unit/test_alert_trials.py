@@ -85,6 +85,18 @@ def test_few_are_tried_at_once(past: Past) -> None:
         trials.start(LOAD, (), 0, 100_000)
 
 
+def test_those_that_ended_leave_room_for_others(past: Past) -> None:
+    past.go.set()
+    trials = Trials(past, 10_000)
+    for _ in range(2):
+        trials.start(LOAD, (), 0, 100_000)
+    end = time.monotonic() + 20
+    while any(each.name.startswith("trial ") for each in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert trials.start(LOAD, (), 0, 100_000) == 3
+
+
 def test_what_nobody_looks_at_any_more_ends_and_makes_room(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
     past.pause = 0.02
     trials = Trials(past, 10_000)

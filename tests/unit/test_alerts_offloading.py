@@ -154,6 +154,13 @@ def test_a_series_that_keeps_changing_is_taken_back_and_not_tried_again_soon() -
     assert minute(offloading, 120_000, 0) is None
 
 
+def test_a_series_that_kept_changing_is_tried_again_after_an_hour() -> None:
+    offloading = following("m0 > 5")
+    asked = [pairs(minute(offloading, number * 60_000, 0)) for number in range(64)]
+    assert [number for number, each in enumerate(asked) if each] == [0, 62]
+    assert [number for number, each in enumerate(asked) if each == []] == [1, 63]
+
+
 def test_a_rule_that_comes_changes_the_offer_with_the_next_sample() -> None:
     offloading = following("m0 > 5", "m1 > 5")
     minute(offloading, 0, 0, 1)

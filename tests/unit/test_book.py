@@ -134,6 +134,14 @@ def test_alerts_are_found_by_how_their_ids_begin_those_that_fire_first(book: Boo
         assert book.alerts_named(alert.id[1:]) == book.alerts_named(f"{alert.id}0") == []
 
 
+def test_of_alerts_whose_ids_begin_so_the_newest_come_first_and_those_that_are_over_last(book: Book) -> None:
+    endpoints = [frozenset({("host", name)}) for name in "abcd"]
+    made = book.record([begins(100 + n, endpoint) for n, endpoint in enumerate(endpoints)], 200)
+    book.record([ends(300 + n, endpoints[n]) for n in (0, 3)], 310)
+    named = [alert.id for alert in book.alerts_named("")]
+    assert named == [made[n].id for n in (2, 1, 3, 0)]
+
+
 def test_an_alert_begins_and_ends(book: Book) -> None:
     (begun,) = book.record([begins(150)], 160)
     assert begun == Alert(begun.id, 1, WEB1, Severity.CRITICAL, 150, None, 9.0)

@@ -63,3 +63,8 @@ def test_under_a_steady_load_it_comes_to_rest(load: float, hosts: int) -> None:
 def test_what_is_missing_of_those_to_begin_with_is_asked_for_at_once_and_none_of_them_goes() -> None:
     growth = Growth(patience=3, least=2)
     assert wishes(growth, {"a": 0.0}, *[{"a": 0.0, "b": 0.0}] * 8) == [GROW] + [STAY] * 8
+
+
+def test_looks_right_after_one_was_missing_do_not_ask_for_another() -> None:
+    growth = Growth(patience=2, least=2)
+    assert wishes(growth, {"a": 0.95}, *[BUSY] * 4) == [GROW, STAY, STAY, STAY, GROW]

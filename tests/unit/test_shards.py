@@ -329,6 +329,7 @@ def test_shards_that_are_lost_wherever_they_are_placed_are_given_up() -> None:
     make.made[0].close()
     with pytest.raises(LostError, match=r"^shard \d+ is lost wherever it is placed; go on from a snapshot$"):
         shards.tick(START + 1)
+    assert len(make.made) == 1 + 3, "three hosts are tried"
 
 
 def test_hosts_that_are_lost_together_are_no_fault_of_a_shard() -> None:
@@ -344,23 +345,28 @@ def test_hosts_that_are_lost_together_are_no_fault_of_a_shard() -> None:
 
 
 class Slow(InProcess):
-    """Says that whatever it does takes a millisecond, and a snapshot three."""
+    """Says that whatever it does takes a millisecond, and a snapshot so many."""
+
+    def __init__(self, snapshot: int) -> None:
+        super().__init__()
+        self.snapshot = snapshot
 
     def start(self, tasks: Tasks) -> Callable[[], Report]:
         results = super().start(tasks)().results
-        busy = {shard: 10**6 * (3 if Save() in steps else 1) for shard, steps in tasks.items()}
+        busy = {shard: 10**6 * (self.snapshot if Save() in steps else 1) for shard, steps in tasks.items()}
         return lambda: Report(results, busy, sum(busy.values()))
 
 
-def test_what_is_done_again_is_bounded_by_what_it_took_and_by_what_snapshots_take() -> None:
-    shards = Shards(START, count=2, make=Slow)
+@pytest.mark.parametrize(("snapshot", "again"), [(3, 10), (6, 18)])
+def test_what_is_done_again_is_bounded_by_what_it_took_and_by_what_snapshots_take(snapshot: int, again: int) -> None:
+    shards = Shards(START, count=2, make=lambda: Slow(snapshot))
     shards.add(rule("mean(load[3]) > 4"))
     most = 0
     for second in range(100):
         shards.push(START + second, *columns(shards, [Sample(SERIES[0], START + second, 9.0)] * 3))
         most = max(most, *(len(kept.done) for kept in shards._housing._shards.values()))
-    assert most == 10
-    assert {kept.most for kept in shards._housing._shards.values()} == {10_000_000}
+    assert most == again
+    assert {kept.most for kept in shards._housing._shards.values()} == {again * 10**6}
 
 
 def test_a_rule_that_asks_too_much_changes_nothing() -> None:
