@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import attrs
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from mbroker.action import Severity
@@ -166,6 +166,7 @@ def test_an_edge_that_is_said_again_after_a_kill_changes_nothing(book: Book) -> 
     st.integers(0, 8),
     st.integers(1, 8),
 )
+@example([0, 0, 0, 1, 0], 0, 1)
 def test_edges_recorded_again_up_to_the_last_leave_everything_as_it_was(steps: list[int], start: int, cut: int) -> None:
     edges: list[Edge] = []
     at = 1000
@@ -226,6 +227,13 @@ def test_a_begin_at_the_time_of_an_earlier_one_is_another_alert(book: Book) -> N
     book.resume(0)
     assert book.record([begins(150), ends(170), begins(150), ends(180), begins(150)], 210) == []
     assert (book.alerts(), book.notices(200)) == before
+
+
+def test_what_is_said_again_is_expected_once(book: Book) -> None:
+    book.record([begins(150), ends(170)], 200)
+    book.resume(0)
+    assert book.record([begins(150), ends(170)], 210) == []
+    assert [alert.since for alert in book.record([begins(150)], 220)] == [150]
 
 
 def test_what_is_new_at_a_place_is_followed_by_nothing_that_was_said(book: Book) -> None:
