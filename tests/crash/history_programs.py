@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import attrs
 
 from mbroker.alerts.history import History
 from mbroker.alerts.names import Names
@@ -16,6 +19,7 @@ from .points import Ack, Program
 __all__ = ["BUGS", "check", "check_power_cut", "good", "program"]
 
 LOAD = Selector("load")
+_SMALL = 7000  # bytes
 
 
 def series(number: int) -> Series:
@@ -36,6 +40,25 @@ def program(kind: type[History]) -> Program:
                     history.seal(second)
                     ack(f"sealed {second}")
             history.close()
+
+    return run
+
+
+def crowd(kind: type[History]) -> Program:
+    """Return the program in which one source takes so much that it has to lose what is oldest of it."""
+
+    def run(folder: Path, ack: Ack) -> None:
+        history = kind(folder, size=_SMALL)
+        history.name(1, Series("noise", frozenset({("host", "crowd")})))
+        for second in range(6):
+            history.name(0, series(second % 3))
+            noise = [math.sin(second * 1000 + at) for at in range(200)]
+            history.append(array("I", [0] + [1] * 200), array("d", [second, *noise]), array("q", [second] * 201))
+            ack(f"appended {second}")
+            history.seal(second)
+            ack(f"sealed {second}")
+        assert "crowd is cut short" in history.problem
+        history.close()
 
     return run
 
@@ -104,5 +127,19 @@ class ForgetsFirst(History):
         Segment.write = write  # type: ignore[method-assign]
 
 
+class StripsFirst(History):
+    """Removes a file before it is written again without a source."""
+
+    def _strip(self, segment: Segment, gone: set[int]) -> None:
+        whole = segment.path.with_suffix(".whole")
+        segment.path.rename(whole)
+        rest = attrs.evolve(segment, path=whole).without(gone)
+        assert rest is not None
+        whole.rename(segment.path)
+        self._segments[self._segments.index(segment)] = attrs.evolve(rest, path=segment.path)
+
+
 BUGS = {kind.__name__: program(kind) for kind in (NamesLater, ForgetsFirst)}
-good = program(History)
+BUGS[StripsFirst.__name__] = crowd(StripsFirst)
+GOOD = {"good": program(History), "crowded": crowd(History)}
+good, crowded = GOOD.values()

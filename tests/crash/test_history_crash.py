@@ -25,8 +25,9 @@ def at_lines(program: Program, folder: Path, *, first: bool = False) -> Report:
 
 
 @pytest.mark.timeout(900)
-def test_a_kill_at_any_line(tmp_path: Path) -> None:
-    report = at_lines(programs.good, tmp_path)
+@pytest.mark.parametrize("program", programs.GOOD)
+def test_a_kill_at_any_line(program: str, tmp_path: Path) -> None:
+    report = at_lines(programs.GOOD[program], tmp_path)
     assert report.points >= 100
     assert report.violations == ()
 
@@ -39,9 +40,10 @@ def test_killing_at_lines_finds_the_planted_bug(bug: str, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(bool(strace_missing()), reason=strace_missing())
 @pytest.mark.timeout(900)
-def test_a_power_cut_at_any_write(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", programs.GOOD)
+def test_a_power_cut_at_any_write(program: str, tmp_path: Path) -> None:
     report = enumerate_traced_states(
-        "tests.crash.history_programs:good", programs.check_power_cut, folder=tmp_path, most=3
+        f"tests.crash.history_programs:{program}", programs.check_power_cut, folder=tmp_path, most=3
     )
     assert report.points >= 50
     assert report.violations == ()
