@@ -10,16 +10,17 @@ from __future__ import annotations
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import attrs
 
 from . import arrays, image, lower
-from .kernel import ABSENT, NOTHING, Counters, Flip, Kernel, KernelError, Term, View
+from .groups import Group, Groups, spread_of
+from .kernel import ABSENT, NOTHING, Counters, Flip, Kernel, KernelError, Term
 from .places import Places, Readers, Runs
 from .sample import SILENT, Sample
-from .selector import Endpoint, Selector, Series, project
+from .selector import Endpoint, Series, project
 from .tree import Absent, Comparison, Rule, Spatial, leaves
 
 __all__ = ["Engine", "Fired", "TooMuchError"]
@@ -51,13 +52,6 @@ _FIRED: Callable[[type[Fired], tuple[Any, ...]], Fired] = cast("Any", tuple).__n
 
 
 @attrs.define
-class _Group:
-    number: int
-    users: int = 0
-    members: int = 0
-
-
-@attrs.define
 class _Ending:
     """What of a rule ends."""
 
@@ -65,15 +59,6 @@ class _Ending:
     """The matcher's numbers of them."""
     places: dict[int, None] = attrs.field(factory=dict[int, None])
     """Where they are, if the rule is not simple."""
-
-
-@attrs.frozen
-class _Spread:
-    """What groups have in common: what they make of which members, and what tells the groups apart."""
-
-    view: View
-    selector: Selector
-    by: tuple[str, ...]
 
 
 @attrs.define
@@ -110,7 +95,7 @@ class Engine:
         self._rules: dict[int, _Followed] = {}
         self._next = 1
         self._at: dict[int, int] = {}  # the places of instances of rules that are not simple
-        self._groups: dict[str, dict[_Spread, dict[Endpoint, _Group]]] = {}
+        self._groups = Groups(self._kernel, self._known)
         self._waiting: list[Fired] = []
         self.problem = ""
         """What a rule lacks, in one line; empty when there is nothing."""
@@ -149,6 +134,7 @@ class Engine:
                     sources.append(number)
                 self._instantiate(name, places, sources)
             else:
+                self._groups.follow(rule)
                 for place in dict.fromkeys(self._keys(rule)):
                     self._instantiate(name, (place,), self._sources(rule, place))
         except KernelError as error:
@@ -168,7 +154,9 @@ class Engine:
         for instance in followed.numbers:
             self._kernel.remove(instance)
             self._at.pop(instance, None)
-        self._release(followed.rule, *followed.at)
+        for place in followed.at:
+            self._groups.release(followed.rule, self._known.endpoints[place])
+        self._groups.leave(followed.rule)
         self._known.release(followed.at)
 
     def firing(self, number: int) -> frozenset[Endpoint]:
@@ -250,17 +238,15 @@ class Engine:
             self._known.packed,
             [[metric, places.tobytes(), numbers.tobytes()] for metric, places, numbers in self._known.columns()],
             [self._packed(name, followed) for name, followed in self._rules.items()],
+            self._groups.packed(self.rules.values()),
             waiting,
         ]
         return image.packed(table, self._kernel.save())
 
     def _packed(self, name: int, followed: _Followed) -> list[object]:
-        groups = array(
-            "I", [group.number for place in followed.at for _, group in self._groups_at(followed.rule, place)]
-        )
         places, numbers = array("I", followed.at), array("I", followed.at.values())
         tree = arrays.arrays(followed.rule)
-        return [name, tree, *(part.tobytes() for part in (followed.runs.pairs, places, numbers, groups))]
+        return [name, tree, *(part.tobytes() for part in (followed.runs.pairs, places, numbers))]
 
     @classmethod
     def load(cls, snapshot: bytes) -> Engine:
@@ -274,14 +260,15 @@ class Engine:
         return made
 
     def _restore(self, table: tuple[Any, ...], kernel: bytes) -> None:
-        head, endpoints, metrics, rules, waiting = table
+        head, endpoints, metrics, rules, groups, waiting = table
         self._patience, self._nothing, self._next = head
         self._kernel.load(kernel)
         self._known = Places(endpoints)
+        self._groups = Groups(self._kernel, self._known)
         for metric, at, numbers in metrics:
             for place, number in zip(array("I", at), array("I", numbers), strict=True):
                 self._known.enter(metric, place, number)
-        for name, tree, runs, places, numbers, groups in rules:
+        for name, tree, runs, places, numbers in rules:
             rule = arrays.tree(tree)[0]
             followed = self._rules[name] = _Followed(rule, Runs(runs))
             followed.at.update(zip(array("I", places), array("I", numbers), strict=True))
@@ -290,14 +277,11 @@ class Engine:
                 self._known.hold(place)
             for leaf in leaves(rule.condition):
                 self._readers.file(leaf.selector, name)
-            wanted = [(spread, place) for place in followed.at for spread in _spreads(rule)]
-            for (spread, place), number in zip(wanted, array("I", groups), strict=True):
-                shared = self._groups.setdefault(spread.selector.metric, {}).setdefault(spread, {})
-                shared.setdefault(self._found(spread, place), _Group(number)).users += 1
-        for spread, shared in [each for kept in self._groups.values() for each in kept.items()]:
-            for place, _ in self._known.accepted(spread.selector):
-                for key in project(self._known.endpoints[place], spread.by) & shared.keys():
-                    shared[key].members += 1
+        self._groups.restore(self.rules.values(), groups)
+        for followed in self._rules.values():
+            for place in followed.at:
+                for _, group in self._groups.used(followed.rule, self._known.endpoints[place]):
+                    group.users += 1
         known = self._known.endpoints
         self._waiting = [Fired(rule, known[int(place)], fires, at, value) for rule, place, fires, at, value in waiting]
 
@@ -307,12 +291,9 @@ class Engine:
         number = self._kernel.open_series(self._patience)
         place = self._known.place(series.endpoint)
         self._known.enter(series.metric, place, number)
-        for spread, groups in self._groups.get(series.metric, {}).items():
-            if spread.selector.accepts(series):
-                for key in project(series.endpoint, spread.by) & groups.keys():
-                    with self._tolerant(series):
-                        self._kernel.join(groups[key].number, number, at)
-                        groups[key].members += 1
+        for family, key in self._groups.of(series):
+            with self._tolerant(series):
+                self._groups.join(family, key, number, at)
         for name in self._readers.of(series):
             with self._tolerant(series):
                 self._show(name, place, series, number)
@@ -385,27 +366,18 @@ class Engine:
             followed.runs = followed.runs.without(ending.instances)
             for place in ending.places:
                 del followed.at[place]
-            self._release(followed.rule, *ending.places)
+                self._groups.release(followed.rule, self._known.endpoints[place])
             self._known.release(ending.places)
         for number, series in going.items():
-            for group in self._joined(series):
-                with suppress(KernelError):  # there was no room for it
-                    self._kernel.leave(group.number, number)
-                    group.members -= 1
+            self._groups.part(series, number)
             self._kernel.close_series(number)
         self._known.drop(going)
         self._waiting += self._fired(self._kernel.settle())
         return [*going]
 
-    def _joined(self, series: Series) -> Iterator[_Group]:
-        """Yield the groups that *series* is a member of."""
-        for spread, groups in self._groups.get(series.metric, {}).items():
-            if spread.selector.accepts(series):
-                yield from (groups[key] for key in project(series.endpoint, spread.by) & groups.keys())
-
     def _ends(self, going: dict[int, Series]) -> tuple[dict[int, _Ending], set[int]]:
         """Return of each rule what ends with those series, and which of them are needed."""
-        leaving = Counter(group.number for series in going.values() for group in self._joined(series))
+        leaving = Counter(group.number for series in going.values() for group in self._groups.joined(series))
         readers: defaultdict[int, list[int]] = defaultdict(list)
         for number, series in going.items():
             for name in self._readers.of(series):
@@ -461,8 +433,8 @@ class Engine:
                 owner=name,
             )
         except KernelError:
-            if not followed.is_simple:
-                self._release(rule, *places)
+            for place in () if followed.is_simple else places:
+                self._groups.release(rule, self._known.endpoints[place])
             raise
         if followed.is_simple:
             followed.runs.add(made)
@@ -483,40 +455,14 @@ class Engine:
         """Return what the leaves of the instance at *place* look at; groups are used from now on."""
         made = array("I")
         for leaf in leaves(rule.condition):
-            spread = _spread(leaf)
+            spread = spread_of(leaf)
             if spread is not None:
-                made.append(self._use(spread, place))
+                made.append(self._groups.use(spread, self._known.endpoints[place]))
                 continue
             number = self._known.number(leaf.selector.metric, place)
             accepts = leaf.selector.accepts(Series(leaf.selector.metric, self._known.endpoints[place]))
             made.append(number if number is not None and accepts else NOTHING)
         return made
-
-    # -- groups
-
-    def _found(self, spread: _Spread, place: int) -> Endpoint:
-        """Return which of its groups is looked at for the alert at *place*."""
-        (found,) = project(self._known.endpoints[place], spread.by)
-        return found
-
-    def _use(self, spread: _Spread, place: int) -> int:
-        """Return a group's number: everyone who asks for the same values of the same members shares it."""
-        groups = self._groups.setdefault(spread.selector.metric, {}).setdefault(spread, {})
-        found = self._found(spread, place)
-        group = groups.get(found)
-        if group is None:
-            group = groups[found] = _Group(self._kernel.open_group(spread.view))
-            pairs = [pair for pair in found if pair[1]]  # those without the label have the empty value
-            for member, number in self._known.accepted(spread.selector, pairs):
-                if found in project(self._known.endpoints[member], spread.by):
-                    self._kernel.join(group.number, number)
-                    group.members += 1
-        group.users += 1
-        return group.number
-
-    def _groups_at(self, rule: Rule, place: int) -> Iterator[tuple[_Spread, _Group]]:
-        for spread in _spreads(rule):
-            yield spread, self._groups[spread.selector.metric][spread][self._found(spread, place)]
 
     def _own(self, rule: Rule, place: int) -> Iterator[int]:
         """Yield the series of the endpoint at *place* that *rule* looks at."""
@@ -526,29 +472,10 @@ class Engine:
             if leaf.by is None and number is not None and leaf.selector.accepts(Series(leaf.selector.metric, endpoint)):
                 yield number
 
-    def _finest(self, rule: Rule, place: int) -> Iterator[_Group]:
+    def _finest(self, rule: Rule, place: int) -> Iterator[Group]:
         """Yield the groups that the alert at *place* is of."""
-        return (group for spread, group in self._groups_at(rule, place) if len(spread.by) == len(rule.by))
-
-    def _release(self, rule: Rule, *places: int) -> None:
-        for place in places:
-            for spread in _spreads(rule):
-                groups = self._groups[spread.selector.metric][spread]
-                found = self._found(spread, place)
-                groups[found].users -= 1
-                if not groups[found].users:
-                    self._kernel.close_group(groups.pop(found).number)
-
-
-def _spreads(rule: Rule) -> list[_Spread]:
-    return [spread for spread in map(_spread, leaves(rule.condition)) if spread is not None]
-
-
-def _spread(leaf: Comparison | Absent) -> _Spread | None:
-    """Return whose groups *leaf* looks at, None if it looks at single endpoints."""
-    if isinstance(leaf, Absent) or not isinstance(leaf.expression, Spatial):
-        return None
-    return _Spread(lower.member(leaf.expression), leaf.selector, leaf.expression.by)
+        used = self._groups.used(rule, self._known.endpoints[place])
+        return (group for spread, group in used if len(spread.by) == len(rule.by))
 
 
 def _term(rule: Rule, leaf: Comparison | Absent) -> Term:

@@ -9,7 +9,7 @@ from mchannel import packing
 
 __all__ = ["SnapshotError", "packed", "unpacked"]
 
-_MAGIC = b"mchannel alerts\x01"  # its last byte is the version
+_MAGIC = b"mchannel alerts\x02"  # its last byte is the version
 _HEAD = struct.Struct("<16sIQ")  # magic, CRC-32 of all that follows it, bytes of the table
 _SUMMED = _HEAD.size - 8
 _LIMITS = packing.Limits(text=1024, binary=1 << 32, items=1 << 28)

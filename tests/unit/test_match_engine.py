@@ -78,6 +78,8 @@ RULES = [
     "max(mean(load[3s])) by (rack) > 4 clear < 2 for 3s nodata fire",
     "atleast(2, load) by (rack) > 4 clear < 2 for 2s nodata clear",
     "absent(load[4s]) or temp > 6 for 3s nodata fire",
+    "load > 4 and max(mean(temp[3s])) by (rack) > 3 for 3s nodata fire",
+    "sum(load) by (rack) > 4 and max(mean(temp[3])) < 6 for 2s",
 ]
 
 
@@ -256,6 +258,7 @@ def test_a_new_group_looks_only_at_those_who_may_be_its_members(monkeypatch: pyt
     engine = Engine(START)
     engine.register(*(Series("load", frozenset({("host", "h0"), ("job", f"j{n}")})) for n in range(300)))
     monkeypatch.setattr("mbroker.alerts.engine.project", counted)
+    monkeypatch.setattr("mbroker.alerts.groups.project", counted)
     rule = engine.add(Subscription.parse("sum(load) by (job) > 5").rule)
     engine.register(*(Series("load", frozenset({("host", "h0"), ("job", f"k{n}")})) for n in range(300)))
     assert looks < 10 * 600
