@@ -230,6 +230,8 @@ class Desk:
             _log.warning("%s", line)
         if now - self._snapped >= _MINUTE:
             self._snapped = now
+            for problem in filter(None, (self._history.problem, self._keeper.problem)):
+                _log.warning("%s", problem)
             self._do_aside(self._write, self._watch.snapshot(now))
             self._try(self._book.trim, now)
         self.status = self._now()

@@ -490,6 +490,27 @@ async def test_alerts_whose_engines_are_lost_begin_again_from_the_last_snapshot(
     assert "shard 3 is lost" in made.status.problem
 
 
+@pytest.mark.parametrize("what", ["history.History", "keeper.Keeper"])
+async def test_what_is_not_kept_is_in_the_status_and_in_the_log(
+    what: str,
+    alerting: tuple[Alerting, list[Event]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made, _ = alerting
+    monkeypatch.setattr("mbroker.alert_desk._TICK", 0.02)
+    monkeypatch.setattr("mbroker.alert_desk._MINUTE", 50)
+    problem = property(lambda _: "too much of web1", lambda *_: None)
+    monkeypatch.setattr(f"mbroker.alerts.{what}.problem", problem, raising=False)
+    for _ in range(400):
+        if made.status and made.status.problem and "too much of web1" in caplog.messages:
+            break
+        await asyncio.sleep(0.02)
+    assert made.status is not None
+    assert made.status.problem == "too much of web1"
+    assert "too much of web1" in caplog.messages
+
+
 async def asks(alerting: Alerting) -> bool:
     """Tell whether alerts answer."""
     with suppress(control.Absent):
