@@ -36,14 +36,23 @@ _BATCH = 256  # alerts that are forgotten at once to make room
 _ENROLMENT = "number, owner, subscription, receivers, made"
 _OVER = "until IS NOT NULL AND NOT EXISTS (SELECT 1 FROM notice WHERE alert = alert.id AND told IS NULL)"
 _UNTOLD = "alert = ? AND state = ? AND receiver = ? AND told IS NULL"
-_DUE = f"""
-    SELECT {", ".join(f"alert.{column}" for column in ALERT.split(", "))},
-        notice.until, notice.value, notice.receiver, notice.attempts, notice.due
-    FROM notice JOIN alert ON alert.id = notice.alert
-    WHERE told IS NULL AND due <= ?1 AND NOT EXISTS (
-        SELECT 1 FROM notice AS first WHERE first.alert = notice.alert AND first.receiver = notice.receiver
-            AND first.number < notice.number AND first.told IS NULL AND first.due > ?1)
-    ORDER BY notice.number LIMIT ?2"""
+_NOTICE = f"""
+    {", ".join(f"alert.{column}" for column in ALERT.split(", "))},
+    notice.until, notice.value, notice.receiver, notice.attempts, notice.due"""
+_NEWS = f"""
+    SELECT notice.number, {_NOTICE} FROM notice INDEXED BY untold JOIN alert ON alert.id = notice.alert
+    WHERE receiver = ? AND told IS NULL AND notice.number > ? ORDER BY notice.number LIMIT ?"""
+_UNTOLD_OF = f"""
+    SELECT {_NOTICE} FROM json_each(?) AS wanted CROSS JOIN notice ON notice.alert = wanted.value
+        JOIN alert ON alert.id = notice.alert
+    WHERE +receiver = ? AND told IS NULL ORDER BY notice.number"""  # +: found by the alert
+_RECEIVERS = """
+    WITH RECURSIVE known (name) AS (
+        SELECT min(receiver) FROM notice INDEXED BY untold WHERE told IS NULL
+        UNION ALL
+        SELECT (SELECT min(receiver) FROM notice INDEXED BY untold WHERE told IS NULL AND receiver > name)
+        FROM known WHERE name IS NOT NULL)
+    SELECT name FROM known WHERE name IS NOT NULL"""  # a step in the index for each of them, however much they wait for
 
 
 class NotThere(LookupError):
@@ -217,19 +226,28 @@ class Book:
 
     # -- what is to be told
 
-    def notices(self, now: int, limit: int = 1000) -> list[Notice]:
-        """Return what is to be told, oldest first; an end never before its begin."""
-        return [
-            Notice(attrs.evolve(alert_of(row[:8]), until=row[8], value=number_of(row[9])), *row[10:])
-            for row in self._database.read(_DUE, now, limit)
-        ]
+    def receivers(self) -> list[str]:
+        """Return the names of those who are to be told something."""
+        return [name for (name,) in self._database.read(_RECEIVERS)]
+
+    def news(self, receiver: str, after: int = 0, limit: int = 1000) -> list[tuple[int, Notice]]:
+        """Return what *receiver* is to be told, oldest first: the first *limit* whose numbers are higher than *after*.
+
+        What is noted later has a higher number; an end has a higher one than its begin.
+        """
+        return [(row[0], _notice(row[1:])) for row in self._database.read(_NEWS, receiver, after, limit)]
+
+    def untold(self, receiver: str, alerts: Iterable[str]) -> list[Notice]:
+        """Return what *receiver* is still to be told of *alerts*, given by their ids, as they are now; oldest first."""
+        rows = self._database.read(_UNTOLD_OF, json.dumps(list(alerts)), receiver)
+        return [_notice(row) for row in rows]
 
     def told(self, notices: Iterable[Notice], now: int) -> None:
-        """Note that they were told: they are not among :meth:`notices` again."""
+        """Note that they were told: they are not among :meth:`news` again."""
         self._settle(notices, now, "told", "")
 
     def refuse(self, notices: Iterable[Notice], now: int, error: str) -> None:
-        """Note that they will never be told, and why: they are not among :meth:`notices` again either."""
+        """Note that they will never be told, and why: they are not among :meth:`news` again either."""
         self._settle(notices, now, "refused", error)
 
     def _settle(self, notices: Iterable[Notice], now: int, did: str, error: str) -> None:
@@ -350,6 +368,10 @@ class Book:
             "told, which is not forgotten; see to the receivers, or allow it more"
         )
         return forgotten
+
+
+def _notice(row: Row) -> Notice:
+    return Notice(attrs.evolve(alert_of(row[:8]), until=row[8], value=number_of(row[9])), *row[10:])
 
 
 def _enrolment(row: Row) -> Enrolment:

@@ -17,8 +17,19 @@ __all__ = ["Memory", "Outbox"]
 class Outbox(Protocol):
     """Keeps notices until they are told, whatever dies meanwhile."""
 
-    def notices(self, now: int, limit: int = ...) -> Sequence[Notice]:
-        """Return the first *limit* that are due at *now*, oldest first; an end only with, or after, its begin."""
+    def receivers(self) -> Sequence[str]:
+        """Return the names of those who are to be told something."""
+        ...
+
+    def news(self, receiver: str, after: int = ..., limit: int = ...) -> Sequence[tuple[int, Notice]]:
+        """Return what *receiver* is to be told, oldest first: the first *limit* whose numbers are higher than *after*.
+
+        What comes later has a higher number.
+        """
+        ...
+
+    def untold(self, receiver: str, alerts: Iterable[str]) -> Sequence[Notice]:
+        """Return what *receiver* is still to be told of *alerts*, given by their ids, as they are now."""
         ...
 
     def silences(self, now: int) -> Sequence[Silence]:
@@ -30,7 +41,7 @@ class Outbox(Protocol):
         ...
 
     def postpone(self, notice: Notice, due: int, error: str) -> None:
-        """Do not return *notice* before *due*, and count the failure, whose reason is *error*."""
+        """Note that *notice* is not to be tried before *due*, and count the failure, whose reason is *error*."""
         ...
 
     def refuse(self, notices: Sequence[Notice], now: int, error: str) -> None:
@@ -42,18 +53,27 @@ class Memory:
     """An outbox that lasts as long as the process: for what nobody wants to hear of after a restart."""
 
     def __init__(self) -> None:
-        self._waiting: dict[tuple[str, State, str], Notice] = {}
+        self._numbers = itertools.count(1)
+        self._waiting: dict[tuple[str, State, str], tuple[int, Notice]] = {}
 
     def put(self, notices: Iterable[Notice]) -> None:
         """Add *notices*; one that is there already stays as it is."""
         for notice in notices:
-            self._waiting.setdefault(notice.id, notice)
+            self._waiting.setdefault(notice.id, (next(self._numbers), notice))
 
-    def notices(self, now: int, limit: int = 1000) -> list[Notice]:
-        """Return the first *limit* that are due at *now*, oldest first; an end only with, or after, its begin."""
-        held = {(n.alert.id, n.receiver) for n in self._waiting.values() if n.due > now and n.alert.until is None}
-        due = (n for n in self._waiting.values() if n.due <= now and (n.alert.id, n.receiver) not in held)
-        return list(itertools.islice(due, limit))
+    def receivers(self) -> list[str]:
+        """Return the names of those who are to be told something."""
+        return sorted({notice.receiver for _, notice in self._waiting.values()})
+
+    def news(self, receiver: str, after: int = 0, limit: int = 1000) -> list[tuple[int, Notice]]:
+        """Return the first *limit* that *receiver* is to be told, oldest first, of numbers higher than *after*."""
+        found = (each for each in self._waiting.values() if each[1].receiver == receiver and each[0] > after)
+        return list(itertools.islice(found, limit))
+
+    def untold(self, receiver: str, alerts: Iterable[str]) -> list[Notice]:
+        """Return what *receiver* is still to be told of *alerts*, given by their ids."""
+        ids = [(name, state, receiver) for name in alerts for state in State]
+        return [self._waiting[id_][1] for id_ in ids if id_ in self._waiting]
 
     def silences(self, now: int) -> Sequence[Silence]:
         """Return none: there are none here."""
@@ -65,9 +85,10 @@ class Memory:
             self._waiting.pop(notice.id, None)
 
     def postpone(self, notice: Notice, due: int, error: str) -> None:
-        """Do not return *notice* before *due*, and count the failure."""
+        """Note that *notice* is not to be tried before *due*, and count the failure."""
         if notice.id in self._waiting:
-            self._waiting[notice.id] = attrs.evolve(notice, due=due, attempts=notice.attempts + 1)
+            number, _ = self._waiting[notice.id]
+            self._waiting[notice.id] = number, attrs.evolve(notice, due=due, attempts=notice.attempts + 1)
 
     def refuse(self, notices: Sequence[Notice], now: int, error: str) -> None:
         """Let go of *notices*; the log says why."""

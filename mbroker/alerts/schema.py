@@ -71,4 +71,24 @@ _FIRST = (
     ) STRICT""",
 )
 
-SCRIPTS = (_FIRST,)
+_SECOND = (
+    "ALTER TABLE notice RENAME TO notice_before",
+    """CREATE TABLE notice (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, -- so that what comes later has a higher one, whatever was deleted
+        alert TEXT NOT NULL REFERENCES alert ON DELETE CASCADE,
+        state TEXT NOT NULL,
+        receiver TEXT NOT NULL,
+        until INTEGER,
+        value REAL,
+        attempts INTEGER NOT NULL DEFAULT 0,
+        due INTEGER NOT NULL,
+        error TEXT NOT NULL DEFAULT '',
+        told INTEGER,
+        UNIQUE (alert, state, receiver)
+    ) STRICT""",
+    "INSERT INTO notice SELECT * FROM notice_before",
+    "DROP TABLE notice_before",
+    "CREATE INDEX untold ON notice (receiver, number) WHERE told IS NULL",
+)
+
+SCRIPTS = (_FIRST, _SECOND)

@@ -6,9 +6,10 @@ What a stage does not let go waits in the outbox; nothing is kept here that a re
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import attrs
@@ -28,8 +29,12 @@ __all__ = [
     "group_of",
     "mute",
     "pair",
+    "place_of",
     "sooner",
 ]
+
+
+_FORGOTTEN = 100  # places whose time may be over that are looked at at once
 
 
 @attrs.frozen
@@ -110,6 +115,11 @@ Place: TypeAlias = tuple[int, Endpoint]
 """Where alerts begin and end: the number of an enrolment, and an endpoint or group."""
 
 
+def place_of(alert: Alert) -> Place:
+    """Return where *alert* began."""
+    return alert.enrolment, alert.key
+
+
 @attrs.define
 class _Spell:
     """How one place changed of late."""
@@ -133,12 +143,14 @@ class Damping:
     changes: int = attrs.field(default=6, validator=attrs.validators.ge(1))
     within: float = attrs.field(default=600.0, validator=[attrs.validators.gt(0), attrs.validators.le(86400)])
     _spells: dict[Place, _Spell] = attrs.field(init=False, factory=lambda: dict[Place, _Spell]())
+    """What changed last is last."""
 
     def see(self, alerts: Iterable[Alert]) -> None:
         """Learn of changes; those that are not newer than known ones of the same place are known."""
         for alert in sorted(alerts, key=changed):
-            place, at = (alert.enrolment, alert.key), changed(alert)
-            spell = self._spells.setdefault(place, _Spell(deque(maxlen=self.changes + 1)))
+            place, at = place_of(alert), changed(alert)
+            spell = self._spells.pop(place, None) or _Spell(deque(maxlen=self.changes + 1))
+            self._spells[place] = spell
             last = spell.recent[-1] if spell.recent else None
             if last is not None and at <= last:
                 continue
@@ -151,18 +163,23 @@ class Damping:
             if crowded and (spell.entered is None or spell.ended is not None):
                 spell.entered, spell.ended = at, None
 
-    def forget(self, now: int, places: frozenset[Place]) -> None:
-        """Let go of what changed long ago, except *places* that are still to be told of."""
+    def forget(self, now: int, is_waiting: Callable[[Place], bool]) -> None:
+        """Let go of what changed long ago, unless it *is_waiting* to be told of: of some of it at each call."""
         old = now - 2 * self._span
-        for place in [place for place, spell in self._spells.items() if spell.recent[-1] < old and place not in places]:
+        for place in list(itertools.islice(self._spells, _FORGOTTEN)):
+            spell = self._spells[place]
+            if spell.recent[-1] >= old:
+                break
             del self._spells[place]
+            if is_waiting(place):
+                self._spells[place] = spell  # as the last to be looked at again
 
     def damp(self, now: int, stories: Iterable[Story]) -> Sifted:
         """Mark what begins to flap, hold what flaps, and tell once of what calmed."""
         go, wake = list[Story](), None
         calmed: dict[Place, list[Story]] = {}
         for story in stories:
-            place = story.alert.enrolment, story.alert.key
+            place = place_of(story.alert)
             spell = self._spells.get(place)
             if spell is None or spell.entered is None or not _within(spell, changed(story.alert)):
                 go.append(story)

@@ -37,6 +37,11 @@ def send(folder: Path, notices: Iterable[Notice]) -> None:
     sync_folder(folder)
 
 
+def notices(book: Book) -> list[Notice]:
+    """Return what the receivers are to be told."""
+    return [notice for name in book.receivers() for _, notice in book.news(name)]
+
+
 def said(notice: Notice) -> str:
     """Return the notice's id in one word."""
     name, state, receiver = notice.id
@@ -74,10 +79,10 @@ def program(kind: type[Book], deliver: Callable[[Book, Path, Ack], None] | None 
 
 
 def _deliver(book: Book, folder: Path, ack: Ack) -> None:
-    notices = book.notices(1000)
-    send(folder, notices)
-    book.told(notices, 1000)
-    for notice in notices:
+    waiting = notices(book)
+    send(folder, waiting)
+    book.told(waiting, 1000)
+    for notice in waiting:
         ack(f"told {said(notice)}")
 
 
@@ -94,14 +99,14 @@ def check(folder: Path, acked: Sequence[str]) -> None:
         shapes = [shape(EDGES[:count]) for count in range(len(EDGES) + 1)]
         done = shapes.index(shape_of(book.alerts()))  # it is as after so many edges
         assert done >= len(promised["recorded"]), f"{len(promised['recorded'])} edges were promised, {done} are there"
-        waiting = book.notices(5000)
+        waiting = notices(book)
         assert not {said(notice) for notice in waiting} & set(promised["told"]), "told again"
         assert all(book.context(name) for name in promised["kept"]), "what was kept is lost"
         assert all(book.alert(name).acknowledged == "ada" for name in promised["acknowledged"]), "nobody cares"
         book.resume(0)
         book.record(EDGES, 2000)  # whoever saw them says all of them again
         assert shape_of(book.alerts()) == shapes[-1], "edges that were said again changed something"
-        send(folder, book.notices(5000))
+        send(folder, notices(book))
         heard = (folder / "heard").read_text().split()
         expected = {
             f"{alert.id}/{state.value}/{receiver}"
@@ -208,10 +213,10 @@ class AcknowledgesUnsynced(Book):
 
 def _marks_first(book: Book, folder: Path, ack: Ack) -> None:
     """Tell people after noting that they were told."""
-    notices = book.notices(1000)
-    book.told(notices, 1000)
-    send(folder, notices)
-    for notice in notices:
+    waiting = notices(book)
+    book.told(waiting, 1000)
+    send(folder, waiting)
+    for notice in waiting:
         ack(f"told {said(notice)}")
 
 

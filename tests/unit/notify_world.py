@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from mbroker.action import Severity
 from mbroker.alerts.alert import Alert, Notice, alert_id
 from mbroker.alerts.delivery import Delivery, Manner, NotDelivered, Story
+from mbroker.alerts.desk import LOOK
+from mbroker.alerts.notify import Pipeline, Plan
+from mbroker.alerts.outbox import Memory, Outbox
 from mbroker.alerts.selector import Label, Relation
 from mbroker.alerts.silence import Silence
 
@@ -57,3 +62,38 @@ class Ear:
 
 def refusal(reason: str = "no") -> NotDelivered:
     return NotDelivered(reason, permanent=True)
+
+
+def step(pipeline: Pipeline, now: int, outbox: Outbox, silences: Sequence[Silence] = ()) -> Plan:
+    """Plan once, as a teller does; the wake of the plan may be now."""
+    for name, newest in pipeline.idle(now).items():
+        pipeline.learn(name, outbox.news(name, newest, LOOK))
+    found = {name: outbox.untold(name, alerts) for name, alerts in pipeline.wanted(now).items()}
+    made = pipeline.plan(now, found, silences)
+    outbox.refuse(made.dropped, now, "unheard")
+    pipeline.settled(made.dropped)
+    return made
+
+
+def plan_from(pipeline: Pipeline, now: int, outbox: Outbox, silences: Sequence[Silence] = ()) -> Plan:
+    """Plan until nothing more can be done now, and return all of it."""
+    plans = [step(pipeline, now, outbox, silences)]
+    while plans[-1].wake is not None and plans[-1].wake <= now:
+        plans.append(step(pipeline, now, outbox, silences))
+        assert len(plans) < 10_000
+    deliveries = tuple(delivery for plan in plans for delivery in plan.deliveries)
+    return Plan(deliveries, tuple(notice for plan in plans for notice in plan.dropped), plans[-1].wake)
+
+
+class _Anew(Memory):
+    """An outbox all of which is news."""
+
+    def news(self, receiver: str, after: int = 0, limit: int = 1000) -> list[tuple[int, Notice]]:
+        return super().news(receiver, 0, limit)
+
+
+def plan(pipeline: Pipeline, now: int, waiting: Iterable[Notice], silences: Sequence[Silence] = ()) -> Plan:
+    """Return all that can be done now when *waiting*, which are few, is all that the outbox holds."""
+    outbox = _Anew()
+    outbox.put(waiting)
+    return plan_from(pipeline, now, outbox, silences)

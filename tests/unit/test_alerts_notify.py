@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,20 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mbroker.alerts.alert import Alert, Notice, State
 from mbroker.alerts.book import Book, Edge
 from mbroker.alerts.delivery import Delivery, Manner, NotDelivered, Remark
+from mbroker.alerts.desk import LOOK
 from mbroker.alerts.language import Subscription
 from mbroker.alerts.notify import Pipeline, Teller
-from mbroker.alerts.outbox import Memory
+from mbroker.alerts.outbox import Memory, Outbox
 from mbroker.alerts.selector import Label, Relation
 from mbroker.alerts.silence import Silence
 from mbroker.alerts.stages import Damping
-from tests.unit.notify_world import PROMPT, Ear, begun, ended, notices, refusal, silence
+from tests.unit.notify_world import PROMPT, Ear, begun, ended, notices, plan, plan_from, refusal, silence, step
 
 FIRST, OTHER = begun("a", 1000), begun("b", 1000)
+
+
+def everything(outbox: Outbox) -> list[Notice]:
+    return [notice for name in outbox.receivers() for _, notice in outbox.news(name, 0, 10**6)]
 
 
 def told(delivery: Delivery) -> list[Alert]:
@@ -36,29 +41,29 @@ def told(delivery: Delivery) -> list[Alert]:
 
 def test_a_group_waits_for_others_and_is_told_together() -> None:
     pipeline = Pipeline({"ops": Manner(group_wait=5, group_interval=60)})
-    assert pipeline.plan(1000, notices(FIRST)).wake == 6000
-    (delivery,) = pipeline.plan(6000, notices(FIRST, OTHER)).deliveries
+    assert plan(pipeline, 1000, notices(FIRST)).wake == 6000
+    (delivery,) = plan(pipeline, 6000, notices(FIRST, OTHER)).deliveries
     assert {alert.id for alert in told(delivery)} == {FIRST.id, OTHER.id}
     assert delivery.group == (("subscription", "1"),)
 
 
 def test_the_next_delivery_of_a_group_waits_for_the_interval_and_those_of_others_do_not() -> None:
     pipeline = Pipeline({"ops": Manner(group_wait=0, group_interval=60)})
-    (delivery,) = pipeline.plan(1000, notices(FIRST)).deliveries
+    (delivery,) = plan(pipeline, 1000, notices(FIRST)).deliveries
     pipeline.delivered(delivery, 1100)
-    assert pipeline.plan(2000, notices(OTHER)).wake == 61_100
+    assert plan(pipeline, 2000, notices(OTHER)).wake == 61_100
     stranger = begun("c", 1000, enrolment=2)
-    (delivery,) = pipeline.plan(2000, notices(OTHER, stranger)).deliveries
+    (delivery,) = plan(pipeline, 2000, notices(OTHER, stranger)).deliveries
     assert told(delivery) == [stranger]
     pipeline.delivered(delivery, 2000)
-    assert pipeline.plan(61_100, notices(OTHER)).deliveries
+    assert plan(pipeline, 61_100, notices(OTHER)).deliveries
 
 
 def test_what_is_in_flight_is_not_told_twice_and_holds_back_its_receiver_alone() -> None:
     pipeline = Pipeline({"ops": PROMPT, "boss": PROMPT})
-    assert len(pipeline.plan(1000, notices(FIRST)).deliveries) == 1
-    plan = pipeline.plan(1001, [*notices(FIRST, OTHER), *notices(FIRST, to="boss")])
-    assert [delivery.receiver for delivery in plan.deliveries] == ["boss"]
+    assert len(plan(pipeline, 1000, notices(FIRST)).deliveries) == 1
+    made = plan(pipeline, 1001, [*notices(FIRST, OTHER), *notices(FIRST, to="boss")])
+    assert [delivery.receiver for delivery in made.deliveries] == ["boss"]
 
 
 def test_more_alerts_than_go_into_a_delivery_follow_at_once() -> None:
@@ -66,7 +71,7 @@ def test_more_alerts_than_go_into_a_delivery_follow_at_once() -> None:
     waiting = notices(*(begun(f"h{number}", number) for number in range(5)))
     sizes: list[int] = []
     while waiting:
-        (delivery,) = pipeline.plan(1000, waiting).deliveries
+        (delivery,) = plan(pipeline, 1000, waiting).deliveries
         pipeline.delivered(delivery, 1000)
         sizes.append(len(delivery.stories))
         waiting = [notice for notice in waiting if notice not in delivery.notices]
@@ -75,15 +80,15 @@ def test_more_alerts_than_go_into_a_delivery_follow_at_once() -> None:
 
 def test_the_rate_of_a_receiver_is_limited() -> None:
     pipeline = Pipeline({"ops": attrs.evolve(PROMPT, rate=0.1, burst=1)})
-    (delivery,) = pipeline.plan(1000, notices(FIRST)).deliveries
+    (delivery,) = plan(pipeline, 1000, notices(FIRST)).deliveries
     pipeline.delivered(delivery, 1000)
-    assert pipeline.plan(2000, notices(OTHER)).wake == 11_000
+    assert plan(pipeline, 2000, notices(OTHER)).wake == 11_000
 
 
 def test_a_failure_backs_off_and_grows_with_the_attempts() -> None:
     pipeline = Pipeline({"ops": attrs.evolve(PROMPT, retry_first=8, retry_most=1000)})
     for attempts, shortest in [(0, 4), (3, 32)]:
-        (delivery,) = pipeline.plan(0, [Notice(FIRST, "ops", attempts)]).deliveries
+        (delivery,) = plan(pipeline, 0, [Notice(FIRST, "ops", attempts)]).deliveries
         failed = pipeline.failed(delivery, 0, NotDelivered("down"))
         assert shortest * 1000 <= failed.due <= 2 * shortest * 1000
         assert (failed.postponed, failed.refused) == (Notice(FIRST, "ops", attempts), ())
@@ -92,54 +97,199 @@ def test_a_failure_backs_off_and_grows_with_the_attempts() -> None:
 
 def test_a_receiver_that_is_down_is_left_alone_with_newer_alerts_too() -> None:
     pipeline = Pipeline({"ops": PROMPT, "boss": PROMPT})
-    (delivery,) = pipeline.plan(0, notices(FIRST)).deliveries
+    (delivery,) = plan(pipeline, 0, notices(FIRST)).deliveries
     due = pipeline.failed(delivery, 0, NotDelivered("down", wait=30)).due
     assert due == 30_000
-    plan = pipeline.plan(1, [*notices(OTHER), *notices(OTHER, to="boss")])
-    assert ([delivery.receiver for delivery in plan.deliveries], plan.wake) == (["boss"], 30_000)
+    made = plan(pipeline, 1, [*notices(OTHER), *notices(OTHER, to="boss")])
+    assert ([delivery.receiver for delivery in made.deliveries], made.wake) == (["boss"], 30_000)
 
 
 def test_a_receiver_may_not_ask_for_more_rest_than_the_longest_wait() -> None:
     pipeline = Pipeline({"ops": attrs.evolve(PROMPT, retry_most=60)})
-    (delivery,) = pipeline.plan(0, notices(FIRST)).deliveries
+    (delivery,) = plan(pipeline, 0, notices(FIRST)).deliveries
     assert pipeline.failed(delivery, 0, NotDelivered("down", wait=1e9)).due == 60_000
 
 
 def test_a_permanent_refusal_is_given_up_at_once() -> None:
     pipeline = Pipeline({"ops": PROMPT})
-    (delivery,) = pipeline.plan(0, notices(FIRST, OTHER)).deliveries
+    (delivery,) = plan(pipeline, 0, notices(FIRST, OTHER)).deliveries
     assert set(pipeline.failed(delivery, 0, refusal()).refused) == set(notices(FIRST, OTHER))
 
 
 def test_after_too_many_tries_the_notice_that_had_them_is_given_up_and_no_other() -> None:
     pipeline = Pipeline({"ops": attrs.evolve(PROMPT, tries=3)})
     eldest = Notice(FIRST, "ops", attempts=2)
-    (delivery,) = pipeline.plan(0, [eldest, *notices(OTHER)]).deliveries
+    (delivery,) = plan(pipeline, 0, [eldest, *notices(OTHER)]).deliveries
     failed = pipeline.failed(delivery, 0, NotDelivered("down"))
     assert (failed.refused, failed.postponed) == ((eldest,), None)
 
 
-def test_muted_and_short_alerts_are_dropped_and_unknown_receivers_named() -> None:
+def test_muted_and_short_alerts_are_dropped() -> None:
     pipeline = Pipeline({"ops": PROMPT, "boss": attrs.evolve(PROMPT, after=60)})
     short = [FIRST, ended(FIRST, 2000)]
-    plan = pipeline.plan(3000, [*notices(*short), *notices(*short, to="boss")], [silence("a", 9000)])
-    assert (plan.deliveries, set(plan.dropped)) == ((), {*notices(*short), *notices(*short, to="boss")})
-    assert pipeline.plan(3000, notices(FIRST, to="gone")).strangers == tuple(notices(FIRST, to="gone"))
+    made = plan(pipeline, 3000, [*notices(*short), *notices(*short, to="boss")], [silence("a", 9000)])
+    assert (made.deliveries, set(made.dropped)) == ((), {*notices(*short), *notices(*short, to="boss")})
 
 
 def test_a_clock_that_is_set_back_stops_nothing() -> None:
     pipeline = Pipeline({"ops": attrs.evolve(PROMPT, rate=1, burst=1)})
-    (delivery,) = pipeline.plan(10**12, notices(FIRST)).deliveries
+    (delivery,) = plan(pipeline, 10**12, notices(FIRST)).deliveries
     pipeline.delivered(delivery, 10**12)
-    pipeline.plan(10**12 + 1000, ())
-    assert pipeline.plan(5000, notices(OTHER)).deliveries
+    plan(pipeline, 10**12 + 1000, ())
+    assert plan(pipeline, 5000, notices(OTHER)).deliveries
+
+
+def test_an_end_waits_for_its_begin() -> None:
+    pipeline, waiting = Pipeline({"ops": PROMPT}), [Notice(FIRST, "ops", 1, 5000), *notices(ended(FIRST, 2000))]
+    made = plan(pipeline, 3000, waiting)
+    assert (made.deliveries, made.wake) == ((), 5000)
+    (delivery,) = plan(pipeline, 5000, waiting).deliveries
+    assert delivery.notices == tuple(waiting)
+
+
+def test_what_comes_while_its_group_is_told_waits_anew() -> None:
+    pipeline = Pipeline({"ops": Manner(group_wait=5, group_interval=0)})
+    plan(pipeline, 1000, notices(FIRST))
+    (delivery,) = plan(pipeline, 6000, notices(FIRST)).deliveries
+    plan(pipeline, 6500, notices(FIRST, OTHER))
+    pipeline.delivered(delivery, 9000)
+    assert plan(pipeline, 9000, notices(OTHER)).wake == 14_000
+    assert plan(pipeline, 14_000, notices(OTHER)).deliveries
+
+
+def test_a_group_that_was_told_and_is_back_within_the_interval_waits() -> None:
+    pipeline = Pipeline({"ops": Manner(group_wait=0, group_interval=30)})
+    (delivery,) = plan(pipeline, 1000, notices(FIRST)).deliveries
+    pipeline.delivered(delivery, 1000)
+    assert plan(pipeline, 2000, ()).wake is None  # nothing waits
+    (delivery,) = plan(pipeline, 3000, notices(begun("c", 1000, enrolment=2))).deliveries
+    pipeline.delivered(delivery, 3000)
+    assert plan(pipeline, 20_000, notices(OTHER)).wake == 31_000
+    assert plan(pipeline, 31_000, notices(OTHER)).deliveries
+
+
+def test_an_acknowledgement_counts_until_the_alert_leaves() -> None:
+    pipeline = Pipeline({"ops": Manner(group_wait=5)})
+    plan(pipeline, 1000, notices(FIRST))
+    made = plan(pipeline, 6000, notices(begun("a", 1000, by="ann")))
+    assert (made.deliveries, made.wake) == ((), None)
+
+
+def test_what_is_silenced_goes_when_somebody_ends_the_silence() -> None:
+    pipeline, outbox = Pipeline({"ops": PROMPT}), Memory()
+    outbox.put(notices(FIRST, OTHER))
+    (delivery,) = plan_from(pipeline, 1000, outbox, [silence("a", 90_000)]).deliveries
+    assert told(delivery) == [OTHER]
+    outbox.told(delivery.notices, 1000)
+    pipeline.delivered(delivery, 1000)
+    assert plan_from(pipeline, 2000, outbox, [silence("a", 90_000)]).wake == 90_000
+    (delivery,) = plan_from(pipeline, 3000, outbox).deliveries
+    assert told(delivery) == [FIRST]
+
+
+def test_however_many_are_muted_hide_none() -> None:
+    pipeline, outbox = Pipeline({"ops": PROMPT}), Memory()
+    outbox.put(notices(*(begun("a", number, enrolment=number) for number in range(1001)), OTHER))
+    (delivery,) = plan_from(pipeline, 2000, outbox, [silence("a", 90_000)]).deliveries
+    assert told(delivery) == [OTHER]
+
+
+# -- whoever has very much to say delays others by one turn
+
+
+def turns_until(pipeline: Pipeline, outbox: Memory, wanted: Alert) -> int:
+    """Return how many deliveries it takes until *wanted* is told."""
+    now = 10_000
+    for count in range(1, 100):
+        while not (deliveries := (made := plan_from(pipeline, now, outbox)).deliveries):
+            assert made.wake is not None
+            now = made.wake
+        for delivery in deliveries:
+            outbox.told(delivery.notices, now)
+            pipeline.delivered(delivery, now)
+        if any(wanted in told(delivery) for delivery in deliveries):
+            return count
+    raise AssertionError("it was never told")
+
+
+def many(host: str, *, enrolment: int = 1) -> list[Alert]:
+    """Return alerts of 500 disks of *host*."""
+    keys = [frozenset({("host", host), ("disk", str(number))}) for number in range(500)]
+    return [attrs.evolve(begun(host, 1000, enrolment=enrolment), id=f"{host} {n}", key=k) for n, k in enumerate(keys)]
+
+
+def test_a_group_that_has_very_much_to_tell_delays_another_by_a_turn() -> None:
+    pipeline, outbox, other = Pipeline({"ops": Manner(most=10)}), Memory(), begun("b", 1000, enrolment=2)
+    outbox.put(notices(*many("evil"), other))
+    assert turns_until(pipeline, outbox, other) <= 2
+
+
+def test_a_source_that_has_very_much_to_tell_delays_another_of_its_group_by_a_turn() -> None:
+    pipeline, outbox = Pipeline({"ops": Manner(most=10)}), Memory()
+    outbox.put(notices(*many("evil"), OTHER))
+    assert turns_until(pipeline, outbox, OTHER) <= 2
+
+
+def test_more_sources_than_go_into_a_delivery_take_turns() -> None:
+    pipeline, outbox, alerts = Pipeline({"ops": Manner(most=3)}), Memory(), [*many("x"), *many("y"), *many("z")]
+    outbox.put(notices(*alerts, OTHER))
+    assert turns_until(pipeline, outbox, OTHER) <= 2
+
+
+# -- a step is as long, whatever waits
+
+
+class Counted(Memory):
+    """An outbox that counts what it hands out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handed = 0
+
+    def news(self, receiver: str, after: int = 0, limit: int = 1000) -> list[tuple[int, Notice]]:
+        found = super().news(receiver, after, limit)
+        self.handed += len(found)
+        return found
+
+    def untold(self, receiver: str, alerts: Iterable[str]) -> list[Notice]:
+        found = super().untold(receiver, alerts)
+        self.handed += len(found)
+        return found
+
+
+def test_a_step_looks_at_a_bounded_number_of_notices_and_all_steps_at_each_a_few_times() -> None:
+    pipeline, outbox, handed = Pipeline({"ops": attrs.evolve(PROMPT, most=10)}), Counted(), list[int]()
+    outbox.put(notices(*(begun(f"h{number}", 1000) for number in range(2000))))
+    while True:
+        outbox.handed = 0
+        made = step(pipeline, 2000, outbox, [Silence(1, (Label("host", Relation.MATCHES, "h.*"),), 0, 9000, "", "")])
+        handed.append(outbox.handed)
+        if made.wake == 9000:
+            break
+    assert max(handed) <= 2 * LOOK + 10
+    assert sum(handed) <= 3 * 2000
+    outbox.handed = 0
+    outbox.put(notices(OTHER))
+    step(pipeline, 3000, outbox)
+    assert outbox.handed <= 2 * LOOK + 10
+
+
+def test_what_waits_for_a_receiver_that_is_down_is_not_looked_at_for_another() -> None:
+    pipeline, outbox = Pipeline({"down": PROMPT, "up": PROMPT}), Counted()
+    outbox.put(notices(*(begun(f"h{number}", 1000) for number in range(2000)), to="down"))
+    (delivery,) = plan_from(pipeline, 2000, outbox).deliveries
+    pipeline.failed(delivery, 2000, NotDelivered("down", wait=600))
+    outbox.put(notices(FIRST, to="up"))
+    outbox.handed = 0
+    (delivery,) = plan_from(pipeline, 3000, outbox).deliveries
+    assert (delivery.receiver, outbox.handed) == ("up", 3)  # as news, to see what may be told, and when it leaves
 
 
 def test_the_pipeline_learns_of_flapping_from_what_it_is_given() -> None:
     pipeline, heard, alerts = Pipeline({"ops": PROMPT}, Damping(changes=2, within=10)), list[Remark](), list[Alert]()
     for at in range(0, 5000, 1000):
         alerts.append(ended(alerts[-1], at) if at % 2000 else begun("a", at))
-        for delivery in pipeline.plan(at, notices(alerts[-1])).deliveries:
+        for delivery in plan(pipeline, at, notices(alerts[-1])).deliveries:
             pipeline.delivered(delivery, at)
             heard += [story.remark for story in delivery.stories]
     assert heard == [Remark.NONE, Remark.NONE, Remark.FLAPPING]
@@ -151,11 +301,11 @@ def test_flapping_goes_on_over_a_restart() -> None:
         alerts.append(ended(alerts[-1], at) if at % 2000 else begun("a", at))
     waiting = notices(*alerts[4:])
     forgetful = Pipeline({"ops": PROMPT}, Damping(changes=2, within=10))
-    assert forgetful.plan(6000, waiting).deliveries
+    assert plan(forgetful, 6000, waiting).deliveries
     pipeline = Pipeline({"ops": PROMPT}, Damping(changes=2, within=10))
     pipeline.recall(reversed(alerts[1::2]))  # as a book knows them: ended, the newest first
-    assert pipeline.plan(6000, waiting).deliveries == ()
-    (delivery,) = pipeline.plan(15_000, waiting).deliveries
+    assert plan(pipeline, 6000, waiting).deliveries == ()
+    (delivery,) = plan(pipeline, 15_000, waiting).deliveries
     assert [story.remark for story in delivery.stories] == [Remark.CALMED]
 
 
@@ -218,12 +368,9 @@ class Telling(RuleBasedStateMachine):
 
     @rule()
     def plan(self) -> None:
-        plan = self.pipeline.plan(self.now, self.outbox.notices(self.now), self.silences)
-        assert not plan.strangers
-        assert plan.wake is None or plan.wake > self.now
-        self.outbox.told(plan.dropped, self.now)
-        self.dropped |= {notice.id for notice in plan.dropped}
-        for delivery in plan.deliveries:
+        made = plan_from(self.pipeline, self.now, self.outbox, self.silences)
+        self.dropped |= {notice.id for notice in made.dropped}
+        for delivery in made.deliveries:
             assert delivery.receiver not in {other.receiver for other in self.flying}
             self.flying.append(delivery)
 
@@ -252,7 +399,7 @@ class Telling(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        waiting = {notice.id for notice in self.outbox.notices(10**15, 10**6)}
+        waiting = {notice.id for notice in everything(self.outbox)}
         assert {notice.id for notice in self.made} == waiting | self.told | self.dropped
 
     @invariant()
@@ -270,7 +417,7 @@ class Telling(RuleBasedStateMachine):
             self.plan()
             while self.flying:
                 self.arrive(recorded=True)
-        assert not self.outbox.notices(10**15, 10**6)
+        assert not everything(self.outbox)
 
 
 TestTelling = Telling.TestCase
@@ -303,7 +450,7 @@ async def test_what_is_told_leaves_the_outbox() -> None:
         teller.poke()
         await until(lambda: teller.delivered == 1)
     assert [told(delivery) for delivery in ear.heard] == [[FIRST]]
-    assert outbox.notices(10**15) == []
+    assert everything(outbox) == []
 
 
 async def test_what_failed_is_tried_again_and_says_why_meanwhile() -> None:
@@ -328,7 +475,7 @@ async def test_a_refusal_is_logged_and_leaves_the_outbox(caplog: pytest.LogCaptu
     async with telling(outbox, Pipeline({"ops": PROMPT}), {"ops": ear}) as teller:
         outbox.put([*notices(FIRST), *notices(FIRST, to="gone")])
         teller.poke()
-        await until(lambda: not outbox.notices(10**15))
+        await until(lambda: not everything(outbox))
     assert "ops: 1 notices are given up: 404 Not Found" in caplog.messages
     assert "gone: no such receiver is configured, so that its 1 notices go" in caplog.messages
 
@@ -388,7 +535,7 @@ async def test_the_book_is_an_outbox(tmp_path: Path) -> None:
         (delivery,) = ear.heard
         assert [(alert.since, alert.until) for alert in told(delivery)] == [(2000, 3000)]
         assert len(delivery.notices) == 2
-        assert book.notices(10**15) == []
+        assert everything(book) == []
 
 
 class Died(BaseException):
@@ -430,15 +577,15 @@ async def test_dying_at_any_call_loses_no_notice_and_repeats_none_under_another_
             number = book.enrol("ann", Subscription.parse("load > 8"), ["ops", "mail", "gone"], 1000).number
             edges = [Edge(number, frozenset({("host", host)}), firing=True, at=2000) for host in "abc"]
             book.record([*edges, edges[0]._replace(firing=False, at=3000)], 3000)
-            expected = {notice.id for notice in book.notices(10**15) if notice.receiver != "gone"}
+            expected = {notice.id for notice in everything(book) if notice.receiver != "gone"}
             ops, mail = Ear(None, NotDelivered("busy")), Ear()
             manners = {"ops": attrs.evolve(PROMPT, most=1, retry_first=0.01), "mail": PROMPT}
             lives = 0
-            while book.notices(10**15):
+            while everything(book):
                 mortal: Any = Mortal(book, deadline if lives == 0 else 10**6, after=after)
                 teller = Teller(mortal, Pipeline(manners), {"ops": ops, "mail": mail}, clock)
                 life = asyncio.create_task(teller.run())
-                while not life.done() and book.notices(10**15):
+                while not life.done() and everything(book):
                     teller.poke()
                     await asyncio.sleep(0.01)
                 life.cancel()
@@ -456,7 +603,7 @@ async def test_the_book_remembers_what_was_never_told_and_why(tmp_path: Path) ->
         book.record([Edge(number, frozenset({("host", "a")}), firing=True, at=2000)], 2000)
         teller = Teller(book, Pipeline({"ops": PROMPT}), {"ops": Ear(refusal("HTTP status 404"))}, lambda: 10_000)
         task = asyncio.create_task(teller.run())
-        await until(lambda: not book.notices(10**15))
+        await until(lambda: not everything(book))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert "HTTP status 404" in book.audit(1)[0].what

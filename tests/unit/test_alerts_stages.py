@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mbroker.action import Severity
 from mbroker.alerts.alert import Alert
 from mbroker.alerts.delivery import Manner, Remark, Story, changed
-from mbroker.alerts.stages import Damping, Pace, back_off, escalate, group_of, mute, pair
+from mbroker.alerts.stages import Damping, Pace, Place, back_off, escalate, group_of, mute, pair
 from tests.unit.notify_world import PROMPT, begun, ended, notices, silence, story
 
 MINUTE = 60_000
@@ -101,6 +101,10 @@ def changes(*times: int, host: str = "a") -> list[Alert]:
     return made
 
 
+def nobody(_: Place) -> bool:
+    return False
+
+
 def sifted(damping: Damping, now: int, alerts: list[Alert]) -> list[tuple[int, Remark]]:
     return [(changed(each.alert), each.remark) for each in damping.damp(now, pair(notices(*alerts))).go]
 
@@ -167,10 +171,40 @@ def test_places_that_are_calm_for_long_are_forgotten_unless_they_are_still_to_be
     damping, alerts = Damping(changes=1, within=10), changes(0, 1000, 2000, 3000)
     damping.see(alerts)
     place = (1, alerts[0].key)
-    damping.forget(30_000, frozenset([place]))
+    damping.forget(30_000, [place].__contains__)
     assert sifted(damping, 30_000, alerts[2:]) == [(3000, Remark.CALMED)]
-    damping.forget(30_000, frozenset())
+    damping.forget(30_000, nobody)
     assert sifted(damping, 30_000, alerts[2:]) == [(3000, Remark.NONE)]
+
+
+def test_what_is_forgotten_may_still_be_flapping_when_its_span_is_not_over() -> None:
+    damping, alerts = Damping(changes=2, within=10), changes(0, 1000, 2000, 3000, 4000)
+    damping.see(alerts[:3])
+    damping.forget(9000, nobody)
+    damping.see(alerts[3:])
+    assert sifted(damping, 9000, alerts[3:]) == []
+
+
+def test_changes_are_counted_over_the_span_and_no_longer() -> None:
+    minutes = [9 * MINUTE * number for number in range(7)]
+    damping, alerts = Damping(changes=6, within=600), changes(*minutes)
+    damping.see(alerts)
+    assert {remark for _, remark in sifted(damping, minutes[-1], alerts)} == {Remark.NONE}
+
+
+def test_each_time_some_of_what_is_old_is_forgotten_and_what_waits_is_in_nobodys_way() -> None:
+    damping, waiting = Damping(changes=1, within=10), [begun(f"h{number}", 1000) for number in range(150)]
+    damping.see([*waiting, begun("a", 2000)])
+    asked: list[Place] = []
+
+    def is_waiting(place: Place) -> bool:
+        asked.append(place)
+        return ("host", "a") not in place[1]
+
+    for _ in range(2):
+        damping.forget(10**6, is_waiting)
+    assert len(asked) == 200
+    assert ("host", "a") in asked[150][1]
 
 
 @given(st.lists(st.integers(1, 15_000), min_size=1, max_size=40), st.integers(1, 5))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from array import array
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,6 +33,7 @@ from mbroker.alerts.terms import DAY
 RULE = Subscription.parse("load > 8 severity critical keep fan")
 WEB1 = frozenset({("host", "web1"), ("group", "a"), ("group", "b")})
 WEB2 = frozenset({("host", "web2")})
+WEB3 = frozenset({("host", "web3")})
 
 
 def begins(at: int, key: frozenset[tuple[str, str]] = WEB1, enrolment: int = 1) -> Edge:
@@ -40,6 +42,12 @@ def begins(at: int, key: frozenset[tuple[str, str]] = WEB1, enrolment: int = 1) 
 
 def ends(at: int, key: frozenset[tuple[str, str]] = WEB1, enrolment: int = 1) -> Edge:
     return Edge(enrolment, key, firing=False, at=at, value=2.0)
+
+
+def notices(book: Book) -> list[Notice]:
+    """Return what all receivers are to be told, oldest first."""
+    news = [each for name in book.receivers() for each in book.news(name)]
+    return [notice for _, notice in sorted(news, key=lambda each: each[0])]
 
 
 def packed(*samples: Sample) -> bytes:
@@ -92,10 +100,10 @@ def test_the_number_of_a_withdrawn_subscription_is_not_used_again(book: Book) ->
 
 def test_withdrawing_ends_its_alerts_and_tells_so(book: Book) -> None:
     (alert,) = book.record([begins(150)], 150)
-    book.told(book.notices(150), 160)
+    book.told(notices(book), 160)
     book.withdraw(1, "ada", 200)
     assert book.alert(alert.id).until == 200
-    assert [notice.id for notice in book.notices(200)] == [
+    assert [notice.id for notice in notices(book)] == [
         (alert.id, State.RESOLVED, "mail"),
         (alert.id, State.RESOLVED, "pager"),
     ]
@@ -155,10 +163,10 @@ def test_an_edge_that_is_said_again_after_a_kill_changes_nothing(book: Book) -> 
     history = [begins(150), ends(170), begins(180), begins(150, WEB2)]
     book.record(history, 200)
     book.resume(0)
-    before = (book.alerts(), book.notices(200), book.audit())
+    before = (book.alerts(), notices(book), book.audit())
     for edge in (begins(150), ends(170), begins(180), begins(190), ends(10, WEB1 | WEB2), begins(150, WEB2)):
         assert book.record([edge], 210) == []
-    assert (book.alerts(), book.notices(200), book.audit()) == before
+    assert (book.alerts(), notices(book), book.audit()) == before
 
 
 @given(
@@ -179,10 +187,10 @@ def test_edges_recorded_again_up_to_the_last_leave_everything_as_it_was(steps: l
         book.enrol("ada", RULE, ["mail"], 0)
         for begin in range(0, len(edges), cut):
             book.record(edges[begin : begin + cut], at)
-        before = (book.alerts(), set(book.notices(at)))
+        before = (book.alerts(), set(notices(book)))
         book.resume(0)
         book.record(edges[start:], at + 5)
-        assert (book.alerts(), set(book.notices(at))) == before
+        assert (book.alerts(), set(notices(book))) == before
         if len(seen) == len(edges):
             assert len(book.alerts(State.FIRING)) == len(edges) % 2
             assert len(book.alerts()) == (len(edges) + 1) // 2
@@ -191,7 +199,7 @@ def test_edges_recorded_again_up_to_the_last_leave_everything_as_it_was(steps: l
 def test_what_ends_and_begins_in_one_moment_goes_on(book: Book) -> None:
     (alert,) = book.record([begins(150), ends(150), begins(150)], 150)
     assert book.alerts(State.FIRING) == [alert]
-    assert {notice.alert.state for notice in book.notices(150)} == {State.FIRING}
+    assert {notice.alert.state for notice in notices(book)} == {State.FIRING}
     (ended,) = book.record([ends(160)], 160)
     assert ended.until == 160
 
@@ -222,11 +230,11 @@ def test_a_begin_at_the_time_of_an_earlier_one_is_another_alert(book: Book) -> N
     (third,) = book.record([begins(150)], 200)
     assert len({alert.id for alert in (first, *others, third)}) == 3
     assert book.alerts(State.FIRING) == [third]
-    assert sum(notice.alert.state is State.FIRING for notice in book.notices(200)) == 6
-    before = (book.alerts(), book.notices(200))
+    assert sum(notice.alert.state is State.FIRING for notice in notices(book)) == 6
+    before = (book.alerts(), notices(book))
     book.resume(0)
     assert book.record([begins(150), ends(170), begins(150), ends(180), begins(150)], 210) == []
-    assert (book.alerts(), book.notices(200)) == before
+    assert (book.alerts(), notices(book)) == before
 
 
 def test_what_is_said_again_is_expected_once(book: Book) -> None:
@@ -286,7 +294,7 @@ def test_the_first_who_acknowledges_is_remembered(book: Book) -> None:
     (alert,) = book.record([begins(150)], 150)
     assert book.acknowledge(alert.id, "ada", 160).acknowledged == "ada"
     assert book.acknowledge(alert.id, "eve", 170).acknowledged == "ada"
-    assert book.notices(170)[0].alert.acknowledged == "ada"
+    assert notices(book)[0].alert.acknowledged == "ada"
     with pytest.raises(NotThere, match=r"^there is no alert 123$"):
         book.acknowledge("123", "ada", 160)
 
@@ -297,7 +305,7 @@ def test_the_first_who_acknowledges_is_remembered(book: Book) -> None:
 def test_each_receiver_is_to_be_told_of_begin_and_end(book: Book) -> None:
     (alert,) = book.record([begins(150), ends(170)], 170)
     begin = attrs.evolve(alert, until=None, value=9.0)
-    assert book.notices(170) == [
+    assert notices(book) == [
         Notice(begin, "mail"),
         Notice(begin, "pager"),
         Notice(alert, "mail"),
@@ -307,48 +315,89 @@ def test_each_receiver_is_to_be_told_of_begin_and_end(book: Book) -> None:
 
 def test_what_was_told_is_not_to_be_told_again(book: Book) -> None:
     book.record([begins(150)], 150)
-    mail, pager = book.notices(150)
+    mail, pager = notices(book)
     book.told([mail], 160)
     book.told([mail], 170)
-    assert book.notices(180) == [pager]
+    assert notices(book) == [pager]
     assert [entry.at for entry in book.audit() if entry.did == "told"] == [160]
 
 
-def test_a_postponed_notice_comes_when_it_is_due(book: Book) -> None:
+def test_a_postponed_notice_says_when_it_is_due_and_how_often_telling_failed(book: Book) -> None:
     book.record([begins(150)], 150)
-    mail, pager = book.notices(150)
+    mail, pager = notices(book)
     book.postpone(mail, 500, "connection refused")
-    assert book.notices(499) == [pager]
-    assert book.notices(500) == [attrs.evolve(mail, attempts=1, due=500), pager]
+    assert notices(book) == [attrs.evolve(mail, attempts=1, due=500), pager]
     book.postpone(mail, 600)
-    assert [notice.attempts for notice in book.notices(600)] == [1, 0]
+    assert [(notice.attempts, notice.due) for notice in notices(book)] == [(1, 600), (0, 0)]
 
 
-def test_an_end_waits_for_its_begin(book: Book) -> None:
-    book.record([begins(150)], 150)
-    mail, pager = book.notices(150)
-    book.postpone(mail, 500, "connection refused")
-    book.told([pager], 160)
+def test_news_come_in_order_and_each_once(book: Book) -> None:
+    begun = book.record([begins(150, key) for key in (WEB1, WEB2, WEB3)], 150)
+    (first, one), (second, two) = book.news("mail", 0, 2)
+    ((third, three),) = book.news("mail", second, 2)
+    assert first < second < third
+    assert [notice.alert for notice in (one, two, three)] == begun
+    assert book.news("mail", third) == []
+    assert book.receivers() == ["mail", "pager"]
+
+
+def test_what_comes_later_has_a_higher_number_whatever_was_taken_back(book: Book) -> None:
+    book.record([begins(150), ends(150)], 170)
+    highest = book.news("pager")[-1][0]
+    book.record([begins(150)], 180)  # it goes on: its end is taken back
+    assert len(book.news("pager")) == 1
+    book.record([ends(190)], 190)
+    assert [notice.alert.until for _, notice in book.news("pager", highest)] == [190]
+
+
+def test_what_waits_of_some_alerts_is_found_by_their_ids(book: Book) -> None:
+    one, two, three = book.record([begins(150, key) for key in (WEB1, WEB2, WEB3)], 150)
     book.record([ends(170)], 170)
-    assert [notice.id[1:] for notice in book.notices(200)] == [(State.RESOLVED, "pager")]
-    assert [notice.id[1:] for notice in book.notices(500) if notice.receiver == "mail"] == [
-        (State.FIRING, "mail"),
-        (State.RESOLVED, "mail"),
+    book.told([notice for notice in notices(book) if notice.alert.id == two.id], 180)
+    found = book.untold("mail", [three.id, two.id, one.id, "none"])
+    assert [notice.id for notice in found] == [
+        (one.id, State.FIRING, "mail"),
+        (three.id, State.FIRING, "mail"),
+        (one.id, State.RESOLVED, "mail"),
     ]
+
+
+def test_what_is_found_of_some_alerts_costs_the_same_however_much_waits(tmp_path: Path) -> None:
+    steps: list[int] = []
+    for waiting in (100, 10_000):
+        with Book(tmp_path / str(waiting) / "book.sqlite") as book:
+            number = book.enrol("ada", RULE, ["mail"], 100).number
+            edges = [Edge(number, frozenset({("host", f"h{each}")}), True, 150, 9.0) for each in range(waiting)]
+            alerts = book.record(edges, 150)
+            connection, taken = book._database._connection, 0  # pyright: ignore[reportPrivateUsage]
+
+            def count() -> int:
+                nonlocal taken
+                taken += 1
+                return 0
+
+            connection.set_progress_handler(count, 1)  # after every instruction of SQLite's machine
+            after = book.news("mail", 0, 50)[-1][0]
+            assert len(book.news("mail", after, 50)) == 50
+            assert len(book.untold("mail", [alert.id for alert in alerts[:50]])) == 50
+            assert book.receivers() == ["mail"]
+            connection.set_progress_handler(None, 1)
+            steps.append(taken)
+    assert steps[1] <= 1.1 * steps[0]
 
 
 def test_a_refused_notice_is_let_go_and_audited(book: Book) -> None:
     (alert,) = book.record([begins(150)], 150)
-    mail, pager = book.notices(150)
+    mail, pager = notices(book)
     book.refuse([mail], 160, "no such mailbox")
-    assert book.notices(160) == [pager]
+    assert notices(book) == [pager]
     assert (book.audit(1)[0].did, book.audit(1)[0].what) == ("refused", f"mail: {alert.id} firing: no such mailbox")
     assert book.deliveries(alert.id)[0].error == "no such mailbox"
 
 
 def test_deliveries_say_what_became_of_the_notices(book: Book) -> None:
     (alert,) = book.record([begins(150)], 150)
-    mail, pager = book.notices(150)
+    mail, pager = notices(book)
     book.postpone(pager, 100, "timed out")
     book.told([pager], 160)
     book.postpone(mail, 500, "connection refused")
@@ -387,7 +436,7 @@ def test_a_silence_of_everything_or_of_the_past_is_refused(book: Book) -> None:
 
 def test_the_audit_trail_says_who_did_what_and_when(book: Book) -> None:
     (alert,) = book.record([begins(150)], 150)
-    book.told(book.notices(150)[:1], 160)
+    book.told(notices(book)[:1], 160)
     book.acknowledge(alert.id, "ada", 170)
     book.silence([Label("host", Relation.IS, "web1")], 200, 300, "ada", "new fans", 180)
     book.withdraw(1, "eve", 190)
@@ -436,7 +485,7 @@ def test_the_context_of_an_alert_that_is_not_there(book: Book) -> None:
 def test_an_alert_is_forgotten_when_its_time_is_over(book: Book) -> None:
     (alert,) = book.record([begins(150), ends(170)], 170)
     book.keep(alert.id, State.FIRING, packed(Sample(Series("load", WEB1), 140, 7.5)), 150)
-    book.told(book.notices(170), 180)
+    book.told(notices(book), 180)
     assert book.trim(170 + DAY - 1) == 0
     assert book.trim(170 + DAY) == 1
     assert (book.alerts(), book.deliveries(alert.id), book.kept(alert.id)) == ([], [], {})
@@ -453,7 +502,7 @@ def test_what_fires_or_is_still_to_be_told_is_never_forgotten(path: Path, size: 
     with Book(path, size=size) as book:
         book.enrol("ada", RULE, ["mail"], 100)
         book.record([begins(150), ends(170), begins(150, WEB2)], 170)
-        book.told(book.notices(170)[1:2], 180)
+        book.told(notices(book)[1:2], 180)
         assert book.trim(170 + 9 * DAY) == 0
         assert len(book.alerts()) == 2
 
@@ -506,6 +555,21 @@ def test_what_is_to_survive_a_power_cut_is_committed_so(path: Path) -> None:
     with database.change_unsynced():
         assert found() == ["wal", 1, "exclusive", 1]
     database.close()
+
+
+def test_what_an_older_version_made_is_kept(path: Path) -> None:
+    told = "INSERT INTO notice (alert, state, receiver, attempts, due, told) VALUES (?, 'firing', ?, 3, 400, ?)"
+    with closing(Database(path, SCRIPTS[:1])) as database, database.change() as write:
+        write("INSERT INTO enrolment VALUES (1, 'ada', ?, '[]', 100, NULL)", RULE.to_json())
+        write("INSERT INTO alert VALUES ('1', 1, '[]', 'warning', 150, NULL, NULL, 9.0, '', 0)")
+        write(told, "1", "mail", None)
+        write(told, "1", "pager", 160)
+    with Book(path) as book:
+        ((number, notice),) = book.news("mail")
+        assert (number, notice.id, notice.attempts, notice.due) == (1, ("1", State.FIRING, "mail"), 3, 400)
+        assert [one.told for one in book.deliveries("1")] == [None, 160]
+        book.withdraw(1, "ada", 200)  # which adds no notice, for it had no receivers
+        assert book.receivers() == ["mail"]
 
 
 def test_what_was_done_is_synced_once(book: Book, syncs: list[str]) -> None:
@@ -562,7 +626,7 @@ def test_a_newer_form_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
-    with pytest.raises(BookError, match=r"a newer version of this program made it \(form 99, known are up to 1\)"):
+    with pytest.raises(BookError, match=r"a newer version of this program made it \(form 99, known are up to 2\)"):
         Book(path)
 
 
