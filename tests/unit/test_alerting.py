@@ -500,8 +500,17 @@ async def test_what_is_not_kept_is_in_the_status_and_in_the_log(
     made, _ = alerting
     monkeypatch.setattr("mbroker.alert_desk._TICK", 0.02)
     monkeypatch.setattr("mbroker.alert_desk._MINUTE", 50)
-    problem = property(lambda _: "too much of web1", lambda *_: None)
-    monkeypatch.setattr(f"mbroker.alerts.{what}.problem", problem, raising=False)
+
+    class Crowded:
+        @property
+        def problem(self) -> str:
+            return "too much of web1"
+
+        @problem.setter
+        def problem(self, _: str) -> None:
+            pass
+
+    monkeypatch.setattr(f"mbroker.alerts.{what}.problem", Crowded.problem, raising=False)
     for _ in range(400):
         if made.status and made.status.problem and "too much of web1" in caplog.messages:
             break
