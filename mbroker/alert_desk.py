@@ -33,6 +33,7 @@ from mbroker.alerts.explain import Place
 from mbroker.alerts.history import History
 from mbroker.alerts.keeper import Keeper
 from mbroker.alerts.notify import Pipeline, Teller
+from mbroker.alerts.sample import SILENT
 from mbroker.alerts.selector import Series
 from mbroker.alerts.watch import Settings, Watch
 from mbroker.alerts.wording import Wording
@@ -76,6 +77,17 @@ class _Metrics:
     def accepts(self, series: Series) -> bool:
         """Tell whether it is one of theirs."""
         return series.metric in self.names
+
+
+@attrs.frozen
+class _Listed:
+    """Accepts these series."""
+
+    series: Collection[Series]
+
+    def accepts(self, series: Series) -> bool:
+        """Tell whether it is one of them."""
+        return series in self.series
 
 
 class Desk:
@@ -279,12 +291,18 @@ class Desk:
     # -- parts
 
     def _replay(self, now: int) -> None:
-        """Let the engine see what it has not seen, and of what its rules read as much as their windows hold."""
-        spans = self._watch.spans
-        recent = self._watch.since - (_REPLAYED if spans else _SLACK)
-        older = self._history.read(_Metrics(spans.keys()), self._watch.since - max(spans.values(), default=0), recent)
+        """Let the engine see what it has not seen, and of what its rules read as much as their windows hold.
+
+        Of series that are read seldom that is as much as tells that they are not silent.
+        """
+        spans, since, intervals = self._watch.spans, self._watch.since, self._history.intervals(_Everything())
+        seldom = {series: SILENT * interval for series, interval in intervals.items() if series.metric in spans}
+        begin, recent = since - max(spans.values(), default=0), since - (_REPLAYED if spans else _SLACK)
+        begin = min(begin, recent)
+        first = self._history.read(_Listed(seldom.keys()), since - max(seldom.values(), default=0), begin)
+        older = self._history.read(_Metrics(spans.keys()), begin, recent)
         newer = self._history.read(_Everything(), recent, now + _SLACK)
-        self._watch.replay(itertools.chain(older if spans else (), newer), now, self._history.intervals(_Everything()))
+        self._watch.replay(itertools.chain(first, older, newer), now, intervals)
 
     def _happened(self, alerts: list[Alert]) -> None:
         if alerts:  # mostly there are none, and the teller need not look

@@ -561,6 +561,29 @@ async def test_windows_live_through_an_orderly_restart(folder: Path) -> None:
     assert [each.topic for each in said] == ["alert.firing"]
 
 
+async def test_a_series_that_is_read_seldom_is_not_silent_after_a_restart_without_a_snapshot(folder: Path) -> None:
+    file = folder / "mbroker.toml"
+    file.write_text(CONFIG.format(folder=folder, port=9))
+    said: list[Event] = []
+    for life in range(2):
+        made = Alerting(load(file), said.append)
+        await made.open()
+        running = asyncio.create_task(made.run())
+        if not life:
+            await ask(made, "control.subscribe", owner="ann", text="load > 1 nodata clear")
+            declared = Declared(1, 0, (Named("load"),), interval=3_600_000).to_event()
+            await made.take(attrs.evolve(declared, source="web1"))
+            an_hour_ago = array("q", [round(time.time() * 1000) - 3_600_000])
+            old = Samples(1, array("I", [0]), array("d", [9.0]), an_hour_ago).to_event()
+            await made.take(attrs.evolve(old, source="web1"))
+        await asyncio.sleep(3.5)  # until it is known what ended meanwhile
+        running.cancel()
+        await asyncio.wait([running])
+        for image in files(folder, "engine.snapshot"):
+            image.unlink()
+    assert [each.topic for each in said] == ["alert.firing"]
+
+
 async def test_what_keeps_watch_over_the_alerts_notices_that_a_part_ended(
     alerting: tuple[Alerting, list[Event]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
