@@ -48,7 +48,7 @@ HOT void group_feed(match_engine *e, uint32_t which, uint32_t slot, uint8_t trut
 }
 
 static inline void settle(match_engine *e, group *g, stream *s) {
-  bool some = g->bag.count, whole = g->bag.count == g->registered; /* without any there is no value to stay */
+  bool some = g->bag.count, whole = g->registered && g->bag.count == g->registered; /* of none no value stays */
   if ((s->function == MATCH_COUNT || s->asks & ASKS_ALL ? whole : some) && bag_stays(&g->bag, s, bag_is_plain(&g->bag))) return;
   double value = NAN;
   uint32_t from = s->at;

@@ -210,8 +210,8 @@ HOT size_t match_push(match_engine *e, const uint32_t *which, const double *valu
     s->seen = e->clock;
     if (UNLIKELY(isinf(x))) e->counters.infinite++;
     if (UNLIKELY(s->flags & (SERIES_ASKED | SERIES_EAGER))) {
-      if (s->flags & SERIES_ASKED) series_heard(e, which[i], at);
       if (s->flags & SERIES_EAGER) rules_look(e, &EXTRAS(e)[which[i]].eager, at);
+      if (s->flags & SERIES_ASKED) series_heard(e, which[i], at);
     }
     s->flags |= SERIES_ANY;
     take(e, s, x, at);

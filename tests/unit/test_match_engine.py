@@ -311,6 +311,25 @@ def test_a_group_goes_on_without_a_member_that_is_gone() -> None:
     assert [fired.firing for fired in engine.tick(START + 60_001)] == [False]
 
 
+def test_a_group_without_members_counts_none() -> None:
+    engine = Engine(START)
+    rule = engine.add(Subscription.parse("count(load) by (rack) > 1 or absent(temp[2s])").rule)
+    temp = Series("temp", HOSTS[0])
+    engine.batch(START, [Sample(Series("load", HOSTS[2]), START, 1.0), Sample(temp, START, 1.0)])
+    engine.forget([engine.number(Series("load", HOSTS[2]))])
+    edges = engine.tick(START + 2000) + engine.batch(START + 2000, [Sample(temp, START + 1, 1.0)])
+    assert edges == [Fired(rule, HOSTS[0], True, START + 2000, 1.0)]  # and now nobody knows
+
+
+def test_what_is_absent_is_so_until_the_instant_of_its_sample() -> None:
+    engine = Engine(START)
+    engine.add(Subscription.parse("min(load) > 1 and absent(load[1s])").rule)
+    one, other = (Series("load", host) for host in HOSTS[:2])
+    engine.batch(START, [Sample(one, START, 1.0), Sample(other, START, 2.0)])
+    edges = engine.batch(START + 2000, [Sample(one, START + 1000, 2.0), Sample(other, START + 2000, 2.0)])
+    assert by_key(edges) == {HOSTS[1]: [(True, START + 2000), (False, START + 2000)]}
+
+
 def test_a_number_that_is_free_again_is_of_another_series() -> None:
     engine = Engine(START)
     rule = engine.add(Subscription.parse("load > 5").rule)
