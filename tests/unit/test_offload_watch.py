@@ -53,6 +53,8 @@ class Notes:
     def enrolments(self) -> list[Enrolment]:
         return list(self.enrolled.values())
 
+    def resume(self, since: int) -> None: ...
+
     def record(self, edges: Iterable[Edge], now: int) -> list[Alert]:
         self.edges += edges
         return []
