@@ -24,7 +24,7 @@ __all__ = ["LOOK", "Desk", "Failed", "Sift"]
 LOOK = 250
 """Alerts that are looked at at once, or a few more: it takes some milliseconds."""
 
-_AGAIN = 10_000  # milliseconds until what was dropped is looked at again: it may not have been written down
+_AGAIN = 10_000  # milliseconds until it is looked for what was dropped: that may not have been written down
 
 Sift: TypeAlias = Callable[[Iterable[Notice]], Sifted]
 """Says what may be told of the notices of one place."""
@@ -171,7 +171,8 @@ class Desk:
         assert self._flight is not None
         self._rota.told(self._flight.group, self._flight.places, now, more=self._flight.more)
         self._flight, self._rests_until = None, 0
-        self.settled(delivery.notices)
+        for story in delivery.stories:
+            self._look(place_of(story.alert))  # something may be left
 
     def failed(self, delivery: Delivery, now: int, failure: NotDelivered) -> Failed:
         """Return what becomes of the notices of *delivery*, which was not told."""
@@ -185,12 +186,6 @@ class Desk:
         if eldest.attempts + 1 >= self.manner.tries:
             return Failed(refused=(eldest,))
         return Failed(postponed=eldest, due=self._rests_until)
-
-    def settled(self, notices: Iterable[Notice]) -> None:
-        """Take note that *notices* have left the outbox."""
-        for place in {place_of(notice.alert) for notice in notices}:
-            if place in self:
-                self._look(place)
 
     def _ask(self, places: Iterable[Place], most: int) -> None:
         """Look at the first of *places*, with about *most* alerts."""

@@ -41,7 +41,7 @@ class Plan:
 
     deliveries: tuple[Delivery, ...] = ()
     dropped: tuple[Notice, ...] = ()
-    """Alerts that came and went while nobody wanted to hear of them; :meth:`Pipeline.settled` when that is noted."""
+    """Alerts that came and went while nobody wanted to hear of them. What is not noted as dropped comes again."""
     wake: int | None = None
     """When to plan again, unless there is news before; in milliseconds of the Unix clock. It may be now."""
 
@@ -115,11 +115,6 @@ class Pipeline:
         """Return what becomes of the notices of *delivery*, which was not told."""
         return self._desks[delivery.receiver].failed(delivery, now, failure)
 
-    def settled(self, notices: Sequence[Notice]) -> None:
-        """Take note that *notices*, of no delivery under way, have left the outbox."""
-        for notice in notices:
-            self._desks[notice.receiver].settled((notice,))
-
     def _is_waiting(self, place: Place) -> bool:
         return any(place in desk for desk in self._desks.values())
 
@@ -187,9 +182,8 @@ class Teller:
             return None
         for delivery in plan.deliveries:
             tasks.create_task(self._tell(delivery))
-        if plan.dropped and self._record(lambda: self._outbox.refuse(plan.dropped, now, _UNHEARD)):
-            self._pipeline.settled(plan.dropped)
-            more = True
+        if plan.dropped:
+            self._record(lambda: self._outbox.refuse(plan.dropped, now, _UNHEARD))
         if more:
             return 0
         return None if plan.wake is None else max(plan.wake - now, 0) / 1000
@@ -237,8 +231,7 @@ class Teller:
         failed = self._pipeline.failed(delivery, now, failure)
         if failed.refused:
             _log.error("%s: %d notices are given up: %s", name, len(failed.refused), reason)
-            if self._record(lambda: self._outbox.refuse(failed.refused, now, reason)):
-                self._pipeline.settled(failed.refused)
+            self._record(lambda: self._outbox.refuse(failed.refused, now, reason))
         if (eldest := failed.postponed) is not None:
             _log.warning("%s: not told, tried again in %.1f s: %s", name, (failed.due - now) / 1000, reason)
             self._record(lambda: self._outbox.postpone(eldest, failed.due, reason))

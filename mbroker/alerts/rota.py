@@ -55,7 +55,8 @@ class Rota:
         known = self._groups.setdefault(group, _Group())
         known.sources.setdefault(_source(place), {})[place] = None
         if known.turn is None:
-            self._wait(group, known, now)
+            waited = now + round(self._manner.group_wait * 1000)
+            self._put(group, known, waited if known.told is None else max(waited, self._held_back(known.told)))
 
     def leave(self, place: Place) -> None:
         """Let *place* wait no more, if it does."""
@@ -92,24 +93,17 @@ class Rota:
         return taken
 
     def told(self, group: Common, places: Collection[Place], now: int, *, more: bool) -> None:
-        """Note that *group* was told of *places*: it comes after all that are ready, and, without *more*, later."""
+        """Note that *group* was told of *places*. If there is *more*, that comes after all groups that are ready."""
         known = self._groups[group]
+        for source in dict.fromkeys(map(_source, places)):
+            known.sources[source] = known.sources.pop(source)
         if not more:
             known.told = now
             self._lately.append((self._held_back(now), group))
-        for source in dict.fromkeys(map(_source, places)):
-            if source in known.sources:
-                known.sources[source] = known.sources.pop(source)
-        if more:
-            self._put(group, known, now)
         else:
-            self._wait(group, known, now)
+            self._put(group, known, now)
         for place in places:
             self.leave(place)
-
-    def _wait(self, group: Common, known: _Group, now: int) -> None:
-        waited = now + round(self._manner.group_wait * 1000)
-        self._put(group, known, waited if known.told is None else max(waited, self._held_back(known.told)))
 
     def _put(self, group: Common, known: _Group, ready: int) -> None:
         known.turn = ready, next(self._count)

@@ -71,7 +71,6 @@ def step(pipeline: Pipeline, now: int, outbox: Outbox, silences: Sequence[Silenc
     found = {name: outbox.untold(name, alerts) for name, alerts in pipeline.wanted(now).items()}
     made = pipeline.plan(now, found, silences)
     outbox.refuse(made.dropped, now, "unheard")
-    pipeline.settled(made.dropped)
     return made
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,32 @@ def test_a_group_that_was_told_and_is_back_within_the_interval_waits() -> None:
     (delivery,) = plan(pipeline, 3000, notices(begun("c", 1000, enrolment=2))).deliveries
     pipeline.delivered(delivery, 3000)
     assert plan(pipeline, 20_000, notices(OTHER)).wake == 31_000
-    assert plan(pipeline, 31_000, notices(OTHER)).deliveries
+    (delivery,) = plan(pipeline, 31_000, notices(OTHER)).deliveries
+    pipeline.delivered(delivery, 31_000)
+    (delivery,) = plan(pipeline, 32_000, notices(begun("c", 32_000, enrolment=3))).deliveries
+    pipeline.delivered(delivery, 32_000)
+    assert plan(pipeline, 40_000, notices(begun("d", 33_000))).wake == 61_000
+
+
+def test_of_one_place_with_very_much_to_tell_the_rest_follows_at_once() -> None:
+    pipeline = Pipeline({"ops": attrs.evolve(PROMPT, most=1, group_interval=60)})
+    waiting = notices(FIRST, ended(FIRST, 1500), begun("a", 1800))
+    for alert in (waiting[1].alert, waiting[2].alert):
+        (delivery,) = plan(pipeline, 2000, waiting).deliveries
+        pipeline.delivered(delivery, 2000)
+        assert told(delivery) == [alert]
+        waiting = [notice for notice in waiting if notice not in delivery.notices]
+
+
+def test_what_left_the_outbox_by_itself_hides_nothing() -> None:
+    pipeline, outbox = Pipeline({"ops": PROMPT}), Memory()
+    gone = notices(*(begun("a", number) for number in range(LOOK)))
+    outbox.put([*gone, *notices(begun("a", 10**6))])
+    for _ in range(2):
+        pipeline.learn("ops", outbox.news("ops", pipeline.idle(10**6)["ops"], LOOK))
+    outbox.told(gone, 10**6)
+    (delivery,) = plan_from(pipeline, 10**6, outbox).deliveries
+    assert delivery.notices == tuple(notices(begun("a", 10**6)))
 
 
 def test_an_acknowledgement_counts_until_the_alert_leaves() -> None:
@@ -270,8 +295,19 @@ def test_a_step_looks_at_a_bounded_number_of_notices_and_all_steps_at_each_a_few
     assert sum(handed) <= 3 * 2000
     outbox.handed = 0
     outbox.put(notices(OTHER))
-    step(pipeline, 3000, outbox)
-    assert outbox.handed <= 2 * LOOK + 10
+    for _ in range(3):
+        outbox.handed = 0
+        step(pipeline, 3000, outbox)
+        assert 0 < outbox.handed <= 2 * LOOK + 10
+
+
+def test_a_step_looks_at_a_bounded_number_of_notices_of_one_place() -> None:
+    pipeline, outbox, alerts = Pipeline({"ops": PROMPT}), Counted(), [begun("a", number) for number in range(4 * LOOK)]
+    outbox.put(notices(*alerts))
+    for _ in range(8):
+        outbox.handed = 0
+        step(pipeline, 2000, outbox, [silence("a", 9000)])
+        assert outbox.handed <= 2 * LOOK
 
 
 def test_what_waits_for_a_receiver_that_is_down_is_not_looked_at_for_another() -> None:
@@ -478,6 +514,35 @@ async def test_a_refusal_is_logged_and_leaves_the_outbox(caplog: pytest.LogCaptu
         await until(lambda: not everything(outbox))
     assert "ops: 1 notices are given up: 404 Not Found" in caplog.messages
     assert "gone: no such receiver is configured, so that its 1 notices go" in caplog.messages
+
+
+async def test_however_many_notices_are_for_nobody_they_go() -> None:
+    outbox = Memory()
+    outbox.put(notices(*(begun("a", number) for number in range(2 * LOOK + 1)), to="gone"))
+    async with telling(outbox, Pipeline({}), {}):
+        await until(lambda: not everything(outbox))
+
+
+async def test_what_could_not_be_noted_as_unheard_is_noted_later() -> None:
+    class Full(Memory):
+        full = True
+
+        def refuse(self, notices: Sequence[Notice], now: int, error: str) -> None:
+            if self.full:
+                self.full = False
+                raise OSError(28, "No space left on device")
+            super().refuse(notices, now, error)
+
+    now, outbox = 10_000, Full()
+    teller = Teller(outbox, Pipeline({"ops": attrs.evolve(PROMPT, after=60)}), {"ops": Ear()}, lambda: now)
+    outbox.put(notices(FIRST, ended(FIRST, 2000)))
+    task = asyncio.create_task(teller.run())
+    await until(lambda: not outbox.full)
+    now += 10_000
+    teller.poke()
+    await until(lambda: not everything(outbox))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_notifier_that_hangs_is_cut_off_and_one_that_breaks_does_not_show_its_secret(
