@@ -9,11 +9,9 @@ history has is matched again, and the book knows what it was told before.
 from __future__ import annotations
 
 import itertools
-import math
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Protocol, cast
 
 import attrs
@@ -21,9 +19,10 @@ import attrs
 from mchannel.packing import Limits, pack, unpack
 from mchannel.samples import Declared, Offload, Offloaded, Samples
 
-from . import catalogue, past
+from . import catalogue
 from .alert import Alert, Enrolment, State
 from .book import BookError, Edge
+from .doubts import Doubts
 from .engine import Fired, TooMuchError
 from .gone import Waiting
 from .image import SnapshotError
@@ -35,7 +34,7 @@ from .places import Places
 from .sample import SILENT, Sample
 from .selector import Endpoint, Series
 from .slack import Slack
-from .tree import NoData, Rule
+from .tree import Rule
 from .workers import InBroker, Matching
 
 __all__ = ["HEARTBEAT", "Book", "Counts", "History", "Settings", "Watch"]
@@ -146,10 +145,6 @@ class _Followed:
     number: int
     rule: Rule
     takers: dict[int, Enrolment] = attrs.field(factory=dict[int, Enrolment])
-    opposite: int | None = None
-    """The engine's number of the rule that tells where this one is false, while that is in doubt."""
-    doubted: set[Endpoint] = attrs.field(factory=set[Endpoint])
-    """What fires by the book, and does not by the engine, which may not know enough yet."""
 
 
 class Watch:
@@ -192,7 +187,7 @@ class Watch:
             if self._offloading is not None:
                 self._offloading.follow(followed.number, rule)
         self._rules = {followed.number: followed for followed in self._followed.values()}
-        self._opposites: dict[int, _Followed] = {}
+        self._doubts = Doubts(self._matcher)
         self._enrolments: dict[int, Rule] = {}
         for enrolment in book.enrolments():
             try:
@@ -212,7 +207,8 @@ class Watch:
         self._knows = False  # of all series what they did since the start
         for alert in book.alerts(State.FIRING, limit=_ALL):
             if alert.enrolment in self._enrolments:
-                self._doubt(self._followed[self._enrolments[alert.enrolment]])
+                followed = self._followed[self._enrolments[alert.enrolment]]
+                self._doubts.look(followed.number, followed.rule)
         self._samples = 0
         self._heart = self._number(Series(HEARTBEAT, Endpoint({("host", settings.host)})))
 
@@ -441,54 +437,14 @@ class Watch:
                 edges += [Edge(number, key, True, at) for key, at in begun]
             missed = set[Endpoint]().union(*(told[number] for number in followed.takers)) - firing
             if self._knows:
-                ended = missed - followed.doubted
+                ended = missed - self._doubts.at(followed.number)
                 edges += [Edge(number, key, False, now) for key in ended for number in followed.takers]
                 missed -= ended
-            followed.doubted = missed
-            if followed.doubted:
-                self._doubt(followed)
-            else:
-                self._trust(followed)
+            self._doubts.put(followed.number, followed.rule, missed)
         self._began.clear()
         edges += self._edges(self._matched(Arrived.none(), now))
-        doubted = [followed for followed in self._rules.values() if followed.doubted]
-        return edges + [edge for followed in doubted for edge in self._found_false(followed, now)]
-
-    def _found_false(self, followed: _Followed, now: int) -> list[Edge]:
-        """Return the ends of what is in doubt and false, whether by samples or by silence."""
-        if followed.opposite is None:  # nothing will ever tell
-            false = set(followed.doubted)
-        else:
-            false = followed.doubted & self._matcher.firing(followed.opposite)
-        if followed.rule.nodata is NoData.CLEAR:
-            false |= followed.doubted - past.heard(followed.rule, self._matcher.places)
-        return [edge for key in false for edge in self._ends(followed, key, now)]
-
-    def _ends(self, followed: _Followed, key: Endpoint, at: int, value: float = math.nan) -> list[Edge]:
-        """Return the ends of an alert that was in doubt."""
-        self._settle(followed, key)
-        return [Edge(number, key, False, at, value) for number in followed.takers]
-
-    def _doubt(self, followed: _Followed) -> None:
-        """Look for where a rule is false: that it does not fire may mean that too little is known of it."""
-        if followed.opposite is None:
-            with suppress(TooMuchError, ValueError):
-                followed.opposite = self._matcher.add(past.opposite(followed.rule))
-                self._opposites[followed.opposite] = followed
-
-    def _settle(self, followed: _Followed, key: Endpoint) -> None:
-        """Doubt what fires at *key* no longer."""
-        followed.doubted.discard(key)
-        if not followed.doubted:
-            self._trust(followed)
-
-    def _trust(self, followed: _Followed) -> None:
-        """Look no more for where a rule is false."""
-        followed.doubted.clear()
-        if followed.opposite is not None:
-            del self._opposites[followed.opposite]
-            self._matcher.remove(followed.opposite)
-            followed.opposite = None
+        false = [(self._rules[number], key) for number, key in self._doubts.false()]
+        return edges + [Edge(number, key, False, now) for followed, key in false for number in followed.takers]
 
     # -- the way of a sample
 
@@ -518,17 +474,16 @@ class Watch:
 
     def _edges(self, fired: Iterable[Fired]) -> list[Edge]:
         edges: list[Edge] = []
+        doubts, is_doubting = self._doubts, len(self._doubts) > 0
         rules, told = self._rules, edges.append  # there may be as many as samples
         for rule, key, firing, at, value in fired:
             if rule in rules:
                 for number in rules[rule].takers:
                     told(_EDGE(Edge, (number, key, firing, at, value)))
-                if rules[rule].doubted and key in rules[rule].doubted:
-                    self._settle(rules[rule], key)
-                continue
-            followed = self._opposites.get(rule)
-            if followed is not None and firing and key in followed.doubted:
-                edges += self._ends(followed, key, at, value)
+                if is_doubting:
+                    doubts.settle(rule, key)
+            elif firing and (denied := doubts.denied(rule, key)) is not None:
+                edges += [Edge(number, key, False, at, value) for number in rules[denied].takers]
         return edges
 
     def _record(self, edges: list[Edge], now: int) -> list[Alert]:
@@ -585,7 +540,7 @@ class Watch:
 
     def _leave(self, rule: Rule) -> None:
         followed = self._followed.pop(rule)
-        self._trust(followed)
+        self._doubts.trust(followed.number)
         del self._rules[followed.number]
         self._silent.leave(rule)
         if self._offloading is not None:
