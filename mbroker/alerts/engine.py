@@ -8,20 +8,21 @@ whose rule it is and of which series.
 from __future__ import annotations
 
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import attrs
 
 from . import arrays, image, lower
-from .groups import Group, Groups, spread_of
-from .kernel import ABSENT, NOTHING, Counters, Flip, Kernel, KernelError, Term
+from .ending import Endings
+from .followed import Followed, keys
+from .groups import Groups, spread_of
+from .kernel import NOTHING, Counters, Flip, Kernel, KernelError
 from .places import Places, Readers, Runs
 from .sample import SILENT, Sample
-from .selector import Endpoint, Series, project
-from .tree import Absent, Comparison, Rule, Spatial, leaves
+from .selector import Endpoint, Series
+from .tree import Rule, leaves
 
 __all__ = ["Engine", "Fired", "TooMuchError"]
 
@@ -51,37 +52,6 @@ _FIRED: Callable[[type[Fired], tuple[Any, ...]], Fired] = cast("Any", tuple).__n
 """Makes one in two thirds of the time; there may be as many as samples."""
 
 
-@attrs.define
-class _Ending:
-    """What of a rule ends."""
-
-    instances: set[int] = attrs.field(factory=set[int])
-    """The matcher's numbers of them."""
-    places: dict[int, None] = attrs.field(factory=dict[int, None])
-    """Where they are, if the rule is not simple."""
-
-
-@attrs.define
-class _Followed:
-    """A rule, and its instances."""
-
-    rule: Rule
-    runs: Runs = attrs.field(factory=Runs)
-    """The matcher's numbers of them, if the rule is simple."""
-    at: dict[int, int] = attrs.field(factory=dict[int, int])
-    """The numbers by place otherwise, for a series that appears may belong to an instance that exists."""
-
-    @property
-    def is_simple(self) -> bool:
-        """Whether each series that it reads has an instance to itself."""
-        return self.rule.is_local and isinstance(self.rule.condition, Comparison | Absent)
-
-    @property
-    def numbers(self) -> Iterable[int]:
-        """The matcher's numbers of the instances."""
-        return self.runs if self.is_simple else self.at.values()
-
-
 class Engine:
     """Follows any number of rules over any number of series. Times are whole milliseconds."""
 
@@ -92,7 +62,7 @@ class Engine:
         self._nothing = self._kernel.open_series(_FOREVER)  # counts what it drops
         self._known = Places()
         self._readers = Readers()
-        self._rules: dict[int, _Followed] = {}
+        self._rules: dict[int, Followed] = {}
         self._next = 1
         self._at: dict[int, int] = {}  # the places of instances of rules that are not simple
         self._groups = Groups(self._kernel, self._known)
@@ -124,7 +94,7 @@ class Engine:
         What fires at once is among the edges of the next batch or tick.
         """
         name, self._next = self._next, self._next + 1
-        followed = self._rules[name] = _Followed(rule)
+        followed = self._rules[name] = Followed(rule)
         try:
             if followed.is_simple:
                 (leaf,) = leaves(rule.condition)
@@ -243,7 +213,7 @@ class Engine:
         ]
         return image.packed(table, self._kernel.save())
 
-    def _packed(self, name: int, followed: _Followed) -> list[object]:
+    def _packed(self, name: int, followed: Followed) -> list[object]:
         places, numbers = array("I", followed.at), array("I", followed.at.values())
         tree = arrays.arrays(followed.rule)
         return [name, tree, *(part.tobytes() for part in (followed.runs.pairs, places, numbers))]
@@ -270,7 +240,7 @@ class Engine:
                 self._known.enter(metric, place, number)
         for name, tree, runs, places, numbers in rules:
             rule = arrays.tree(tree)[0]
-            followed = self._rules[name] = _Followed(rule, Runs(runs))
+            followed = self._rules[name] = Followed(rule, Runs(runs))
             followed.at.update(zip(array("I", places), array("I", numbers), strict=True))
             self._at.update(zip(array("I", numbers), array("I", places), strict=True))
             for place in followed.at:
@@ -305,7 +275,7 @@ class Engine:
         if followed.is_simple:
             self._instantiate(name, (place,), array("I", [number]))
             return
-        for each in dict.fromkeys(self._keys_of(followed.rule, series)):
+        for each in dict.fromkeys(map(self._known.place, keys(followed.rule, series))):
             if each not in followed.at:
                 self._instantiate(name, (each,), self._sources(followed.rule, each))
             else:
@@ -322,15 +292,8 @@ class Engine:
     def _keys(self, rule: Rule) -> Iterator[int]:
         for leaf in leaves(rule.condition):
             for place, _ in tuple(self._known.accepted(leaf.selector)):
-                yield from self._keys_of(rule, Series(leaf.selector.metric, self._known.endpoints[place]))
-
-    def _keys_of(self, rule: Rule, series: Series) -> Iterator[int]:
-        for leaf in leaves(rule.condition):
-            if leaf.selector.accepts(series):
-                if leaf.by is None:
-                    yield self._known.place(series.endpoint)
-                elif not rule.is_local and len(leaf.by) == len(rule.by):
-                    yield from map(self._known.place, project(series.endpoint, leaf.by))
+                series = Series(leaf.selector.metric, self._known.endpoints[place])
+                yield from map(self._known.place, keys(rule, series))
 
     def unheard(self, before: int) -> list[int]:
         """Return the numbers of series of which nothing was heard since the clock was *before*.
@@ -352,8 +315,9 @@ class Engine:
         self._waiting += self._fired(self._kernel.take())  # edges name their rules and series by number
         known = ((number, self._known.series(number)) for number in numbers)
         going = {number: series for number, series in known if series is not None}
+        endings = Endings(self._kernel, self._known, self._readers, self._groups, self._rules)
         while True:
-            ends, needed = self._ends(going)
+            ends, needed = endings.ends(going)
             if not needed:
                 break
             for number in needed:
@@ -375,47 +339,6 @@ class Engine:
         self._waiting += self._fired(self._kernel.settle())
         return [*going]
 
-    def _ends(self, going: dict[int, Series]) -> tuple[dict[int, _Ending], set[int]]:
-        """Return of each rule what ends with those series, and which of them are needed."""
-        leaving = Counter(group.number for series in going.values() for group in self._groups.joined(series))
-        readers: defaultdict[int, list[int]] = defaultdict(list)
-        for number, series in going.items():
-            for name in self._readers.of(series):
-                readers[name].append(number)
-        ends: dict[int, _Ending] = {}
-        needed: set[int] = set()
-        for name, numbers in readers.items():
-            followed, ending = self._rules[name], _Ending()
-            if followed.is_simple:
-                wanted = frozenset(numbers)
-                looking = [(one, source) for one in followed.runs if (source := self._kernel.source(one)) in wanted]
-                needed.update(source for one, source in looking if self._kernel.fires(one))
-                ending.instances.update(one for one, _ in looking)
-            else:
-                for number in numbers:
-                    needed.update(self._ends_at(followed, number, going, leaving, ending))
-            ends[name] = ending
-        return ends, needed
-
-    def _ends_at(
-        self, followed: _Followed, number: int, going: dict[int, Series], leaving: Mapping[int, int], ending: _Ending
-    ) -> Iterator[int]:
-        """Note which alerts of a rule that is not simple end with a series; yield its number if one needs it."""
-        rule = followed.rule
-        for place in dict.fromkeys(self._keys_of(rule, going[number])):
-            instance = followed.at.get(place)
-            if instance is None:  # there was no room for it
-                continue
-            if rule.is_local:
-                stays = any(source not in going for source in self._own(rule, place))
-            else:
-                stays = any(group.members > leaving[group.number] for group in self._finest(rule, place))
-            if not stays and not self._kernel.fires(instance):
-                ending.instances.add(instance)
-                ending.places[place] = None
-            elif rule.is_local or not stays:
-                yield number
-
     # -- instances
 
     def _instantiate(self, name: int, places: Sequence[int], sources: array[int]) -> None:
@@ -424,7 +347,7 @@ class Engine:
         rule = followed.rule
         try:
             made = self._kernel.add_each(
-                [_term(rule, leaf) for leaf in leaves(rule.condition)],
+                [lower.term(rule, leaf) for leaf in leaves(rule.condition)],
                 sources,
                 program=lower.program(rule.condition),
                 hold=rule.hold.milliseconds if rule.hold else 0,
@@ -444,11 +367,11 @@ class Engine:
             for place in places:
                 self._known.hold(place)
 
-    def _bind(self, followed: _Followed, place: int, series: Series, number: int) -> None:
+    def _bind(self, followed: Followed, place: int, series: Series, number: int) -> None:
         """Show the instance at *place* the *series* that it missed."""
         for index, leaf in enumerate(leaves(followed.rule.condition)):
             if leaf.by is None and leaf.selector.accepts(series):
-                term = attrs.evolve(_term(followed.rule, leaf), source=number)
+                term = attrs.evolve(lower.term(followed.rule, leaf), source=number)
                 self._kernel.bind(followed.at[place], index, term)
 
     def _sources(self, rule: Rule, place: int) -> array[int]:
@@ -463,27 +386,3 @@ class Engine:
             accepts = leaf.selector.accepts(Series(leaf.selector.metric, self._known.endpoints[place]))
             made.append(number if number is not None and accepts else NOTHING)
         return made
-
-    def _own(self, rule: Rule, place: int) -> Iterator[int]:
-        """Yield the series of the endpoint at *place* that *rule* looks at."""
-        endpoint = self._known.endpoints[place]
-        for leaf in leaves(rule.condition):
-            number = self._known.number(leaf.selector.metric, place)
-            if leaf.by is None and number is not None and leaf.selector.accepts(Series(leaf.selector.metric, endpoint)):
-                yield number
-
-    def _finest(self, rule: Rule, place: int) -> Iterator[Group]:
-        """Yield the groups that the alert at *place* is of."""
-        used = self._groups.used(rule, self._known.endpoints[place])
-        return (group for spread, group in used if len(spread.by) == len(rule.by))
-
-
-def _term(rule: Rule, leaf: Comparison | Absent) -> Term:
-    """Return *leaf* as the matcher knows it, of no source yet."""
-    if isinstance(leaf, Absent):
-        return ABSENT(NOTHING, leaf.span.milliseconds)
-    compare, threshold = lower.COMPARE[leaf.operator], leaf.threshold
-    if isinstance(leaf.expression, Spatial):
-        view, quorum = lower.reduced(leaf.expression, lower.direction(rule, leaf))
-        return Term(NOTHING, view, compare, threshold, of_group=True, quorum=quorum)
-    return Term(NOTHING, lower.member(leaf.expression), compare, threshold)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .kernel import Compare, Made, NoDataCode, Step, View
+from .kernel import ABSENT, NOTHING, Compare, Made, NoDataCode, Step, Term, View
 from .terms import Count, Function, Operator
 from .tree import Absent, And, Comparison, Condition, Expression, Instant, NoData, Not, Or, Rule, Spatial, Temporal
 
-__all__ = ["COMPARE", "NODATA", "direction", "member", "program", "reduced"]
+__all__ = ["COMPARE", "NODATA", "direction", "member", "program", "reduced", "term"]
 
 COMPARE = {
     Operator.ABOVE: Compare.ABOVE,
@@ -83,6 +83,17 @@ def direction(rule: Rule, comparison: Comparison) -> bool:
     """Whether large values satisfy *comparison*; of a ``clear`` it is the condition that says so."""
     condition = rule.condition if isinstance(rule.condition, Comparison) else comparison
     return condition.operator in (Operator.ABOVE, Operator.AT_LEAST)
+
+
+def term(rule: Rule, leaf: Comparison | Absent) -> Term:
+    """Return *leaf* as the matcher knows it, of no source yet."""
+    if isinstance(leaf, Absent):
+        return ABSENT(NOTHING, leaf.span.milliseconds)
+    compare, threshold = COMPARE[leaf.operator], leaf.threshold
+    if isinstance(leaf.expression, Spatial):
+        view, quorum = reduced(leaf.expression, direction(rule, leaf))
+        return Term(NOTHING, view, compare, threshold, of_group=True, quorum=quorum)
+    return Term(NOTHING, member(leaf.expression), compare, threshold)
 
 
 def program(condition: Condition) -> bytes:

@@ -257,7 +257,7 @@ def test_a_new_group_looks_only_at_those_who_may_be_its_members(monkeypatch: pyt
 
     engine = Engine(START)
     engine.register(*(Series("load", frozenset({("host", "h0"), ("job", f"j{n}")})) for n in range(300)))
-    monkeypatch.setattr("mbroker.alerts.engine.project", counted)
+    monkeypatch.setattr("mbroker.alerts.followed.project", counted)
     monkeypatch.setattr("mbroker.alerts.groups.project", counted)
     rule = engine.add(Subscription.parse("sum(load) by (job) > 5").rule)
     engine.register(*(Series("load", frozenset({("host", "h0"), ("job", f"k{n}")})) for n in range(300)))
