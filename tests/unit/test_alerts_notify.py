@@ -255,6 +255,12 @@ def test_a_source_that_has_very_much_to_tell_delays_another_of_its_group_by_a_tu
     assert turns_until(pipeline, outbox, OTHER) <= 2
 
 
+def test_a_place_that_has_much_to_tell_delays_another_group_by_a_turn() -> None:
+    pipeline, outbox, other = Pipeline({"ops": Manner(most=1)}), Memory(), begun("b", 1000, enrolment=2)
+    outbox.put(notices(*(begun("a", number) for number in range(1, 6)), other))
+    assert turns_until(pipeline, outbox, other) <= 2
+
+
 def test_more_sources_than_go_into_a_delivery_take_turns() -> None:
     pipeline, outbox, alerts = Pipeline({"ops": Manner(most=3)}), Memory(), [*many("x"), *many("y"), *many("z")]
     outbox.put(notices(*alerts, OTHER))
