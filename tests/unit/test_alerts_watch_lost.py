@@ -340,7 +340,10 @@ class Shown(InBroker):
         return self.matcher
 
 
-def test_nobody_looks_for_where_a_rule_is_false_once_nothing_is_in_doubt(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("value", "end"), [(0, 5), (2, None)])
+def test_nobody_looks_for_where_a_rule_is_false_once_nothing_is_in_doubt(
+    tmp_path: Path, value: float, end: int | None
+) -> None:
     shown = Shown()
     with Book(tmp_path / "book.db") as book:
         world = World(book, make=lambda: shown)
@@ -350,8 +353,8 @@ def test_nobody_looks_for_where_a_rule_is_false_once_nothing_is_in_doubt(tmp_pat
         world.start()
         world.wait(SETTLED)
         assert len(shown.matcher.rules) == 2
-        world.say("load", 0)
-        assert [end for *_, end in world.told] == [5]
+        world.say("load", value)
+        assert [told for *_, told in world.told] == [end]
         assert len(shown.matcher.rules) == 1
 
 
