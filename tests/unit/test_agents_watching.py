@@ -49,8 +49,18 @@ class Heard:
     def __init__(self, channel: mchannel.Channel[Event]) -> None:
         self.channel = channel
         self.names: dict[int, Named] = {}
-        self.intervals: dict[str, int | None] = {}
+        self.intervals: dict[Named, int | None] = {}
         self.run = 0
+
+    def interval(self, metric: str, **labels: str) -> int | None:
+        """Return how often the series of *metric* with these *labels* is said to be read."""
+        wanted = labels.items()
+        (found,) = (
+            interval
+            for named, interval in self.intervals.items()
+            if named.metric == metric and wanted <= dict(named.labels).items()
+        )
+        return found
 
     def until(self, metric: str) -> float:
         """Return the next value of *metric*."""
@@ -59,7 +69,7 @@ class Heard:
             if event.topic == SERIES:
                 declared = Declared.from_event(event)
                 self.names.update(enumerate(declared.series, declared.first))
-                self.intervals.update((named.metric, declared.interval) for named in declared.series)
+                self.intervals.update(dict.fromkeys(declared.series, declared.interval))
                 continue
             samples = Samples.from_event(event)
             self.run = samples.run
@@ -97,7 +107,7 @@ def test_a_configuration_is_read_again_and_one_that_is_wrong_is_refused(tmp_path
     with mchannel.listen(address) as listener, running("--address", address, "--config", config) as agent:
         heard = Heard(listener.accept(timeout=60))
         assert heard.until("nagios.value") == 1
-        assert (heard.intervals["nagios.value"], heard.intervals["read.up"]) == (200, 200)
+        assert (heard.interval("nagios.value"), heard.interval("read.up", read="one")) == (200, 200)
         config.write_text("[[read]]\n")
         agent.send_signal(signal.SIGHUP)
         heard = Heard(listener.accept(timeout=60))
@@ -106,9 +116,9 @@ def test_a_configuration_is_read_again_and_one_that_is_wrong_is_refused(tmp_path
         agent.send_signal(signal.SIGHUP)
         heard = Heard(listener.accept(timeout=60))
         assert heard.until("nagios.value") == 1
-        while heard.intervals["nagios.value"] == 200:
+        while heard.interval("nagios.value") == 200:
             heard.until("nagios.value")
-        assert heard.intervals["nagios.value"] == 500
+        assert heard.interval("nagios.value") == 500
         config.write_text("")
         agent.send_signal(signal.SIGHUP)
         assert Heard(listener.accept(timeout=60)).until("load") >= 0
