@@ -19,7 +19,7 @@ import attrs
 from .alert import Alert, Notice
 from .clock import unix_ms
 from .delivery import Delivery, Manner, NotDelivered, Notifier
-from .desk import LOOK, Desk, Failed
+from .dispatcher import LOOK, Dispatcher, Failed
 from .outbox import Outbox
 from .silence import Silence
 from .stages import Damping, Place, Sifted, escalate, mute, pair, sooner
@@ -57,7 +57,7 @@ class Pipeline:
     """
 
     def __init__(self, manners: Mapping[str, Manner], damping: Damping | None = None) -> None:
-        self._desks = {name: Desk(name, manner) for name, manner in manners.items()}
+        self._dispatchers = {name: Dispatcher(name, manner) for name, manner in manners.items()}
         self._damping = damping or Damping()
         self._silences: list[Silence] = []
         self._now = 0  # a clock that is set back must not stop what waits
@@ -70,16 +70,16 @@ class Pipeline:
     def idle(self, now: int) -> dict[str, int]:
         """Return who may be told something, and the highest number of a notice to each that was learned of."""
         now = self._now = max(self._now, now)
-        return {name: desk.newest for name, desk in self._desks.items() if desk.is_idle(now)}
+        return {name: dispatcher.newest for name, dispatcher in self._dispatchers.items() if dispatcher.is_idle(now)}
 
     def learn(self, receiver: str, news: Sequence[tuple[int, Notice]]) -> None:
-        """Take note of notices and their numbers: the first :data:`.desk.LOOK` of those with higher ones than known."""
+        """Take note of notices and their numbers: the first :data:`.dispatcher.LOOK` of those with higher ones than known."""
         self._damping.see([notice.alert for _, notice in news])
-        self._desks[receiver].learn(news)
+        self._dispatchers[receiver].learn(news)
 
     def wanted(self, now: int) -> dict[str, list[str]]:
         """Return the ids of the alerts of which to hand all notices that wait to :meth:`plan`, by receiver."""
-        return {name: self._desks[name].wanted(self._now) for name in self.idle(now)}
+        return {name: self._dispatchers[name].wanted(self._now) for name in self.idle(now)}
 
     def plan(self, now: int, notices: Mapping[str, Iterable[Notice]], silences: Iterable[Silence] = ()) -> Plan:
         """Return what to do, given the *notices* that were :meth:`wanted` of each receiver.
@@ -91,32 +91,32 @@ class Pipeline:
         present = [silence for silence in silences if silence.since <= now < silence.until]
         if present != self._silences:
             self._silences = present
-            for desk in self._desks.values():
-                desk.learn_silences()
+            for dispatcher in self._dispatchers.values():
+                dispatcher.learn_silences()
         self._damping.forget(now, self._is_waiting)
         deliveries, dropped = list[Delivery](), list[Notice]()
         for name, found in notices.items():
-            desk = self._desks[name]
-            delivery, unheard = desk.plan(now, found, partial(self._sift, desk.manner, now))
+            dispatcher = self._dispatchers[name]
+            delivery, unheard = dispatcher.plan(now, found, partial(self._sift, dispatcher.manner, now))
             deliveries += [delivery] if delivery else []
             dropped += unheard
-        wake = sooner(*(desk.wake(now) for desk in self._desks.values()))
+        wake = sooner(*(dispatcher.wake(now) for dispatcher in self._dispatchers.values()))
         return Plan(tuple(deliveries), tuple(dropped), None if wake is None else max(wake - now, 0) + said)
 
     def timeout(self, receiver: str) -> float:
         """Return how many seconds one attempt to tell *receiver* may take."""
-        return self._desks[receiver].manner.timeout
+        return self._dispatchers[receiver].manner.timeout
 
     def delivered(self, delivery: Delivery, now: int) -> None:
         """Take note that *delivery* was told and has left the outbox."""
-        self._desks[delivery.receiver].delivered(delivery, now)
+        self._dispatchers[delivery.receiver].delivered(delivery, now)
 
     def failed(self, delivery: Delivery, now: int, failure: NotDelivered) -> Failed:
         """Return what becomes of the notices of *delivery*, which was not told."""
-        return self._desks[delivery.receiver].failed(delivery, now, failure)
+        return self._dispatchers[delivery.receiver].failed(delivery, now, failure)
 
     def _is_waiting(self, place: Place) -> bool:
-        return any(place in desk for desk in self._desks.values())
+        return any(place in dispatcher for dispatcher in self._dispatchers.values())
 
     def _sift(self, manner: Manner, now: int, notices: Iterable[Notice]) -> Sifted:
         muted = mute(self._silences, now, pair(notices))

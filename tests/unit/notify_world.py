@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from mbroker.action import Severity
 from mbroker.alerts.alert import Alert, Notice, alert_id
 from mbroker.alerts.delivery import Delivery, Manner, NotDelivered, Story
-from mbroker.alerts.desk import LOOK
+from mbroker.alerts.dispatcher import LOOK
 from mbroker.alerts.notify import Pipeline, Plan
 from mbroker.alerts.outbox import Memory, Outbox
 from mbroker.alerts.selector import Label, Relation

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mbroker.alerts.alert import Alert, Notice, State
 from mbroker.alerts.book import Book, Edge
 from mbroker.alerts.delivery import Delivery, Manner, NotDelivered, Remark
-from mbroker.alerts.desk import LOOK
+from mbroker.alerts.dispatcher import LOOK
 from mbroker.alerts.language import Subscription
 from mbroker.alerts.notify import Pipeline, Teller
 from mbroker.alerts.outbox import Memory, Outbox

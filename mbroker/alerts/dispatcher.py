@@ -19,7 +19,7 @@ from .delivery import Common, Delivery, Manner, NotDelivered, Story, changed
 from .rota import Rota
 from .stages import Pace, Place, Sifted, back_off, group_of, place_of, sooner
 
-__all__ = ["LOOK", "Desk", "Failed", "Sift"]
+__all__ = ["LOOK", "Dispatcher", "Failed", "Sift"]
 
 LOOK = 250
 """Alerts that are looked at at once, or a few more: it takes some milliseconds."""
@@ -54,7 +54,7 @@ class _Flight:
 
 
 @attrs.define
-class Desk:
+class Dispatcher:
     """What waits for *receiver*, and whether it may be told now."""
 
     receiver: str
