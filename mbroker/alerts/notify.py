@@ -73,7 +73,7 @@ class Pipeline:
         return {name: dispatcher.newest for name, dispatcher in self._dispatchers.items() if dispatcher.is_idle(now)}
 
     def learn(self, receiver: str, news: Sequence[tuple[int, Notice]]) -> None:
-        """Take note of notices and their numbers: the first :data:`.dispatcher.LOOK` of those that are higher than known."""
+        """Take note of notices and their numbers: the first :data:`.dispatcher.LOOK` of those higher than known."""
         self._damping.see([notice.alert for _, notice in news])
         self._dispatchers[receiver].learn(news)
 
