@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
 from . import past
+from .followed import keys
 from .places import Places
 from .sample import SILENT
 from .selector import Endpoint, Series, project
@@ -91,7 +92,7 @@ def is_needed(series: Series, rule: Rule, firing: set[Endpoint], going: set[int]
     or none of them.
     """
     leading = [leaf for leaf in leaves(rule.condition) if _is_leading(rule, leaf)]
-    for key in {key for leaf in leading if leaf.selector.accepts(series) for key in _keys(leaf, series.endpoint)}:
+    for key in set(keys(rule, series)):
         if not rule.is_local and key not in firing:
             continue
         others = any(number not in going for leaf in leading for number in _members(leaf, key, places))
@@ -105,10 +106,6 @@ def _is_leading(rule: Rule, leaf: Comparison | Absent) -> bool:
     return leaf.by is None if rule.is_local else len(leaf.by or ()) == len(rule.by)
 
 
-def _keys(leaf: Comparison | Absent, endpoint: Endpoint) -> frozenset[Endpoint]:
-    return frozenset([endpoint]) if leaf.by is None else project(endpoint, leaf.by)
-
-
 def _members(leaf: Comparison | Absent, key: Endpoint, places: Places) -> Iterator[int]:
     if leaf.by is None:
         series = Series(leaf.selector.metric, key)
@@ -116,6 +113,7 @@ def _members(leaf: Comparison | Absent, key: Endpoint, places: Places) -> Iterat
         if number is not None and leaf.selector.accepts(series):
             yield number
         return
-    for place, number in places.accepted(leaf.selector):
+    labelled = [(name, value) for name, value in key if value]  # of a label that is missing the value is empty
+    for place, number in places.accepted(leaf.selector, labelled):
         if key in project(places.endpoints[place], leaf.by):
             yield number
