@@ -153,7 +153,6 @@ def _scale(program: Path, folder: Path, samples: int) -> None:
     axes.set_title(f"{_EACH} subscriptions on each series, six types, windows of 15", fontsize=10)
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend()
-    folder.mkdir(parents=True, exist_ok=True)
     for kind in ("svg", "png"):
         figure.savefig(folder / f"match-scale.{kind}", dpi=120, metadata={"Date": None} if kind == "svg" else None)
     print(f"drawn: {folder / 'match-scale.svg'} and .png")
@@ -170,8 +169,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     repetitions, samples = (1, 1_000_000) if options.quick else (3, 4_000_000)
     try:
+        if options.scale is not None:
+            options.scale.mkdir(parents=True, exist_ok=True)
         program = match_native.build()
-    except Unavailable as error:
+    except (OSError, Unavailable) as error:
         parser.error(str(error))
     if options.scale is not None:
         _scale(program, options.scale, samples)
