@@ -85,7 +85,7 @@ def test_a_restart_with_another_number_of_engines_goes_on_with_windows_as_they_w
         for _ in range(3):
             publisher.say(0, 2.0)
             time.sleep(0.01)
-        until(lambda: plant.told)
+        until(lambda: plant.noted)
         plant.end(ends)
         until(lambda: not any(map(is_there, workers)))
         shard(plant, 2)
