@@ -202,7 +202,7 @@ class Desk:
                 with self._whole():
                     self._tick()
                 for task in (*tasks, self._telling):
-                    if task.done():
+                    if task.done() and not task.cancelled():  # a reload cancels the telling, and begins another
                         raise task.exception() or RuntimeError(f"{task} ended")
                 self._do_aside(self._book.sync)
                 if self._history.is_due:

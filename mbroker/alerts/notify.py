@@ -27,6 +27,7 @@ from .stages import Damping, Place, Sifted, escalate, mute, pair, sooner
 __all__ = ["Failed", "Pipeline", "Plan", "Teller"]
 
 _POLL = 10.0  # seconds between looks into the outbox when nobody says that there is news
+_GRACE = 2.0  # seconds that deliveries in flight have to end in when telling does
 _LEISURE = 5  # times as long as a plan took: when very much waits, others have their share of the loop
 
 _UNHEARD = "it came and went while it was silenced, acknowledged or too young to escalate"
@@ -141,6 +142,7 @@ class Teller:
         self._notifiers = notifiers
         self._clock = clock
         self._news = asyncio.Event()
+        self._flying = set[asyncio.Task[None]]()
         self.delivered = 0
         """Deliveries confirmed."""
         self.failures: dict[str, str] = {}
@@ -151,21 +153,28 @@ class Teller:
         self._news.set()
 
     async def run(self) -> None:
-        """Tell until cancelled; what is in flight then is told again at the next start."""
+        """Tell until cancelled; deliveries in flight then may end, and the slowest are told again at the next start."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                while True:
-                    self._news.clear()
-                    began, worked = time.monotonic(), time.thread_time()
-                    wake = self._step(tasks)
-                    rest = began + _LEISURE * (time.thread_time() - worked)
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_POLL if wake is None else min(_POLL, wake)):
-                            await self._news.wait()
-                    await asyncio.sleep(max(rest - time.monotonic(), 0))
+                try:
+                    await self._keep_telling(tasks)
+                finally:
+                    if self._flying:
+                        await asyncio.wait(self._flying, timeout=_GRACE)
         finally:
             for notifier in self._notifiers.values():
                 await notifier.close()
+
+    async def _keep_telling(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            self._news.clear()
+            began, worked = time.monotonic(), time.thread_time()
+            wake = self._step(tasks)
+            rest = began + _LEISURE * (time.thread_time() - worked)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL if wake is None else min(_POLL, wake)):
+                    await self._news.wait()
+            await asyncio.sleep(max(rest - time.monotonic(), 0))
 
     def _step(self, tasks: asyncio.TaskGroup) -> float | None:
         """Put one plan to work; return in how many seconds to plan again."""
@@ -181,7 +190,9 @@ class Teller:
             _log.error("the outbox cannot be read: %s", error)
             return None
         for delivery in plan.deliveries:
-            tasks.create_task(self._tell(delivery))
+            task = tasks.create_task(self._tell(delivery))
+            self._flying.add(task)
+            task.add_done_callback(self._flying.discard)
         if plan.dropped:
             self._record(lambda: self._outbox.refuse(plan.dropped, now, _UNHEARD))
         if more:

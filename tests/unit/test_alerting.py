@@ -64,6 +64,7 @@ class _Hook(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.told += [(alert["status"], alert["fingerprint"]) for alert in said["alerts"]]  # type: ignore[attr-defined]
+        time.sleep(self.server.thinks)  # type: ignore[attr-defined]
         self.send_response(200)
         self.end_headers()
 
@@ -157,7 +158,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def plant(folder: Path) -> Generator[Plant]:
     hook = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hook)
-    hook.told = []  # type: ignore[attr-defined]
+    hook.told, hook.thinks = [], 0.0  # type: ignore[attr-defined]
     threading.Thread(target=hook.serve_forever, daemon=True).start()
     (folder / "mbroker.toml").write_text(CONFIG.format(folder=folder, port=hook.server_address[1]))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -255,6 +256,26 @@ def test_a_killed_daemon_tells_nothing_twice_and_loses_nothing(plant: Plant) -> 
         until(lambda: len(plant.told) > 1)
     assert [state for state, _ in plant.told] == ["firing", "resolved"]
     assert len({name for _, name in plant.told}) == 1
+
+
+def test_a_daemon_that_is_ended_while_a_receiver_thinks_tells_it_nothing_twice(plant: Plant) -> None:
+    plant.hook.thinks = 0.5  # type: ignore[attr-defined]
+    plant.start()
+    plant.ask("subscribe", "load > 1")
+    with mchannel.open("shm:///web1", timeout=20) as channel:
+        publisher = Publisher(channel)
+        publisher.declare(Named("load"))
+        publisher.say(0, 2.0)
+        until(lambda: plant.told)
+        plant.end(signal.SIGTERM)
+        plant.start()
+        publisher.say(0, 3.0)
+        publisher.flush()
+        assert channel.read(timeout=20).topic == "metrics.again"
+        publisher.declare(Named("load"))
+        publisher.say(0, 0.5)
+        until(lambda: len(plant.told) > 1)
+    assert [state for state, _ in plant.told] == ["firing", "resolved"]
 
 
 def test_a_publisher_that_misbehaves_leaves_the_others_alone(plant: Plant) -> None:

@@ -570,6 +570,49 @@ async def test_a_notifier_that_hangs_is_cut_off_and_one_that_breaks_does_not_sho
     assert [told(delivery) for delivery in ear.heard] == [[FIRST]]
 
 
+class Slow(Ear):
+    """A notifier that tells when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.may = asyncio.Event(), asyncio.Event()
+
+    async def tell(self, delivery: Delivery) -> None:
+        self.began.set()
+        await self.may.wait()
+        await super().tell(delivery)
+
+
+async def test_a_delivery_in_flight_when_telling_ends_may_end_and_is_not_told_again() -> None:
+    outbox, ear = Memory(), Slow()
+    teller = Teller(outbox, Pipeline({"ops": PROMPT}), {"ops": ear}, lambda: 10_000)
+    task = asyncio.create_task(teller.run())
+    outbox.put(notices(FIRST))
+    teller.poke()
+    await ear.began.wait()
+    task.cancel()
+    await asyncio.sleep(0.01)
+    outbox.put(notices(ended(FIRST, 2000)))
+    teller.poke()
+    ear.may.set()
+    await asyncio.gather(task, return_exceptions=True)
+    assert ([told(delivery) for delivery in ear.heard], ear.closed, task.cancelled()) == ([[FIRST]], True, True)
+    assert [notice.alert for _, notice in outbox.news("ops", 0, 9)] == [ended(FIRST, 2000)]
+
+
+async def test_a_delivery_that_takes_too_long_when_telling_ends_is_left_for_the_next_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mbroker.alerts.notify._GRACE", 0.05)
+    outbox, ear = Memory(), Slow()
+    async with telling(outbox, Pipeline({"ops": PROMPT}), {"ops": ear}) as teller:
+        outbox.put(notices(FIRST))
+        teller.poke()
+        await ear.began.wait()
+    assert ear.heard == []
+    assert everything(outbox) == notices(FIRST)
+
+
 async def test_an_outbox_that_fails_neither_ends_the_teller_nor_makes_it_spin(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
