@@ -185,12 +185,10 @@ def silences(address: str, output: str) -> None:
     if output == "json":
         print_json([plain(row) for row in found])
         return
-    if not found:
-        print_line("nothing is silenced; how to: mbroker alerts silence --help")
-        return
     print_table(
         ("NUMBER", "UNTIL", "BY", "WHY", "LABELS"),
         ((str(row.number), moment(row.until), row.by, row.why, ", ".join(row.labels)) for row in found),
+        empty="nothing is silenced; how to: mbroker alerts silence --help",
     )
 
 
@@ -223,7 +221,11 @@ def history(limit: int, address: str, output: str) -> None:
     if output == "json":
         print_json([plain(row) for row in found])
         return
-    print_table(("AT", "WHO", "DID", "WHAT"), ((moment(row.at), row.who, row.did, row.what) for row in found))
+    print_table(
+        ("AT", "WHO", "DID", "WHAT"),
+        ((moment(row.at), row.who, row.did, row.what) for row in found),
+        empty="nothing happened yet",
+    )
 
 
 def _muted(muted: rows.MutedRow) -> str:

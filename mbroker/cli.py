@@ -169,6 +169,7 @@ def list_(address: str, output: str) -> None:
             )
             for agent in agents
         ),
+        empty="no agent is known yet; what agents open: mbroker status",
     )
 
 
@@ -357,7 +358,7 @@ def keys_show(trusted: bool, folder: Path | None, output: str) -> None:
         print_json({name: {"fingerprint": key.fingerprint, "server": key.server} for name, key in known.items()})
         return
     rows = ((name, "broker" if key.server else "agent", key.fingerprint) for name, key in known.items())
-    print_table(("NAME", "ROLE", "FINGERPRINT"), rows)
+    print_table(("NAME", "ROLE", "FINGERPRINT"), rows, empty="nobody is trusted; how to: mbroker keys trust --help")
 
 
 @keys_.command(

@@ -43,6 +43,7 @@ def domains(address: str, output: str) -> None:
     print_table(
         ("DOMAIN", "UUID", "STATE", "PORT", "ATTENDED"),
         ((row.name, row.uuid, row.state, _yes(row.port), _yes(row.attended)) for row in rows),
+        empty="there are no domains on this host",
     )
 
 
@@ -61,6 +62,7 @@ def fleet(address: str, output: str) -> None:
     print_table(
         ("HOST", "ADDRESS", "PRESENT", "VERSION", "HYPERVISOR"),
         ((row.name, row.address, _yes(row.present), row.version, row.hypervisor or "not given") for row in rows),
+        empty="no other host is configured",
     )
 
 

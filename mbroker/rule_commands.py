@@ -92,12 +92,10 @@ def subscriptions(address: str, output: str) -> None:
     if output == "json":
         print_json([plain(row) for row in found])
         return
-    if not found:
-        print_line("there are no subscriptions; what there is to watch: mbroker metrics")
-        return
     print_table(
         ("NUMBER", "OWNER", "FIRING", "RECEIVERS", "SUBSCRIPTION"),
         ((str(row.number), row.owner, str(row.firing), ", ".join(row.receivers), row.text) for row in found),
+        empty="there are no subscriptions; what there is to watch: mbroker metrics",
     )
 
 

@@ -31,10 +31,18 @@ def print_line(text: str, style: str = "") -> None:
     _console().print(Text(text, style=style))
 
 
-def print_table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, cut: bool = False) -> None:
-    """Print *rows* below their *heads*, without lines; what is last in a row ends where a terminal does, if *cut*."""
+def print_table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], *, cut: bool = False, empty: str | None = None
+) -> None:
+    """Print *rows* below their *heads*, without lines; what is last in a row ends where a terminal does, if *cut*.
+
+    Without rows it says what *empty* says; the heads alone when that is None.
+    """
     console = _console()
     cells = [[Text(clean(cell)) for cell in row] for row in rows]
+    if not cells and empty is not None:
+        print_line(empty)
+        return
     table = Table(box=None, header_style="bold", pad_edge=False)
     room = console.width
     for place, head in enumerate(heads):

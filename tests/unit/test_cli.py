@@ -34,6 +34,31 @@ def test_a_daemon_that_is_not_there_is_exit_code_3(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("list", "no agent is known yet; what agents open: mbroker status"),
+        ("domains", "there are no domains on this host"),
+        ("fleet", "no other host is configured"),
+        ("subscriptions", "there are no subscriptions; what there is to watch: mbroker metrics"),
+        ("alerts silences", "nothing is silenced; how to: mbroker alerts silence --help"),
+        ("alerts history", "nothing happened yet"),
+    ],
+)
+def test_a_list_of_nothing_says_so_to_people_and_is_empty_to_programs(
+    monkeypatch: pytest.MonkeyPatch, command: str, says: str
+) -> None:
+    monkeypatch.setattr("mbroker.control.ask", lambda *_: ())
+    monkeypatch.setattr("mbroker.control.ask_agents", lambda _: ())
+    assert run(*command.split()).stdout == f"{says}\n"
+    assert json.loads(run(*command.split(), "--output", "json").stdout) == []
+
+
+def test_who_trusts_nobody_hears_how_to(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    assert run("keys", "show", "--trusted", "--folder", tmp_path).stdout.startswith("nobody is trusted; how to: ")
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ("nonsense",),
