@@ -47,8 +47,11 @@ def test_a_daemon_that_is_not_there_is_exit_code_3(tmp_path: Path, monkeypatch: 
 def test_a_list_of_nothing_says_so_to_people_and_is_empty_to_programs(
     monkeypatch: pytest.MonkeyPatch, command: str, says: str
 ) -> None:
-    monkeypatch.setattr("mbroker.control.ask", lambda *_: ())
-    monkeypatch.setattr("mbroker.control.ask_agents", lambda _: ())
+    def nothing(*_: object) -> tuple[()]:
+        return ()
+
+    monkeypatch.setattr("mbroker.control.ask", nothing)
+    monkeypatch.setattr("mbroker.control.ask_agents", nothing)
     assert run(*command.split()).stdout == f"{says}\n"
     assert json.loads(run(*command.split(), "--output", "json").stdout) == []
 
