@@ -15,7 +15,7 @@ def extension(name: str, *sources: str) -> Extension:
     return Extension(
         name,
         sources=[f"native/{source}" for source in sources],
-        depends=["native/end.h", "native/ring.h"],
+        depends=["native/end.h", "native/match.h", "native/ring.h"],
         include_dirs=["native"],
         define_macros=[("Py_LIMITED_API", "0x030b0000")],
         py_limited_api=True,
@@ -30,7 +30,11 @@ def extension(name: str, *sources: str) -> Extension:
     )
 
 
-QUICK = [extension("mchannel._frame", "frame.c"), extension("mchannel._quick", "quick.c", "end.c", "ring.c")]
+QUICK = [
+    extension("mchannel._frame", "frame.c"),
+    extension("mchannel._quick", "quick.c", "end.c", "ring.c"),
+    extension("mbroker.alerts._edges", "edges.c"),
+]
 
 setup(
     cffi_modules=[

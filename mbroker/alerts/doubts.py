@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import attrs
 
 from . import past
-from .engine import TooMuchError
+from .engine import Fired, TooMuchError
 from .matcher import Matcher
 from .selector import Endpoint
 from .tree import NoData, Rule
@@ -75,10 +75,20 @@ class Doubts:
             del self._opposites[doubted.opposite]
             self._matcher.remove(doubted.opposite)
 
-    def denied(self, opposite: int, key: Endpoint) -> int | None:
-        """Return the rule that was in doubt at *key*, and is not any more, when *opposite* fires; None if none was."""
-        number = self._opposites.get(opposite)
-        return number if number is not None and self.settle(number, key) else None
+    def settled(self, fired: Iterable[Fired]) -> list[Fired]:
+        """Return edges as they are to be told, of which nothing is in doubt any more.
+
+        Where a rule was in doubt, that its opposite begins is that it ends; what else opposites do is left out.
+        """
+        told: list[Fired] = []
+        for edge in fired:
+            denied = self._opposites.get(edge.rule)
+            if denied is None:
+                self.settle(edge.rule, edge.key)
+                told.append(edge)
+            elif edge.firing and self.settle(denied, edge.key):
+                told.append(edge._replace(rule=denied, firing=False))
+        return told
 
     def false(self) -> Iterator[tuple[int, Endpoint]]:
         """Yield rules, each with what was in doubt and is false, whether by samples or by silence."""

@@ -8,17 +8,17 @@ whose rule it is and of which series.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import attrs
 
-from . import arrays, image, lower
+from . import _edges, arrays, image, lower
 from .ending import Endings
 from .followed import Followed, keys
 from .groups import Groups, spread_of
-from .kernel import NOTHING, Counters, Flip, Kernel, KernelError
+from .kernel import NOTHING, Counters, Flips, Kernel, KernelError
 from .places import Places, Readers, Runs
 from .sample import SILENT, Sample
 from .selector import Endpoint, Series
@@ -46,10 +46,6 @@ class Fired(NamedTuple):
     at: int
     value: float
     """What was compared last; NaN if nothing was."""
-
-
-_FIRED: Callable[[type[Fired], tuple[Any, ...]], Fired] = cast("Any", tuple).__new__
-"""Makes one in two thirds of the time; there may be as many as samples."""
 
 
 class Engine:
@@ -188,12 +184,8 @@ class Engine:
             times.append(sample.at)
         return edges + self._matched(numbers, values, times)
 
-    def _fired(self, edges: Iterable[Flip]) -> list[Fired]:
-        endpoints, of, spots = self._known.endpoints, self._known.of, self._at
-        return [
-            _FIRED(Fired, (owner, endpoints[spots[rule] if rule in spots else of[source]], fires, at, value))
-            for at, value, rule, owner, source, fires in edges
-        ]
+    def _fired(self, flips: Flips) -> list[Fired]:
+        return _edges.fired(Fired, flips.raw, self._known.endpoints, self._known.of, self._at)
 
     # -- snapshots
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ __all__ = [
     "Compare",
     "Counters",
     "Flip",
+    "Flips",
     "Kernel",
     "KernelError",
     "Made",
@@ -124,7 +125,7 @@ def ABSENT(series: int, span: int) -> Term:  # noqa: N802 -- one kind of term
 
 
 Flip: TypeAlias = tuple[int, float, int, int, int, bool]
-"""A rule begins or ends to fire. There may be a million a second, so that this is a plain tuple; in its order:
+"""A rule begins or ends to fire; in this order:
 
 - *at*: event time, or time of the broker's clock where that made the edge; milliseconds
 - *value*: what was compared last; NaN if nothing was
@@ -132,6 +133,18 @@ Flip: TypeAlias = tuple[int, float, int, int, int, bool]
 - *source*: the series of its first comparison, :data:`NOTHING` if that is of a group
 - *fires*
 """
+
+
+@attrs.frozen
+class Flips:
+    """What began and ended to fire. There may be a million a second, so that only who asks makes objects of them."""
+
+    raw: bytes
+    """Each a ``match_edge``, for :func:`._edges.fired`."""
+
+    def __iter__(self) -> Iterator[Flip]:
+        """Yield each, in the order in which they came about."""
+        return _EDGE.iter_unpack(self.raw)
 
 
 @attrs.frozen
@@ -288,7 +301,7 @@ class Kernel:
         """Return what an edge of *rule* would say of its source."""
         return lib.match_source(self._engine, rule)
 
-    def push(self, series: array[int], values: array[float], times: array[int]) -> Iterator[Flip]:
+    def push(self, series: array[int], values: array[float], times: array[int]) -> Flips:
         """Match samples (arrays ``I``, ``d``, ``q`` of one length), return the edges; :meth:`settle` ends a batch."""
         count = len(series)
         if not count == len(values) == len(times):
@@ -304,14 +317,14 @@ class Kernel:
                 self._room,
             )
             edges += self._taken()
-        return _flips(edges)
+        return Flips(b"".join(edges))
 
-    def settle(self) -> Iterator[Flip]:
+    def settle(self) -> Flips:
         """End a batch: match what waits for all samples of an instant, and what was added; return the edges."""
         lib.match_settle(self._engine)
         return self.take()
 
-    def tick(self, clock: int) -> Iterator[Flip]:
+    def tick(self, clock: int) -> Flips:
         """Return the edges that time alone makes until *clock*, in milliseconds."""
         lib.match_tick(self._engine, clock)
         return self.take()
@@ -331,19 +344,15 @@ class Kernel:
             raise KernelError("it is no snapshot that this version wrote, or it is damaged")
         self._engine = ffi.gc(engine, lib.match_free)
 
-    def take(self) -> Iterator[Flip]:
+    def take(self) -> Flips:
         """Return the edges that wait."""
-        return _flips(self._taken())
+        return Flips(b"".join(self._taken()))
 
     def _taken(self) -> Iterator[bytes]:
         if lib.match_broken(self._engine):
             raise MemoryError("the matcher ran out of memory; restore its last snapshot")
         while taken := lib.match_take(self._engine, self._edges, self._room):
             yield ffi.buffer(self._edges, taken * _EDGE.size)[:]
-
-
-def _flips(edges: Iterable[bytes]) -> Iterator[Flip]:
-    return _EDGE.iter_unpack(b"".join(edges))
 
 
 def _view(view: View) -> tuple[int, int, int, int]:

@@ -11,15 +11,15 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import attrs
 
 from mchannel.packing import Limits, pack, unpack
 from mchannel.samples import Declared, Offload, Offloaded, Samples
 
-from . import catalogue
+from . import _edges, catalogue
 from .alert import Alert, Enrolment, State
 from .book import BookError, Edge
 from .doubts import Doubts
@@ -49,8 +49,6 @@ _MOST_WAITING = 1 << 17  # edges that a book which cannot be written leaves in m
 _MOST_UNSTORED = 1 << 20  # samples that it leaves there: a message of each publisher, and a heartbeat a second
 _ALL = 1 << 30  # alerts
 _MINUTE = 60_000
-_EDGE: Callable[[type[Edge], tuple[Any, ...]], Edge] = cast("Any", tuple).__new__
-"""Makes one in two thirds of the time."""
 
 
 class Book(Protocol):
@@ -187,6 +185,7 @@ class Watch:
             if self._offloading is not None:
                 self._offloading.follow(followed.number, rule)
         self._rules = {followed.number: followed for followed in self._followed.values()}
+        self._takers = {number: followed.takers for number, followed in self._rules.items()}
         self._doubts = Doubts(self._matcher)
         self._enrolments: dict[int, Rule] = {}
         for enrolment in book.enrolments():
@@ -472,19 +471,8 @@ class Watch:
         self._slack.put(columns.numbers, columns.values, columns.times)
         return self._slack.due(now)
 
-    def _edges(self, fired: Iterable[Fired]) -> list[Edge]:
-        edges: list[Edge] = []
-        doubts, is_doubting = self._doubts, len(self._doubts) > 0
-        rules, told = self._rules, edges.append  # there may be as many as samples
-        for rule, key, firing, at, value in fired:
-            if rule in rules:
-                for number in rules[rule].takers:
-                    told(_EDGE(Edge, (number, key, firing, at, value)))
-                if is_doubting:
-                    doubts.settle(rule, key)
-            elif firing and (denied := doubts.denied(rule, key)) is not None:
-                edges += [Edge(number, key, False, at, value) for number in rules[denied].takers]
-        return edges
+    def _edges(self, fired: list[Fired]) -> list[Edge]:
+        return _edges.edges(Edge, self._doubts.settled(fired) if len(self._doubts) else fired, self._takers)
 
     def _record(self, edges: list[Edge], now: int) -> list[Alert]:
         """Note *edges* in the book, or keep them until it can be written."""
@@ -533,6 +521,7 @@ class Watch:
     def _add(self, rule: Rule) -> _Followed:
         followed = self._followed[rule] = _Followed(self._matcher.add(rule), rule)
         self._rules[followed.number] = followed
+        self._takers[followed.number] = followed.takers
         self._silent.follow(rule)
         if self._offloading is not None:
             self._offloading.follow(followed.number, rule)
@@ -541,7 +530,7 @@ class Watch:
     def _leave(self, rule: Rule) -> None:
         followed = self._followed.pop(rule)
         self._doubts.trust(followed.number)
-        del self._rules[followed.number]
+        del self._rules[followed.number], self._takers[followed.number]
         self._silent.leave(rule)
         if self._offloading is not None:
             self._offloading.leave(followed.number, rule)
