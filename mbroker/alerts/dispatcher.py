@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TypeAlias
 
 import attrs
@@ -119,13 +119,13 @@ class Dispatcher:
                 break
             self._look(heapq.heappop(self._wakes)[2])
         self._asked, self._chosen = {}, None
-        first, most = self._rota.first(), self.manner.most
-        is_due = first is not None and max(first[0], self._pace.ready(self.manner)) <= now
-        self._looks_first = is_due and bool(self._fresh) and not self._looks_first  # what is new may go along
-        if first and is_due and not self._looks_first:
-            places = self._rota.portion(first[1], most + 1)
+        group, most = self._due(now), self.manner.most
+        has_news = bool(self._fresh)
+        self._looks_first = group is not None and has_news and not self._looks_first  # what is new may go along
+        if group is not None and not self._looks_first:
+            places = self._rota.portion(group, most + 1)
             self._ask(places[:most], max(most, LOOK))
-            self._chosen = _Flight(first[1], tuple(self._asked), len(self._asked) < len(places))
+            self._chosen = _Flight(group, tuple(self._asked), len(self._asked) < len(places))
         self._ask(self._fresh, LOOK)
         return [name for names in self._asked.values() for name in names]
 
@@ -139,12 +139,13 @@ class Dispatcher:
             found.setdefault(place_of(notice.alert), []).append(notice)
         asked, self._asked = self._asked, {}
         chosen, self._chosen = self._chosen, None
-        leaving, dropped = list[Story](), list[Notice]()
+        go, dropped = dict[Place, list[Story]](), list[Notice]()
         for place, names in asked.items():
             sifted = self._see(place, names, found.get(place, []), now, sift)
             dropped += [notice for story in sifted.dropped for notice in story.settled]
-            if chosen and place in chosen.places:
-                leaving += sifted.go
+            go[place] = sifted.go
+        chosen = chosen or self._seen_already(go, now)
+        leaving = [story for place in chosen.places for story in go[place]] if chosen else []
         if chosen is None or not leaving:
             return None, dropped
         leaving.sort(key=lambda story: (changed(story.alert), story.alert.id))
@@ -186,6 +187,20 @@ class Dispatcher:
         if eldest.attempts + 1 >= self.manner.tries:
             return Failed(refused=(eldest,))
         return Failed(postponed=eldest, due=self._rests_until)
+
+    def _due(self, now: int) -> Common | None:
+        """Return the group that is to be told now, if any."""
+        first = self._rota.first()
+        return first[1] if first is not None and max(first[0], self._pace.ready(self.manner)) <= now else None
+
+    def _seen_already(self, seen: Container[Place], now: int) -> _Flight | None:
+        """Return what may leave without another look, as all of it was *seen*: mostly what is new and need not wait."""
+        if (group := self._due(now)) is None:
+            return None
+        places, most = self._rota.portion(group, self.manner.most + 1), self.manner.most
+        if not all(place in seen for place in places[:most]):
+            return None
+        return _Flight(group, tuple(places[:most]), len(places) > most)
 
     def _ask(self, places: Iterable[Place], most: int) -> None:
         """Look at the first of *places*, with about *most* alerts."""

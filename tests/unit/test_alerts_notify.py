@@ -59,6 +59,26 @@ def test_the_next_delivery_of_a_group_waits_for_the_interval_and_those_of_others
     assert plan(pipeline, 61_100, notices(OTHER)).deliveries
 
 
+def test_what_need_not_wait_leaves_in_the_step_that_learns_of_it() -> None:
+    pipeline, outbox = Pipeline({"ops": PROMPT}), Memory()
+    outbox.put(notices(FIRST, OTHER))
+    (delivery,) = step(pipeline, 1000, outbox).deliveries
+    assert {alert.id for alert in told(delivery)} == {FIRST.id, OTHER.id}
+
+
+def test_what_is_new_does_not_leave_before_what_waits_longer() -> None:
+    pipeline, outbox = Pipeline({"ops": attrs.evolve(PROMPT, rate=1, burst=1, most=1)}), Memory()
+    outbox.put(notices(FIRST))
+    (delivery,) = step(pipeline, 1000, outbox).deliveries
+    outbox.told(delivery.notices, 1000)
+    pipeline.delivered(delivery, 1000)
+    outbox.put(notices(OTHER))
+    assert not step(pipeline, 1001, outbox).deliveries  # the rate
+    outbox.put(notices(begun("c", 1000)))
+    (delivery,) = plan_from(pipeline, 2000, outbox).deliveries
+    assert told(delivery) == [OTHER]
+
+
 def test_what_is_in_flight_is_not_told_twice_and_holds_back_its_receiver_alone() -> None:
     pipeline = Pipeline({"ops": PROMPT, "boss": PROMPT})
     assert len(plan(pipeline, 1000, notices(FIRST)).deliveries) == 1
@@ -303,7 +323,9 @@ def test_a_step_looks_at_a_bounded_number_of_notices_and_all_steps_at_each_a_few
     outbox.put(notices(OTHER))
     for _ in range(3):
         outbox.handed = 0
-        step(pipeline, 3000, outbox)
+        for delivery in step(pipeline, 3000, outbox).deliveries:
+            outbox.told(delivery.notices, 3000)
+            pipeline.delivered(delivery, 3000)
         assert 0 < outbox.handed <= 2 * LOOK + 10
 
 
@@ -324,7 +346,7 @@ def test_what_waits_for_a_receiver_that_is_down_is_not_looked_at_for_another() -
     outbox.put(notices(FIRST, to="up"))
     outbox.handed = 0
     (delivery,) = plan_from(pipeline, 3000, outbox).deliveries
-    assert (delivery.receiver, outbox.handed) == ("up", 3)  # as news, to see what may be told, and when it leaves
+    assert (delivery.receiver, outbox.handed) == ("up", 2)  # as news, and to see what may be told
 
 
 def test_the_pipeline_learns_of_flapping_from_what_it_is_given() -> None:
