@@ -20,6 +20,7 @@ import pytest
 from mchannel.agents.publisher import Reading
 from mchannel.agents.reads import reader
 from mchannel.agents.settings import ReadSettings, parse
+from tests.unit.processes import is_running
 
 PLUGINS = Path("/usr/lib/nagios/plugins")
 
@@ -75,10 +76,10 @@ def test_a_plugin_says_its_state_by_how_it_ends_and_its_values_behind_a_bar() ->
 
 def test_a_plugin_that_takes_too_long_is_ended_with_its_children_and_unknown(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    assert values(shell(f"sleep 99 & echo $! $$ > {pids}; wait", timeout=1.0)) == {"nagios.state": 3}
+    assert values(shell(f"sleep 99 & echo $! $$ > {pids}; wait", timeout=3.0)) == {"nagios.state": 3}
     for pid in pids.read_text().split():
         deadline = time.monotonic() + 20
-        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+        while is_running(pid):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
@@ -109,13 +110,18 @@ def test_what_a_plugin_says_is_read_beside_the_loop(monkeypatch: pytest.MonkeyPa
     assert threads[0] is not threading.main_thread()
 
 
-def test_a_plugin_that_takes_too_long_is_unknown_before_nobody_waits_for_it() -> None:
-    settings = ReadSettings(name="x", kind="nagios", command=["/bin/sleep", "99"], timeout=2.0)
+def test_a_plugin_that_takes_too_long_is_unknown_before_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    timeout = asyncio.timeout
 
-    async def waited() -> list[Reading]:
-        return await asyncio.wait_for(reader(settings)(), settings.timeout)
+    def note(seconds: float) -> asyncio.Timeout:
+        given.append(seconds)
+        return timeout(seconds)
 
-    assert values(asyncio.run(waited())) == {"nagios.state": 3}
+    monkeypatch.setattr(asyncio, "timeout", note)
+    assert values(look(kind="nagios", command=["/bin/sleep", "99"], timeout=0.5)) == {"nagios.state": 3}
+    (patience,) = given
+    assert patience < 0.5
 
 
 def test_a_plugin_that_is_not_there_raises() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import mchannel
 from mbroker.alerting import Alerting
 from mbroker.config import ConfigError, load
 from mchannel.samples import Named
+from tests.unit.processes import is_running
 from tests.unit.test_alerting import CONFIG, Plant, Publisher, folder, plant, run, until
 
 __all__ = ["folder", "plant"]
@@ -30,17 +32,11 @@ def shard(plant: Plant, engines: int) -> None:
 def children(plant: Plant) -> list[int]:
     """Return the processes that have the daemon's engines."""
     assert plant.daemon
-    tasks = Path(f"/proc/{plant.daemon.pid}/task")
-    found = [int(pid) for each in tasks.glob("*/children") for pid in each.read_text().split()]
+    found: list[int] = []
+    for thread in Path(f"/proc/{plant.daemon.pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended meanwhile
+            found += map(int, (thread / "children").read_text().split())
     return [pid for pid in found if b"process_host" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
-def is_there(pid: int) -> bool:
-    """Whether a process is there, and no mere remnant of one."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_whoever_loses_its_engines_tells_nothing_twice_and_loses_nothing(plant: Plant) -> None:
@@ -87,7 +83,7 @@ def test_a_restart_with_another_number_of_engines_goes_on_with_windows_as_they_w
             time.sleep(0.01)
         until(lambda: plant.noted)
         plant.end(ends)
-        until(lambda: not any(map(is_there, workers)))
+        until(lambda: not any(map(is_running, workers)))
         shard(plant, 2)
         plant.start()
         assert (len(workers), len(children(plant))) == (1, 2)
