@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, cast
 
 import attrs
 import msgpack  # type: ignore[import-untyped]  # ships no types
 
-__all__ = ["Limits", "pack", "unpack"]
+__all__ = ["Limits", "pack", "pack_array", "unpack"]
 
 _msgpack: Any = msgpack
 
@@ -27,6 +28,11 @@ class Limits:
 def pack(value: object) -> bytes:
     """Return *value* as msgpack; raise TypeError, ValueError or OverflowError for what msgpack cannot hold."""
     return cast("bytes", _msgpack.packb(value))
+
+
+def pack_array(packed: Collection[bytes]) -> bytes:
+    """Return the array of what :func:`pack` made already, as it would make it of all at once."""
+    return cast("bytes", _msgpack.Packer().pack_array_header(len(packed))) + b"".join(packed)
 
 
 def unpack(data: bytes, limits: Limits) -> tuple[object, ...]:

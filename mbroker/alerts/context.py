@@ -28,7 +28,7 @@ _LIMITS = packing.Limits(binary=_LARGEST, items=1_000_000)
 
 def packed(seen: Iterable[Seen]) -> bytes:
     """Return the first of what was *seen*, at most :data:`MOST` samples, in few bytes; it takes its time."""
-    columns: list[list[object]] = []
+    columns: list[bytes] = []
     clocks: dict[bytes, bytes] = {}  # many series are sampled together
     room = MOST
     for series, times, values in leisurely(seen, REST):
@@ -36,11 +36,12 @@ def packed(seen: Iterable[Seen]) -> bytes:
         clock = times[:count].tobytes()
         if clock not in clocks:
             clocks[clock] = pack_times(times[:count])
-        columns.append([series.metric, sorted(series.endpoint), count, clocks[clock], pack_values(values[:count])])
+        column = series.metric, sorted(series.endpoint), count, clocks[clock], pack_values(values[:count])
+        columns.append(packing.pack(column))  # one by one: all at once would hold up other threads
         room -= count
         if not room:
             break
-    data = packing.pack(columns)
+    data = packing.pack_array(columns)
     return packing.pack([len(data), deflate(data)])
 
 

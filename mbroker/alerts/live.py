@@ -22,7 +22,7 @@ _LONG = 3_600_000  # milliseconds
 _ROW = 20  # bytes of a sample
 _MOST = MAX_RECORD // _ROW
 _FOREVER = 1 << 63
-_SLICE = 4096  # samples that are looked at at once
+_SLICE = 1024  # samples that are looked at at once, in less than a stint of leisure
 
 
 @attrs.define(eq=False)

@@ -269,6 +269,13 @@ def test_a_group_that_has_very_much_to_tell_delays_another_by_a_turn() -> None:
     assert turns_until(pipeline, outbox, other) <= 2
 
 
+def test_a_group_with_more_than_one_delivery_takes_delays_another_by_a_turn_though_all_may_go_at_once() -> None:
+    pipeline, outbox = Pipeline({"ops": attrs.evolve(PROMPT, most=2)}), Memory()
+    other = begun("b", 1000, enrolment=2)
+    outbox.put(notices(*(begun(f"h{number}", 1000) for number in range(6)), other))
+    assert turns_until(pipeline, outbox, other) <= 2
+
+
 def test_a_source_that_has_very_much_to_tell_delays_another_of_its_group_by_a_turn() -> None:
     pipeline, outbox = Pipeline({"ops": Manner(most=10)}), Memory()
     outbox.put(notices(*many("evil"), OTHER))
