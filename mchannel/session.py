@@ -94,7 +94,9 @@ class Session:
         self._shaken = False
         """Whether the handshake of this epoch is over; before that only handshakes count."""
         self._ahead = 0
-        """Agent: last number that was replayed with this epoch's HELLO, in one frame."""
+        """Agent: last number that left with this epoch's HELLO, or right behind it."""
+        self._called = False
+        """Agent: whether a broker asked for this epoch's HELLO, and so is there to hear what follows it."""
         self._failure: MChannelError | None = None
         self._known = role is Role.AGENT
         """False while this side may have joined a session that another broker had before."""
@@ -130,7 +132,7 @@ class Session:
             self._let_newest_go()
             return True
         number = self.writer.put(payload, terms.window)
-        if number and self._shaken and state is not _SUSPENDED:
+        if number and state is not _SUSPENDED and (self._shaken or self._follows(number)):
             self._data(number, payload)
         return number > 0
 
@@ -146,7 +148,7 @@ class Session:
             return sum(self.send(payload) for payload in payloads)
         first = self.writer.last + 1
         taken = self.writer.put_many(payloads, self.terms.window)
-        if self._shaken and self.state is not State.SUSPENDED:
+        if self.state is not State.SUSPENDED and (self._shaken or self._follows(first, taken)):
             self._data_of_many(first, payloads[:taken])
         return taken
 
@@ -213,7 +215,7 @@ class Session:
         authors = (*self._authors.items(), (self.author, self.newest)) if self.author else ()
         body = Hello(self.session, self.name, self.terms, self.writer.base, self.writer.sent, self.newest, authors)
         self._emit(Kind.HELLO, body=body.encode())
-        self._ahead = 0
+        self._ahead, self._called = 0, False
         if self._agreed and self.terms.delivery is Delivery.ALL:
             self._send_ahead()
 
@@ -223,11 +225,21 @@ class Session:
         What it has seen it knows by the numbers. HELLO is said again and again, so the rest waits for WELCOME.
         """
         writer = self.writer
-        ahead = next(batches(writer.base, writer.unacked, self.terms.max_message), None)
-        if ahead is not None and sum(map(len, ahead[1])) <= MOST_TOGETHER:
-            first, batch = ahead
+        nothing: tuple[int, list[bytes]] = writer.base, []
+        first, batch = next(batches(writer.base, writer.unacked, self.terms.max_message), nothing)
+        if sum(map(len, batch)) <= MOST_TOGETHER:
             self._ahead = first + len(batch) - 1
             self._data_of_many(first, batch)
+
+    def _follows(self, number: int, count: int = 1) -> bool:
+        """Agent: whether *count* messages from *number* on may leave before WELCOME, right behind what went ahead.
+
+        Only when a broker called: what nobody hears would be marked as ``redelivered`` when it is heard.
+        """
+        follows = self._called and number == self._ahead + 1
+        if follows:
+            self._ahead += count
+        return follows
 
     def call(self, now: float) -> None:
         """Broker: ask the agent to say HELLO again; ends a suspension."""
@@ -392,6 +404,7 @@ class Session:
         elif kind is Kind.CALL:
             if self.role is Role.AGENT and (self._shaken or not frame.epoch):  # 0: it answers nobody, it has just come
                 self.hello(now)
+                self._called = True
         elif self._shaken or frame.epoch != self.epoch:
             pass  # a leftover of an earlier connection
         elif kind is Kind.WELCOME and self.state is not State.SUSPENDED:

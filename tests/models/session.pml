@@ -1,14 +1,15 @@
 /* The session: one agent writes MESSAGES numbered messages to brokers that die and hand over.
  *
  * A frame may be lost and a connection break. A broker marks a message only after its effect; what it marked it acknowledges, and the agent
- * forgets only that. At HELLO the broker says what need not be replayed. A broker that died knows nothing; its
+ * forgets only that. At HELLO the broker says what need not be replayed; an agent that was answered before does not wait
+ * for that: what it holds goes right behind HELLO, and so does what it writes meanwhile. A broker that died knows nothing; its
  * successor takes the agent's oldest number for the next one, and marks as doubtful all that was ever sent. A broker
  * that hands over is quiet first, and its successor knows what was marked.
  *
  * Checked: effects come in order without a gap; one that comes again is marked, and only after a death; in the end,
  * when nothing is lost any more, all messages had their effect and the agent holds none.
  *
- * Each of these mutants must fail: -DACK_ON_ARRIVAL, -DFORGET_RECEIVED, -DNO_REPLAY, -DNO_DOUBT,
+ * Each of these mutants must fail: -DACK_ON_ARRIVAL, -DFORGET_RECEIVED, -DNO_REPLAY, -DNO_DOUBT, -DNO_DOUBT_AHEAD,
  * -DHANDOFF_OF_RECEIVED. */
 #define MESSAGES 2
 #define DEATHS 1
@@ -27,8 +28,8 @@ byte effects = 0; /* highest message that had its effect */
 bool died = false;
 
 /* the agent */
-byte epoch = 0, base = 1, written = 0, sent = 0;
-bool shaken = false;
+byte epoch = 0, base = 1, written = 0, sent = 0, ahead = 0;
+bool shaken = false, agreed = false, asked = false; /* asked: HELLO was said, and not answered yet */
 
 /* the broker */
 byte known = 0, b_epoch = 0, expected = 1, marked = 0, doubt = 0, taken = 0;
@@ -41,7 +42,19 @@ active proctype agent() {
   byte e, n, r, a, i;
   end: do
   :: atomic { !shaken && epoch < RETRIES && nfull(up) && len(up) == 0 && len(down) == 0 ->
-       epoch++; up!HELLO(epoch, base, sent, base - 1) }
+       epoch++; up!HELLO(epoch, base, sent, base - 1); asked = true; ahead = 0;
+       if
+       :: agreed ->
+            ahead = base - 1;
+            do :: ahead < written -> ahead++; up!DATA(epoch, ahead, 0, 0) :: else -> break od
+       :: true /* it is too long for that */
+       fi }
+  :: atomic { asked && agreed && written < MESSAGES && ahead == written && nfull(up) ->
+       written++; ahead = written; up!DATA(epoch, written, 0, 0);
+#ifndef NO_DOUBT_AHEAD
+       sent = written
+#endif
+       }
   :: atomic { shaken && written < MESSAGES && nfull(up) ->
        written++; sent = written; up!DATA(epoch, written, 0, 0) }
   :: atomic { shaken && breaks < BREAKS -> breaks++; shaken = false } /* the connection broke */
@@ -49,7 +62,7 @@ active proctype agent() {
   :: atomic { down?[WELCOME, e, n, r, a] -> down?WELCOME(e, n, r, a);
        if
        :: e == epoch && !shaken ->
-            shaken = true;
+            shaken = true; agreed = true; asked = false;
 #ifdef FORGET_RECEIVED
             forget(r);
 #else
@@ -57,6 +70,7 @@ active proctype agent() {
 #endif
 #ifndef NO_REPLAY
             i = (r + 1 > base -> r + 1 : base);
+            i = (ahead + 1 > i -> ahead + 1 : i);
             do :: i <= written && nfull(up) -> up!DATA(epoch, i, 0, 0); i++ :: else -> break od;
 #endif
             i = 0

@@ -349,6 +349,50 @@ def test_what_was_never_sent_is_not_redelivered_because_it_comes_with_a_hello(ag
     assert stranger.take(9) == [(1, b"old", True), (2, b"new", False)]
 
 
+def test_what_is_written_after_a_call_is_with_the_broker_before_it_answers(agent: Session, broker: Session) -> None:
+    agent.send(b"one")
+    agent.receive(Frame(Kind.CALL, 0).encode(), NOW)
+    agent.send(b"two")
+    agent.send_many([b"three", b"four"])
+    pass_on(agent, broker)
+    assert [payload for _, payload, _ in broker.take(9)] == [b"one", b"two", b"three", b"four"]
+    pass_on(broker, agent)
+    assert not agent.outgoing, "it was said already"
+
+
+def test_what_is_written_after_a_call_may_have_been_seen_by_a_broker_that_died(agent: Session) -> None:
+    agent.receive(Frame(Kind.CALL, 0).encode(), NOW)
+    agent.send(b"seen?")
+    agent.hello(NOW)
+    stranger = Session(Role.BROKER, NAME, TERMS, Timing())
+    pass_on(agent, stranger)
+    assert stranger.take(9) == [(1, b"seen?", True)]
+
+
+def test_what_is_written_after_a_call_does_not_overtake_what_was_too_long_to_go_ahead() -> None:
+    terms = Terms(MOST_TOGETHER + 1, 1 << 18, Delivery.ALL)
+    agent, broker = Session(Role.AGENT, NAME, terms, Timing()), Session(Role.BROKER, NAME, terms, Timing())
+    agent.hello(NOW)
+    pass_on(agent, broker)
+    pass_on(broker, agent)
+    long = bytes(MOST_TOGETHER + 1)
+    agent.send(long)
+    agent.receive(Frame(Kind.CALL, 0).encode(), NOW)
+    agent.send(b"two")
+    assert [frame.kind for frame in sent(agent)] == [Kind.HELLO]
+    agent.hello(NOW)
+    pass_on(agent, broker)
+    pass_on(broker, agent)
+    pass_on(agent, broker)
+    assert [payload for _, payload, _ in broker.take(9)] == [long, b"two"]
+
+
+def test_what_is_written_while_nobody_calls_waits_for_an_answer(agent: Session) -> None:
+    agent.hello(NOW)
+    agent.send(b"new")
+    assert [frame.kind for frame in sent(agent)] == [Kind.HELLO]
+
+
 def test_what_got_lost_behind_a_hello_is_sent_again(agent: Session, broker: Session) -> None:
     agent.send(b"one")
     agent.hello(NOW)

@@ -14,6 +14,7 @@ MUTANTS = (
     "FORGET_RECEIVED",
     "NO_REPLAY",
     "NO_DOUBT",
+    "NO_DOUBT_AHEAD",
     "HANDOFF_OF_RECEIVED",
 )
 

@@ -66,6 +66,7 @@ MUTANTS = {
         "self._ahead = first + len(batch) - 1",
         "self._ahead = first + len(batch)",
     ),
+    "thinks that more followed HELLO than did": (Session, "self._ahead += count", "self._ahead += count + 1"),
     "replays one less": (Writer, "skip = max(0, number - self.base + 1)", "skip = max(0, number - self.base + 2)"),
     "marks nothing": (Session, "self.reader.begin(hello.base, hello.sent)", "self.reader.begin(hello.base, 0)"),
     "marks what is held only": (
