@@ -61,6 +61,15 @@ class Raw:
         self.wire.settimeout(SOON)
         return found
 
+    def meet_again(self) -> None:
+        """Let the broker connect anew."""
+        late = time.monotonic() + SOON
+        while not select.select([self.listener], [], [], 0)[0]:
+            assert time.monotonic() < late, "it did not connect"
+            self.pump(0.01)
+        self.wire, _ = self.listener.accept()
+        self.demux.begin()
+
     def accepted(self) -> Transport:
         found = self.acceptor.accept()
         assert found is not None
@@ -132,9 +141,7 @@ def test_what_was_read_before_the_domain_left_is_delivered(raw: Raw) -> None:
 
 def test_a_domain_that_comes_back_is_connected_to_again(raw: Raw) -> None:
     raw.wire.close()
-    raw.pump(0.2)
-    raw.wire, _ = raw.listener.accept()
-    raw.demux.begin()
+    raw.meet_again()
     assert raw.heard() == [(EVERYBODY, BEGIN)]
     raw.say(KEY, b"back")
     assert raw.accepted().recv() == b"back"
@@ -158,10 +165,9 @@ def test_a_guest_that_goes_on_as_if_it_had_not_heard_the_new_host_is_met(raw: Ra
 def test_a_guest_that_stays_silent_is_connected_to_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(domain, "_SILENCE", 0.05)
     silent = Raw(tmp_path / "silent")
-    silent.pump(0.2)
-    silent.listener.settimeout(SOON)
-    with silent.listener.accept()[0]:
-        silent.close()
+    with silent.wire:
+        silent.meet_again()
+    silent.close()
 
 
 def test_a_guest_that_spoke_keeps_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,9 +204,7 @@ def test_what_waited_for_a_domain_that_left_is_not_sent_to_it_when_it_is_back(ra
     while stream.send(bytes(9000)):
         pass
     raw.wire.close()
-    raw.pump(0.2)
-    raw.wire, _ = raw.listener.accept()
-    raw.demux.begin()
+    raw.meet_again()
     assert raw.heard() == [(EVERYBODY, BEGIN)]
     assert raw.demux.garbage == 0
 

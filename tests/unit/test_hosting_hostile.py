@@ -51,6 +51,8 @@ class Guest:
         self.attached = asyncio.Event()
         self.visits = 0
         """How often the host has connected."""
+        self.hello: Frame | None = None
+        """What is said to a host that connects."""
         self.server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -61,7 +63,10 @@ class Guest:
             self.writer.close()
         self.reader, self.writer = reader, writer
         self.visits += 1
+        self.demux.begin()
         self.attached.set()
+        if self.hello is not None:
+            self.say(self.hello)
 
     def say(self, frame: Frame | bytes, key: Key = KEY) -> None:
         self.mux.put(key, frame if isinstance(frame, bytes) else frame.encode())
@@ -71,15 +76,18 @@ class Guest:
         """Return the next frame of *kind*."""
         async with asyncio.timeout(SOON):
             while True:
-                for key, data in list(self.demux.feed(await self.reader.read(1 << 16))):
+                said = await self.reader.read(1 << 16)
+                for key, data in list(self.demux.feed(said)):
                     if key != EVERYBODY and data and (frame := Frame.decode(data, 1 << 20)).kind is kind:
                         return frame
+                if not said:  # the host hung up, and will connect again
+                    await asyncio.sleep(0.01)
 
     async def open(self, epoch: int = 1, session: bytes = SESSION, *, received: int = 0) -> Frame:
         """Say HELLO, and return the WELCOME."""
         await asyncio.wait_for(self.attached.wait(), SOON)
-        hello = Hello(session, "agent", TERMS, 1, 0, received)
-        self.say(Frame(Kind.HELLO, epoch, body=hello.encode()))
+        self.hello = Frame(Kind.HELLO, epoch, body=Hello(session, "agent", TERMS, 1, 0, received).encode())
+        self.say(self.hello)
         return await self.hear(Kind.WELCOME)
 
     def number(self, number: int, epoch: int = 1) -> None:
