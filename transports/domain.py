@@ -161,8 +161,11 @@ class DomainSocket:
         """Connect if it is time to, read and write a bounded portion, and tell whom it concerns."""
         if self._closed:
             return
-        if self._timer.expired():
-            self._listens = True
+        is_time = self._timer.expired()
+        self._listens |= is_time
+        if self._socket is not None and self._listens:
+            self._read(self._socket)  # first: what waits to be read is no silence
+        if is_time:
             if self._socket is not None and self._silent:
                 self._socket.close()
                 self._socket = None
@@ -170,8 +173,6 @@ class DomainSocket:
             if self._socket is None:
                 self._connect()
         if self._socket is not None:
-            if self._listens:
-                self._read(self._socket)
             if self._asked:
                 self._asked = False
                 self._sender.say(READY)
