@@ -175,7 +175,7 @@ async def _server(
     async def port() -> int:
         assert server.stdout is not None
         try:
-            return int(await asyncio.wait_for(server.stdout.readline(), 10))
+            return int(await asyncio.wait_for(server.stdout.readline(), _GRACE))
         except (TimeoutError, ValueError):
             raise DemoError("the server did not start; its messages are above") from None
 

@@ -132,10 +132,10 @@ else:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("scheme", ["shm", "ipc"])
-def test_a_session_handed_from_process_to_process_loses_and_repeats_nothing(scheme: str) -> None:
+def test_a_session_handed_from_process_to_process_loses_and_repeats_nothing(scheme: str, tmp_path: Path) -> None:
     if scheme == "shm":
         pytest.importorskip("mchannel._ring")
-    address = f"{scheme}:///web1"
+    address = f"{scheme}://{tmp_path}/web1"
     command = [sys.executable, "-c", HANDOFF, address]
     with ThreadPoolExecutor() as threads:
 

@@ -85,13 +85,13 @@ def test_an_interrupted_demo_leaves_nothing_behind(number: signal.Signals, tmp_p
     assert demo.stderr is not None
     group = Hierarchy.detect().cpu / f"mchannel-demo-{demo.pid}"
     try:
-        late = time.monotonic() + 20
+        late = time.monotonic() + 60
         while len(children := psutil.Process(demo.pid).children()) < 2 and time.monotonic() < late:
             time.sleep(0.05)
         assert group.is_dir()
         assert (group / "cgroup.procs").read_text().split()
         demo.send_signal(number)
-        _, said = demo.communicate(timeout=20)
+        _, said = demo.communicate(timeout=60)
     finally:
         demo.kill()
         demo.wait()

@@ -98,7 +98,7 @@ def test_those_that_ended_leave_room_for_others(past: Past) -> None:
 
 
 def test_what_nobody_looks_at_any_more_ends_and_makes_room(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
-    past.pause = 0.02
+    past.pause = 0.2
     trials = Trials(past, 10_000)
     for _ in range(2):
         trials.start(LOAD, (), 0, 100_000)

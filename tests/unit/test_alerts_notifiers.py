@@ -263,7 +263,7 @@ async def test_a_redirect_is_not_followed(hook: Hook, hooked: Notifier) -> None:
 
 async def test_an_endless_answer_is_not_read(hook: Hook, hooked: Notifier) -> None:
     hook.endless = True
-    await asyncio.wait_for(hooked.tell(delivery(FIRST)), 5)
+    await asyncio.wait_for(hooked.tell(delivery(FIRST)), 30)
 
 
 async def test_a_service_that_hangs_can_be_given_up(hook: Hook, hooked: Notifier) -> None:
