@@ -186,7 +186,10 @@ class Bench:
         listener = listener or self.listen(codec=codec)
         coming = self.meanwhile(self.open, listener.address, codec, **wishes)
         broker = self.keep(listener.accept(timeout=SOON))
-        return coming.result(SOON), broker
+        while not coming.done():  # an agent that was not answered in time asks again
+            with contextlib.suppress(ChannelTimeout):
+                broker.read(timeout=SHORT / 10)
+        return coming.result(), broker
 
     def meanwhile(self, function: Callable[..., T], *arguments: Any, **named: Any) -> Future[T]:
         """Call *function* in another thread: a blocking channel moves only while one of its methods runs."""
