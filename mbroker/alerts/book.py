@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -376,4 +377,9 @@ def _notice(row: Row) -> Notice:
 
 def _enrolment(row: Row) -> Enrolment:
     number, owner, subscription, receivers, made = row
-    return Enrolment(number, owner, Subscription.from_json(subscription), tuple(json.loads(receivers)), made)
+    return Enrolment(number, owner, _subscription(subscription), tuple(json.loads(receivers)), made)
+
+
+@lru_cache(maxsize=1024)  # those with alerts of late; to read one takes half as long as to record an alert
+def _subscription(text: str) -> Subscription:
+    return Subscription.from_json(text)

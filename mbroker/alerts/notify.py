@@ -180,12 +180,12 @@ class Teller:
         """Put one plan to work; return in how many seconds to plan again."""
         now = self._clock()
         try:
-            more = self._refuse_strangers(now)
             for receiver, newest in self._pipeline.idle(now).items():
                 self._pipeline.learn(receiver, self._outbox.news(receiver, newest, LOOK))
             wanted = self._pipeline.wanted(now)
             notices = {name: self._outbox.untold(name, alerts) for name, alerts in wanted.items() if alerts}
             plan = self._pipeline.plan(now, notices, self._outbox.silences(now))
+            more = not plan.deliveries and self._refuse_strangers(now)  # after a delivery comes another step
         except Exception as error:  # a disk that fails now may work later, and telling must not end
             _log.error("the outbox cannot be read: %s", error)
             return None
