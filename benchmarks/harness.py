@@ -26,7 +26,7 @@ import attrs
 __all__ = ["Case", "Connect", "Contender", "End", "Measure", "Sample", "Unavailable", "measure", "together", "two_cpus"]
 
 _PROCESSES = multiprocessing.get_context("fork")
-_DEADLINE = 10.0  # seconds for one measurement, set-up included
+_DEADLINE = 60.0  # seconds for one measurement, set-up included
 _PAUSE = 100e-6  # seconds in which the peer falls asleep: five times as long as it spins
 _FIRST = 64  # rounds that warm up and tell how many follow
 
@@ -135,7 +135,7 @@ def together(follow: Role, lead: Role, cpus: tuple[int | None, int | None]) -> A
     """Run two processes, joined by a pipe beside the wire, and return what one of them reports first.
 
     *cpus* are those of the leader and of the follower, None where the kernel shall choose. Raises
-    Unavailable when one of them fails, and after 10 s. Both have ended on return.
+    Unavailable when one of them fails, and after a minute. Both have ended on return.
     """
     beside = _PROCESSES.Pipe()
     result, report = _PROCESSES.Pipe(duplex=False)

@@ -112,7 +112,7 @@ def violate(address: str, violations: int, beside: Connection, report: Connectio
             happened.append(time.monotonic_ns())
             recorder.tick()
             written.append(time.monotonic_ns())
-        channel.flush(5)
+            channel.flush(5)  # several at once would be more steps than there are p-states
     beside.send(None)
     applied: list[int] = beside.recv()
     if len(applied) != violations:

@@ -65,14 +65,15 @@ async def agent(world: World) -> AsyncGenerator[GuestWire]:
         wire.close()
 
 
-async def heard(do: Callable[[XenHypervisor], Awaitable[None]]) -> list[Kind]:
+async def heard(do: Callable[[XenHypervisor], Awaitable[None]], last: Kind = Kind.RESUMED) -> list[Kind]:
     """Return which events come when *do* is done, after the first, which says that the domain is here."""
-    async with await XenHypervisor.connect(MOCK) as host, host.events() as events:
+    async with await XenHypervisor.connect(MOCK) as host, host.events() as events, asyncio.timeout(20):
         await anext(events)
         await do(host)
-        await asyncio.sleep(0.2)
-        events.close()
-        return [event.kind async for event in events]
+        kinds = [(await anext(events)).kind]
+        while kinds[-1] is not last:
+            kinds.append((await anext(events)).kind)
+        return kinds
 
 
 async def fail(host: XenHypervisor) -> None:
@@ -84,7 +85,7 @@ async def fail(host: XenHypervisor) -> None:
 async def test_agents_let_go_before_a_domain_is_saved(world: World, tmp_path: Path) -> None:
     async with agent(world):
         assert OFFER in world.nodes
-        kinds = await heard(lambda host: host.save("test", tmp_path / "saved"))
+        kinds = await heard(lambda host: host.save("test", tmp_path / "saved"), Kind.SAVED)
         assert OFFER not in world.nodes
     assert world.nodes[CONTROL] == b"quiesce 600"
     assert kinds[0] is Kind.LEAVING
