@@ -78,7 +78,7 @@ def _run(program: str, work: Path, files: Sequence[str], seed: Seed, fault: str 
     # Not with --seccomp-bpf, which is faster but drops the signal.
     command = ["strace", "-f", "-q", "-o", str(log), "-e", f"trace={_CALLS}", *paths, *inject]
     command += [sys.executable, "-B", "-c", RUN, *program.split(":"), str(work)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     expected = "killed by SIGKILL" if "SIGKILL" in fault else "(INJECTED)" if fault else "exited with 0"
     if expected not in log.read_text():
         raise RuntimeError(f"{program} did not run as before: no {expected!r} at {fault or 'no fault'}; {done.stderr}")

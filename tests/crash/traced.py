@@ -49,7 +49,7 @@ def enumerate_traced_states(program: str, check: Check, *, folder: Path, most: i
     log = folder / "strace"
     command = ["strace", "-f", "-q", "-y", "-xx", "-s", "1000000", "-o", str(log), "-e", f"trace={_CALLS}"]
     command += [sys.executable, "-B", "-c", RUN, *program.split(":"), str(work)]
-    subprocess.run(command, check=True, timeout=120, capture_output=True)
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
     return judge_moments(_moments(log, work, most), check, folder=folder, first=first)
 
 

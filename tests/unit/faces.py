@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from mchannel.codec import RawCodec
-from mchannel.errors import CodecError
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, TypeVar
 
+from mchannel.channel import Channel
+from mchannel.codec import RawCodec
+from mchannel.errors import ChannelTimeout, CodecError
+
+T = TypeVar("T")
 RAW = RawCodec()
 WIRES = ["memory:///face", "shm:///face", "ipc:///face", "tcp://127.0.0.1:0"]
 
@@ -20,3 +26,11 @@ class Numbers:
             return int(payload)
         except ValueError as error:
             raise CodecError(str(error)) from None
+
+
+def attended(broker: Channel[Any], opening: Future[T]) -> T:
+    """Keep *broker* moving until its agent is open: one that is not answered in time asks again."""
+    while not opening.done():
+        with suppress(ChannelTimeout):
+            broker.read(timeout=0.01)
+    return opening.result()

@@ -14,7 +14,7 @@ from mchannel import Channel, Listener
 from mchannel.errors import ChannelBroken, ChannelClosed, ChannelError, ChannelTimeout, CodecError
 from mchannel.patience import Opening
 from mchannel.transport import Link, State, find_scheme
-from tests.unit.faces import RAW, WIRES, Numbers
+from tests.unit.faces import RAW, WIRES, Numbers, attended
 
 
 @pytest.fixture(params=WIRES)
@@ -37,7 +37,7 @@ def ends(listener: Listener[int], threads: ThreadPoolExecutor) -> Iterator[Ends]
     """An agent that writes what it likes, and a broker that reads numbers."""
     coming = threads.submit(mchannel.open, str(listener.address), RAW, insecure=True)
     broker = listener.accept(10)
-    agent: Channel[bytes] = coming.result(10)
+    agent: Channel[bytes] = attended(broker, coming)
     yield agent, broker
     for end in (agent, broker):
         with suppress(ChannelError):
@@ -95,7 +95,7 @@ def pairs(listener: Listener[int], threads: ThreadPoolExecutor) -> Iterator[list
     for _ in range(2):
         coming = threads.submit(mchannel.open, str(listener.address), RAW, insecure=True, window=1 << 16)
         broker = listener.accept(10)
-        found.append((coming.result(10), broker))
+        found.append((attended(broker, coming), broker))
     yield found
     for agent, broker in found:
         for end in (agent, broker):
@@ -220,7 +220,7 @@ def test_a_flush_ends_with_the_channel() -> None:
     with mchannel.listen("memory:///flush", RAW) as listener, ThreadPoolExecutor() as threads:
         opening = threads.submit(mchannel.open, "memory:///flush", RAW)
         broker = listener.accept(timeout=10)
-        agent = opening.result(10)
+        agent = attended(broker, opening)
         agent.write(b"never read")
         with suppress(ChannelTimeout):
             broker.close(timeout=0)

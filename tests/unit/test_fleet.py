@@ -6,8 +6,8 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import attrs
@@ -41,12 +41,17 @@ class Desk:
                 return None
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+@contextmanager
+def free_ports(*names: str) -> Generator[dict[str, int]]:
+    """Lend each a port that nobody else gets meanwhile: it is bound, and not listened at."""
+    with ExitStack() as stack:
+        ports: dict[str, int] = {}
+        for name in names:
+            held = stack.enter_context(socket.socket())
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as who listens there does
+            held.bind(("127.0.0.1", 0))
+            ports[name] = held.getsockname()[1]
+        yield ports
 
 
 @pytest.fixture
@@ -73,8 +78,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def test_members_find_each_other_ask_and_tell(folders: dict[str, Path]) -> None:
-    async def main() -> None:
-        ports = dict(zip("abc", free_ports(3), strict=True))
+    async def main(ports: dict[str, int]) -> None:
         desks = {name: Desk() for name in ports}
         fleets = {
             name: Fleet(name, members(ports, name), f"tcp://127.0.0.1:{port}", {"keys": folders[name]})
@@ -100,7 +104,8 @@ def test_members_find_each_other_ask_and_tell(folders: dict[str, Path]) -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    asyncio.run(main())
+    with free_ports(*"abc") as ports:
+        asyncio.run(main(ports))
 
 
 def test_a_host_that_is_not_named_in_the_configuration_is_not_heard(
@@ -108,8 +113,7 @@ def test_a_host_that_is_not_named_in_the_configuration_is_not_heard(
 ) -> None:
     keys.trust(folders["a"], "stranger", keys.show(folders["stranger"]))  # as an agent, perhaps
 
-    async def main() -> None:
-        ports: dict[str, int] = dict(zip(("a", "stranger"), free_ports(2), strict=True))
+    async def main(ports: dict[str, int]) -> None:
         desk = Desk()
         fleet = Fleet("a", (), f"tcp://127.0.0.1:{ports['a']}", {"keys": folders["a"]})
         stranger = Fleet(
@@ -127,7 +131,8 @@ def test_a_host_that_is_not_named_in_the_configuration_is_not_heard(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    asyncio.run(main())
+    with free_ports("a", "stranger") as ports:
+        asyncio.run(main(ports))
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from mchannel.inbox import Inbox, Recorded
 from mchannel.journal import Journal
 from mchannel.transport import Gate, Link, Options, Peer
 from mchannel.transports.memory import MEMORY
+from tests.unit.faces import attended
 
 RAW = RawCodec()
 SESSION = b"s" * 16
@@ -32,7 +33,7 @@ def test_what_was_not_finished_comes_first_and_marked_then_what_the_peer_replays
         listener = mchannel.listen("memory:///durable", RAW, durable=tmp_path / "log")
         coming = threads.submit(mchannel.open, "memory:///durable", RAW)
         broker = listener.accept(timeout=5)
-        agent = coming.result(5)
+        agent = attended(broker, coming)
         agent.write_many([b"1", b"2", b"3"])
         assert [broker.read(timeout=5) for _ in range(2)] == [b"1", b"2"]  # the second is not finished
         listener.close()
@@ -172,7 +173,8 @@ def test_a_message_that_the_disk_refuses_is_neither_lost_nor_acknowledged(
         ThreadPoolExecutor() as threads,
     ):
         opening = threads.submit(mchannel.open, address, RawCodec())
-        broker, agent = listener.accept(timeout=10), opening.result(10)
+        broker = listener.accept(timeout=10)
+        agent = attended(broker, opening)
         agent.write_many([b"one", b"two"])
         with monkeypatch.context() as broken:
             broken.setattr(Inbox, "record", _refuse)

@@ -16,6 +16,7 @@ from mchannel.errors import EndOfChannel
 from mchannel.frame import OVERHEAD, Frame, Kind, Terms
 from mchannel.session import Role, Session, Timing
 from mchannel.transport import Delivery
+from tests.unit.faces import attended
 
 WINDOW, SIZE = 10_000, 100
 FIT = WINDOW // (SIZE + OVERHEAD)
@@ -135,7 +136,8 @@ def test_over_a_wire_too_the_newest_is_read_first_after_a_pause(
     raw = RawCodec()
     with ThreadPoolExecutor() as threads, mchannel.listen(address, raw) as listener:
         coming = threads.submit(mchannel.open, address, raw, delivery="latest", window=1 << 16, max_message=1 << 12)
-        broker, agent = listener.accept(timeout=10), coming.result(10)
+        broker = listener.accept(timeout=10)
+        agent = attended(broker, coming)
         for number in range(5000):
             agent.write(str(number).encode().ljust(1000), timeout=0)
         flushing = threads.submit(agent.flush, 10)  # it goes on to hear what the reader says

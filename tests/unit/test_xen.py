@@ -25,6 +25,7 @@ from mchannel.transports import xen, xenlib
 from mchannel.transports.xen import Offer
 from mchannel.transports.xenguest import GuestWire
 from mchannel.transports.xenhost import HostDoor
+from tests.unit.faces import attended
 from tests.unit.xen_world import UUID, Guest, World
 
 OTHER = "6f1c2d3e-0000-4000-8000-000000000008"
@@ -103,7 +104,7 @@ def meet(listener: Listener[bytes], name: str = "mgmt") -> tuple[Channel[bytes],
     with ThreadPoolExecutor(1) as threads:
         opening = threads.submit(mchannel.open, f"xen:///{name}", RawCodec(), timeout=SOON, heartbeat=0.2)
         broker = listener.accept(timeout=SOON)
-        return opening.result(), broker
+        return attended(broker, opening), broker
 
 
 def offer_at(number: int, name: str = "mgmt") -> str:
