@@ -43,6 +43,7 @@ _CHUNK = 1 << 13
 """Bytes written at once. The kernel queues 128 writes: what is written cannot be overtaken any more."""
 _READS = 16
 """Reads in one pump; each gives a page at most. What is left wakes us again."""
+_PAGE = 1 << 12
 _STREAMS = 64
 """Frames of how many streams may be under way from the host at once."""
 _LINGER = 1.0
@@ -170,6 +171,8 @@ class _Wire:
                     break
                 for key, frame in self._receiver.feed(data):
                     self._deliver(key, frame, stream)
+                if stream is not None and len(data) < _PAGE and not stream.has_more():
+                    break  # mostly that was all, and this look is cheaper than an exception
         except OSError as error:
             self._break(f"{self._path}: {error.strerror}")
             return
@@ -323,6 +326,10 @@ class _Stream:
                 return frame
             self._raise()
             return None
+
+    def has_more(self) -> bool:
+        """Whether there is something to be read still."""
+        return bool(self._epoll.poll(0))
 
     def wait(self, timeout: float | None) -> bool:
         """Sleep until something arrives, at most *timeout* seconds, and take it in."""

@@ -111,6 +111,17 @@ def test_an_agent_opens_at_once_when_a_host_attaches(stack: ExitStack, world: Hy
     broker.close(timeout=0)
 
 
+def test_what_waits_in_several_buffers_is_taken_in_together(stack: ExitStack, world: Hypervisor) -> None:
+    agent, broker = pair(stack, world, mvm(stack, world.path))
+    for number in (1, 2, 3):
+        broker.write(b"%d" % number)
+        late = time.monotonic() + SOON
+        while world.buffers < number:
+            assert time.monotonic() < late
+            time.sleep(0.001)
+    assert agent.read_many(timeout=SOON) == [b"1", b"2", b"3"]
+
+
 def test_an_agent_that_never_saw_its_host_go_finds_the_next_without_waiting_for_a_heartbeat(
     stack: ExitStack, world: Hypervisor
 ) -> None:

@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -17,7 +18,9 @@ from mchannel.transports.domain import DomainSocket
 
 PAGE = 4096
 BUFFERED = 1 << 16
-"""Bytes on their way in one direction before the writer is held back."""
+"""Bytes on their way to the host before the guest is held back."""
+BUFFERS = 16
+"""Buffers of the guest, of a page each, before the host is held back."""
 
 
 def wakeups(port: Transport | DomainSocket, seconds: float) -> int:
@@ -35,6 +38,7 @@ def wakeups(port: Transport | DomainSocket, seconds: float) -> int:
 class Hypervisor:
     """Behaves as QEMU and Linux do: one client at a time; what it had not read when it left is gone.
 
+    A read gives what one of the guest's buffers holds, which is what the hypervisor found at the socket at one time.
     The guest's descriptor is readable while something is there to be read, and all the time while no
     host is attached: then only an edge tells that something has changed.
     """
@@ -47,7 +51,8 @@ class Hypervisor:
         self._lock = threading.Lock()
         self._edge = os.eventfd(1, os.EFD_NONBLOCK)
         self._kick = os.eventfd(0, os.EFD_NONBLOCK)
-        self._to_guest, self._to_host = bytearray(), bytearray()
+        self._to_guest: deque[bytes] = deque()
+        self._to_host = bytearray()
         self.is_open = False
         self._stopped = False
         self._client: socket.socket | None = None
@@ -101,8 +106,10 @@ class Hypervisor:
         with self._lock:
             if not self._to_guest:
                 return None if self.attached else b""
-            taken = bytes(self._to_guest[: min(size, PAGE)])
-            del self._to_guest[: len(taken)]
+            found = self._to_guest.popleft()
+            taken, rest = found[:size], found[size:]
+            if rest:
+                self._to_guest.appendleft(rest)
             self._settle()
             os.eventfd_write(self._kick, 1)
             return taken
@@ -120,6 +127,11 @@ class Hypervisor:
             self.is_open = False
             self._to_guest.clear()
 
+    @property
+    def buffers(self) -> int:
+        """How many buffers wait to be read."""
+        return len(self._to_guest)
+
     # --- the host's side --------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -128,7 +140,7 @@ class Hypervisor:
             client = self._client
             if client is None:
                 reads.append(self._listener)
-            elif self.is_open and len(self._to_guest) < BUFFERED:
+            elif self.is_open and len(self._to_guest) < BUFFERS:
                 reads.append(client)
             ready, writable, _ = select.select(reads, [client] if client and self._to_host else [], [], 5)
             if self._kick in ready:
@@ -165,7 +177,7 @@ class Hypervisor:
         except OSError:
             data = b""
         if data:
-            self._to_guest += data
+            self._to_guest.append(data)
             self._wake()
         else:
             self._hang_up()
