@@ -81,18 +81,19 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def test_the_same_agent_and_broker_run_over_every_transport(
     address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.socket() as probe:  # an address that both can be told
+    with socket.socket() as probe:  # an address that both can be told, and that nobody else gets meanwhile
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as who listens there does
         probe.bind(("127.0.0.1", 0))
         where = address.format(port=probe.getsockname()[1])
-    if where.startswith("tcp"):
-        monkeypatch.setattr(mchannel, "open", functools.partial(mchannel.open, insecure=True))
-        monkeypatch.setattr(mchannel, "listen", functools.partial(mchannel.listen, insecure=True))
-    monkeypatch.setattr("sys.argv", ["hello", where])
-    with ThreadPoolExecutor() as threads:
-        broker = threads.submit(runpy.run_path, str(EXAMPLES / "hello_broker.py"))
-        agent = threads.submit(runpy.run_path, str(EXAMPLES / "hello_agent.py"))
-        agent.result(30)
-        broker.result(30)
+        if where.startswith("tcp"):
+            monkeypatch.setattr(mchannel, "open", functools.partial(mchannel.open, insecure=True))
+            monkeypatch.setattr(mchannel, "listen", functools.partial(mchannel.listen, insecure=True))
+        monkeypatch.setattr("sys.argv", ["hello", where])
+        with ThreadPoolExecutor() as threads:
+            broker = threads.submit(runpy.run_path, str(EXAMPLES / "hello_broker.py"))
+            agent = threads.submit(runpy.run_path, str(EXAMPLES / "hello_agent.py"))
+            agent.result(30)
+            broker.result(30)
     said = capsys.readouterr().out.splitlines()
     assert [float(line.split()[0]) for line in said] == [0.0, 0.03, 0.4, 0.0]
     assert "SetFrequency" in said[1]

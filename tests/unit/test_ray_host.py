@@ -84,6 +84,7 @@ def alone() -> str:
     return done.stderr.strip() or str(done.returncode) if done.returncode else ""
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'mchannel[ray]'")
 @pytest.mark.skipif(bool(reason := alone()), reason=f"needs a network namespace of its own: {reason}")
 def test_edges_are_the_same_on_ray_where_hosts_come_and_are_killed(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -93,7 +94,7 @@ def test_edges_are_the_same_on_ray_where_hosts_come_and_are_killed(tmp_path_fact
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=110,
+        timeout=280,
         check=False,
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)},
     )
