@@ -151,6 +151,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="alerts-"))
     monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(made / "run"))
     monkeypatch.delenv("MBROKER_CONTROL", raising=False)
+    monkeypatch.setattr("mbroker.control._PATIENCE", 30.0)
     yield made
     shutil.rmtree(made)
 

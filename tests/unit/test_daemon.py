@@ -136,6 +136,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Generator[Daemon]:
     folder = Path(tempfile.mkdtemp(prefix="mbrokerd-"))
     monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(folder / "run"))
     monkeypatch.delenv("MBROKER_CONTROL", raising=False)
+    monkeypatch.setattr("mbroker.control._PATIENCE", 30.0)
     driver = folder / "sys/devices/system/cpu/cpufreq/policy0"
     driver.mkdir(parents=True)
     (folder / "proc/sys/kernel/random").mkdir(parents=True)
