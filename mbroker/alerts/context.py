@@ -20,7 +20,7 @@ Seen: TypeAlias = "tuple[Series, array[int], array[float]]"
 
 MOST = 100_000
 """Samples that are kept around one edge of an alert, at most."""
-REST = 9.0
+REST = 19.0
 """Times as long as it works whoever looks for what is to be kept and packs it rests; see :mod:`.leisure`."""
 _LARGEST = 64 << 20
 _LIMITS = packing.Limits(binary=_LARGEST, items=1_000_000)

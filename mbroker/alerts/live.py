@@ -87,7 +87,10 @@ class Live:
             number: (array("q"), array("d")) for number in leisurely(order, rest)
         }
         for first in leisurely(range(0, len(self.series), _SLICE), rest):
-            some = (column[first : first + _SLICE] for column in (self.series, self.times, self.values))
+            when = self.times[first : first + _SLICE]
+            if max(when, default=begin) < begin:
+                continue  # mostly an hour is here, and some minutes of it are wanted
+            some = self.series[first : first + _SLICE], when, self.values[first : first + _SLICE]
             for number, at, value in zip(*some, strict=False):  # as in rows
                 if number in found and begin <= at < end:
                     times, values = found[number]

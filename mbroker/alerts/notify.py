@@ -174,7 +174,8 @@ class Teller:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_POLL if wake is None else min(_POLL, wake)):
                     await self._news.wait()
-            await asyncio.sleep(max(rest - time.monotonic(), 0))
+            if (left := rest - time.monotonic()) > 0:
+                await asyncio.sleep(left)
 
     def _step(self, tasks: asyncio.TaskGroup) -> float | None:
         """Put one plan to work; return in how many seconds to plan again."""
