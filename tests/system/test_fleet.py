@@ -38,13 +38,13 @@ def exactly_once(pair: Pair, at: BrokerProcess) -> dict[str, Any]:
     """See that both directions lost and repeated nothing, and return what the agent said at its end."""
     talk = Talk(pair)
     end = talk.end(at)
+    assert end["repeated"] == 0
+    for broker in pair:  # which says before what it heard
+        broker.tell("sent")
+        assert end.get(f"from_{broker.host.name}", 0) == broker.wait("sent")["number"]
     heard = [said["number"] for said in talk.heard()]
     assert heard == list(range(end["number"]))
     assert not any(said["redelivered"] for said in talk.heard())
-    assert end["repeated"] == 0
-    for broker in pair:
-        broker.tell("sent")
-        assert end.get(f"from_{broker.host.name}", 0) == broker.wait("sent")["number"]
     return end
 
 
