@@ -307,7 +307,7 @@ def test_a_failed_reload_closes_the_addresses_and_ends_the_policies_that_it_bega
     assert "method" in status.problem
     assert status.listening == ("shm:///web1",)
     assert not (daemon.folder / "run/db.shm").exists()
-    assert children.read_text() == before
+    until(lambda: children.read_text() == before)
 
 
 def test_a_reload_with_a_bad_actuator_never_touches_the_clock(daemon: Daemon) -> None:
