@@ -198,12 +198,13 @@ class Publisher:
 
     channel: mchannel.Channel[Event]
     run: int = 1
+    _last: int = 0
 
     def declare(self, *names: Named) -> None:
         self.channel.write(Declared(self.run, 0, names).to_event(), timeout=10)
 
     def say(self, number: int, value: float, ahead: float = 0.0) -> None:
-        now = round((time.time() + ahead) * 1000)
+        self._last = now = max(self._last + 1, round((time.time() + ahead) * 1000))  # no two in one millisecond
         said = Samples(self.run, array("I", [number]), array("d", [value]), array("q", [now]))
         self.channel.write(said.to_event(), timeout=10)
 
