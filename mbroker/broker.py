@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import cast
+from typing import TypeGuard, cast
 
 import attrs
 
@@ -361,7 +361,7 @@ class Broker:
         before, self._cpu_levels = self._cpu_levels, self._host.cpu_levels()
         changed: dict[int, list[int]] = {}
         for cpu, level in self._cpu_levels.items():
-            if before.get(cpu, self._host.top) != level:
+            if before[cpu] != level:
                 changed.setdefault(level, []).append(cpu)
         for level, cpus in sorted(changed.items()):
             yield SetPState(tuple(sorted(cpus)), level)
@@ -384,8 +384,8 @@ def _check(action: object, event: Event, host_wide: bool) -> None:
         case SetPState(cpus=tuple(cpus), level=level):
             if not host_wide:
                 raise _BadDecision("asked for SetPState: only a policy hosted host_wide acts on physical CPUs")
-            if not cpus or not all(map(_is_int, cpus)) or not _is_int(level):
-                raise _BadDecision("SetPState: cpus and level must be whole numbers")
+            if not cpus or not all(_is_int(cpu) and cpu >= 0 for cpu in cpus) or not _is_int(level):
+                raise _BadDecision("SetPState: cpus must be numbers of physical CPUs, and level a whole number")
             return
         case _:
             raise _BadDecision(f"answered with {type(action).__name__}, which is no action")
@@ -397,5 +397,5 @@ def _are_prefixes(topics: object) -> bool:
     return isinstance(topics, tuple) and all(isinstance(each, str) for each in cast("tuple[object]", topics))
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_int(value: object) -> TypeGuard[int]:
+    return type(value) is int  # one of a class of its own could raise when it is reckoned with

@@ -45,8 +45,8 @@ class Host:
         return self.top if known is None else known.level
 
     def with_level(self, domain: str, level: int) -> Host:
-        """Return the picture in which *domain* runs at *level*."""
-        known = self.domains.get(domain, Domain(domain, level))
+        """Return the picture in which *domain* runs at *level*; one not seen yet is mapped onto no physical CPU."""
+        known = self.domains.get(domain, Domain(domain, level, ()))
         return attrs.evolve(self, domains={**self.domains, domain: attrs.evolve(known, level=level)})
 
     def at_top(self) -> Host:

@@ -138,6 +138,16 @@ def test_budgets_follow_the_callers_clock_and_not_the_guests_claim() -> None:
 NONSENSE: Any = "4"
 
 
+class Trap(int):
+    """A number as long as nobody reckons with it."""
+
+    def __add__(self, _: int) -> int:
+        raise RuntimeError("caught")
+
+    __radd__ = __lt__ = __gt__ = __eq__ = __add__  # type: ignore[assignment]
+    __hash__ = int.__hash__
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -147,6 +157,8 @@ NONSENSE: Any = "4"
         answering([SetFrequency("web1", step=True)]),
         answering([SetFrequency("web1", step=NONSENSE)]),
         answering([SetFrequency("web1", level=NONSENSE)]),
+        answering([SetFrequency("web1", step=Trap(1))]),
+        answering([SetFrequency("web1", level=Trap(1))]),
         answering([Notify("web1", "x" * 10_000)]),
         answering([Notify("web1", "hello")] * 65),
         answering([SetFrequency("db", step=1)]),
@@ -212,12 +224,33 @@ def test_a_policy_that_behaved_for_long_starts_with_a_short_bench_again() -> Non
     assert broker.reports(now=100.0)[0].benched_for == 1.0
 
 
+@pytest.mark.parametrize(("again", "bench"), [(2.9, 2.0), (3.1, 1.0)])
+def test_a_policy_behaved_for_long_after_twice_the_time_that_it_was_out(again: float, bench: float) -> None:
+    broker = Broker(Host("h"), [Scripted(raising)])
+    broker.handle(event(0.0))
+    broker.handle(event(again))
+    assert broker.reports(now=again)[0].benched_for == pytest.approx(bench)
+
+
 def test_a_host_wide_policy_may_act_on_other_domains_and_on_physical_cpus() -> None:
     asked: list[Action] = [SetFrequency("db", step=-1), SetPState((7,), 99)]
     broker = Broker(host(web1=4, db=4), [Hosted(answering(asked), host_wide=True)])
     actions = broker.handle(event())
     assert ("db", 3) in frequencies(actions)
     assert SetPState((7,), 4) in actions
+
+
+@pytest.mark.parametrize("cpus", [(), (-1,), (0, -1), (Trap(0),), (True,), [0]])
+def test_physical_cpus_that_cannot_be_are_refused(cpus: Any) -> None:
+    broker = Broker(host(web1=4), [Hosted(answering([SetPState(cpus, 0)]), host_wide=True)])
+    assert not [action for action in broker.handle(event()) if isinstance(action, SetPState)]
+    assert broker.reports()[0].failures == 1
+
+
+def test_a_domain_that_is_not_known_moves_no_physical_cpu() -> None:
+    broker = Broker(host(web2=1), [Hosted(answering([SetFrequency("web2 ", level=3)]), host_wide=True)])
+    assert broker.handle(event()) == [SetFrequency("web2 ", level=3)]
+    assert broker.host.cpu_levels() == {0: 1}
 
 
 def test_an_action_that_failed_is_taken_out_of_the_picture() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mbroker.action import SetFrequency, SetPState
 from mbroker.broker import Broker, Hosted
-from mbroker.host import Host
+from mbroker.host import Domain, Host
 from mbroker.policies.sla_dvfs import Basic, TopSpeed
 from mbroker.replay import read_trace, replay, trace_line
 from mchannel.event import Event
@@ -90,7 +90,7 @@ def test_garbage_raises_nothing_but_value_error(line: str) -> None:
 
 
 def test_steps_are_resolved_and_clamped_as_they_are_live() -> None:
-    host = Host("h").with_level("web1", 3)
+    host = Host("h", domains={"web1": Domain("web1", 3)})
     late = [Event("sla.epoch", "web1", 0.5, at) for at in (1.0, 1.5)]
     decisions = [actions for _, actions in replay(Basic(), host, late)]
     assert decisions == [[SetFrequency("web1", level=4), SetPState((0,), 4)], []]
