@@ -151,6 +151,7 @@ class Desk:
         """
         with self._whole():
             answer = self._take(event)
+        await asyncio.sleep(0)  # the teller begins before the publisher's thread competes with this one
         while self._watch.is_behind:  # noqa: ASYNC110 - what it waits for is a disk, which is tried every tick
             await asyncio.sleep(_TICK)
         return answer
@@ -309,11 +310,11 @@ class Desk:
             self._changed(alerts)
 
     def _changed(self, alerts: Iterable[Alert]) -> None:
-        alerts = list(alerts)
+        alerts, loop = list(alerts), asyncio.get_running_loop()
+        self._teller.poke()
         self._keeper.add(alerts, unix_ms())
         for alert in alerts:
-            self._announce(alert)
-        self._teller.poke()
+            loop.call_soon(self._announce, alert)  # in another thread, which would compete with the teller
 
     def _told_by(
         self, manners: Mapping[str, Manner], told: Mapping[str, Notifier]
