@@ -88,6 +88,11 @@ class FramedLink:
         return self._session.session
 
     @property
+    def epoch(self) -> int:
+        """Which connection of the session this is; the agent counts them."""
+        return self._session.epoch
+
+    @property
     def flushed(self) -> bool:
         """Whether the peer has acknowledged everything that was sent."""
         return self._session.flushed
@@ -458,14 +463,18 @@ class FramedGate:
 
     def _admit(self, stranger: _Stranger, hello: Hello, data: bytes, epoch: int) -> None:
         key = (stranger.transport.peer.identity, hello.session)
-        link = None if key in self._adopted else self._links.get(key)
+        adopted = self._adopted.get(key)
+        link = self._links.get(key) if adopted is None else None
         if link is not None and isinstance(link.failure, ChannelBroken):
             link = None  # it was given up, but here it is
+        known = adopted[0].epoch if adopted is not None else link.epoch if link is not None else 0
         if link is not None and link.moved:
             return  # the successor will answer
         if link is not None and link.state in (State.ENDED, State.CLOSED):
             self._refuse(stranger, epoch, "this channel is over; open a new one")
             return
+        if epoch <= known:
+            return  # said before, and late or repeated: an agent that goes on has counted further
         if link is None:
             self._forget_ended()
             if len(self._links) >= _MAX_LINKS:
