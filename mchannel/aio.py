@@ -24,8 +24,7 @@ R = TypeVar("R")
 class _Waker:
     """Wakes tasks when a port has news, and does what is due by the clock. One for each link or gate."""
 
-    def __init__(self, source: Link | Gate, port: Port | None, arm: Callable[[], None] = lambda: None) -> None:
-        self._arm = arm
+    def __init__(self, source: Link | Gate, port: Port | None) -> None:
         self._loop = asyncio.get_running_loop()
         self._source = source
         self._news = asyncio.Event()
@@ -36,13 +35,19 @@ class _Waker:
             self._fd = port.fileno()
             self._loop.add_reader(self._fd, port.pump)
 
-    async def until(self, step: Callable[[], R | None], late: float | None, why: str) -> R:
-        """Try *step*, now and at news, until it returns something; raise ChannelTimeout(*why*) at *late*."""
+    async def until(
+        self, step: Callable[[], R | None], late: float | None, why: str, arm: Callable[[], bool] = lambda: False
+    ) -> R:
+        """Try *step*, now and at news, until it returns something; raise ChannelTimeout(*why*) at *late*.
+
+        After a step in vain *arm* asks for news of what it lacks; when there is some already it returns True instead.
+        """
         while True:
             self._news.clear()
-            self._arm()  # first: what comes between this look and the wait is news
             if (found := step()) is not None:
                 return found
+            if arm():
+                continue
             self.schedule()
             try:
                 async with asyncio.timeout(None if late is None else max(late - time.monotonic(), 0)):
@@ -95,14 +100,14 @@ class AsyncChannel(ChannelFace[T]):
         """
         payload = self._encode(message)
         if not self._send(payload):
-            await self._waker.until(partial(self._sent, payload), until(timeout), FULL)
+            await self._waker.until(partial(self._sent, payload), until(timeout), FULL, self._link.arm_writable)
 
     async def write_many(self, messages: Sequence[T], timeout: float | None = None) -> None:
         """Send *messages* in order. On ChannelTimeout or cancellation some may have been taken."""
         payloads = [self._encode(message) for message in messages]
         late = until(timeout)
         while payloads := payloads[self._link.send_many(payloads) :]:
-            await self._waker.until(partial(self._sent, payloads.pop(0)), late, FULL)
+            await self._waker.until(partial(self._sent, payloads.pop(0)), late, FULL, self._link.arm_writable)
 
     async def read(self, timeout: float | None = None) -> T:
         """Acknowledge the previous message and return the next; wait at most *timeout* seconds.
@@ -113,7 +118,7 @@ class AsyncChannel(ChannelFace[T]):
             return self._batch.next()
         payload = self._recv()
         if payload is None:
-            payload = await self._waker.until(self._recv, until(timeout), SILENT)
+            payload = await self._waker.until(self._recv, until(timeout), SILENT, self._link.arm_readable)
         return self._decode(payload)
 
     async def receive(self, timeout: float | None = None) -> Message[T]:
@@ -123,7 +128,8 @@ class AsyncChannel(ChannelFace[T]):
     async def read_many(self, limit: int = 1024, timeout: float | None = None) -> list[T]:
         """Return between 1 and *limit* messages, as :meth:`mchannel.channel.Channel.read_many`."""
         if not self._batch.left and not self._batch.gather(limit):
-            await self._waker.until(partial(self._batch.gather, limit), until(timeout), SILENT)
+            gather = partial(self._batch.gather, limit)
+            await self._waker.until(gather, until(timeout), SILENT, self._link.arm_readable)
         return self._batch.take(limit)
 
     def done(self) -> None:
@@ -207,7 +213,7 @@ class AsyncListener(ListenerFace[T]):
         why = f"no agent came to {self._gate.address}"
         link = await self._waker.until(self._accepted, until(timeout), why)
         port = None if link.port is self._gate.port else link.port
-        return AsyncChannel(link, self._codec, _Waker(link, port, link.arm))
+        return AsyncChannel(link, self._codec, _Waker(link, port))
 
     async def __aiter__(self) -> AsyncIterator[AsyncChannel[T]]:
         """Yield channels for ever."""
@@ -255,7 +261,7 @@ async def open_async(
     opening = Opening.of(address, wishes, timeout)
     while (link := opening.knock()) is None:  # noqa: ASYNC110 - nothing tells when somebody begins to listen
         await asyncio.sleep(KNOCK_INTERVAL)
-    waker = _Waker(link, link.port, link.arm)
+    waker = _Waker(link, link.port)
     try:
         await waker.until(lambda: opening.is_answered(link) or None, opening.late, opening.unanswered)
         return AsyncChannel(link, codec or EventCodec(), waker, opening.answer(link))

@@ -34,8 +34,10 @@ class Channel(ChannelFace[T]):
 
         Raises ChannelClosed when this end was closed.
         """
-        opened(self._link).arm()
-        return self._link.port.fileno()
+        link = opened(self._link)
+        link.arm_readable()
+        link.arm_writable()
+        return link.port.fileno()
 
     def write(self, message: T, timeout: float | None = None) -> None:
         """Send *message*; wait while the channel is full, at most *timeout* seconds.

@@ -58,9 +58,13 @@ class _Through(OverLink):
         """Sleep until there may be room."""
         self._link.wait_writable(timeout)
 
-    def arm(self) -> None:
-        """Ask for news."""
-        self._link.arm()
+    def arm_readable(self) -> bool:
+        """Ask for news when a message comes."""
+        return self._link.arm_readable()
+
+    def arm_writable(self) -> bool:
+        """Ask for news when there is room."""
+        return self._link.arm_writable()
 
     def deadline(self) -> float | None:
         """Return when :meth:`tick` is due next."""
@@ -201,7 +205,11 @@ class _Past:
 
     def wait_writable(self, timeout: float | None) -> None: ...
 
-    def arm(self) -> None: ...
+    def arm_readable(self) -> bool:
+        return False
+
+    def arm_writable(self) -> bool:
+        return False
 
     def deadline(self) -> float | None:
         return None

@@ -166,8 +166,13 @@ class FramedLink:
         self._session.acknowledge()
         self._flush()
 
-    def arm(self) -> None:
+    def arm_readable(self) -> bool:
         """Nothing to ask for: the port wakes whenever something arrives."""
+        return False
+
+    def arm_writable(self) -> bool:
+        """Nothing to ask for: room comes with acknowledgements, which arrive."""
+        return False
 
     def wait_readable(self, timeout: float | None) -> None:
         """Sleep until there may be news."""

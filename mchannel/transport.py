@@ -295,8 +295,12 @@ class Link(Protocol):
         """Sleep until there may be room or *timeout* seconds have passed; may return early."""
         ...
 
-    def arm(self) -> None:
-        """Ask for ``on_news`` through the port; the caller looks once more before it sleeps."""
+    def arm_readable(self) -> bool:
+        """Ask for ``on_news`` when a message comes; True when there may be one already: then look once more."""
+        ...
+
+    def arm_writable(self) -> bool:
+        """Ask for ``on_news`` when there is more room than the last message found; True when there may be already."""
         ...
 
     def deadline(self) -> float | None:

@@ -153,11 +153,13 @@ class ShmLink(ABC):
             return
         self.tick(time.monotonic())
 
-    def arm(self) -> None:
-        """Ask the peer to ring the socket."""
-        if self._end is not None:
-            self._end.arm_readable()
-            self._end.arm_writable()
+    def arm_readable(self) -> bool:
+        """Ask the peer to ring the socket when there is a message; True when there may be one already."""
+        return self._end is not None and self._end.arm_readable()
+
+    def arm_writable(self) -> bool:
+        """Ask the peer to ring the socket when it makes room; True when there may be more already."""
+        return self._end is not None and self._end.arm_writable()
 
     def deadline(self) -> float | None:
         """Return when :meth:`tick` is due next."""

@@ -159,6 +159,21 @@ class Messages(Bench):
         broker.done()
         writing.result(SOON)
 
+    def test_a_writer_of_messages_of_any_length_goes_on_when_there_is_room(self) -> None:
+        agent, broker = self.pair(window=1 << 16, max_message=1 << 12)
+        messages = [bytes(number * 997 % 4096) for number in range(1000)]
+
+        def write() -> None:
+            for message in messages:
+                agent.write(message, timeout=2 * SOON)
+
+        writing = self.meanwhile(write)
+        for number, message in enumerate(messages):
+            if number % 50 == 0:
+                time.sleep(0.005)  # so that the channel is full, and has room for some and not for others
+            assert broker.read(timeout=SOON) == message
+        writing.result(SOON)
+
     def test_the_descriptor_wakes_select(self) -> None:
         agent, broker = self.pair()
         if self.asyncio:

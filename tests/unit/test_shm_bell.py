@@ -34,7 +34,7 @@ def test_a_bell_that_a_tick_silences_is_still_news(ends: tuple[Link, Link]) -> N
     agent, broker = ends
     news: list[bool] = []
     broker.on_news = lambda: news.append(True)
-    broker.arm()
+    broker.arm_readable()
     assert broker.recv() is None
     agent.send(b"hello")
     broker.tick(time.monotonic())  # as an asyncio face does between its last look and its wait
@@ -55,6 +55,6 @@ def test_a_tick_that_hears_nothing_is_no_news(ends: tuple[Link, Link]) -> None:
     news: list[bool] = []
     broker.tick(time.monotonic())
     broker.on_news = lambda: news.append(True)
-    broker.arm()
+    broker.arm_readable()
     broker.tick(time.monotonic())
     assert not news
