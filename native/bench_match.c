@@ -66,10 +66,9 @@ static void draw(load *l) {
 static double spent, edges, samples; /* since the last of them was set to 0 */
 
 static inline void push(match_engine *e, const load *l) {
-  static match_edge taken[BATCH];
   for (size_t done = 0; done < BATCH;) {
     done += match_push(e, l->ids + done, l->values + done, l->times + done, BATCH - done, BATCH);
-    for (size_t count; (count = match_take(e, taken, BATCH));) edges += (double)count;
+    edges += (double)match_take(e).count;
   }
   match_settle(e);
   samples += BATCH;

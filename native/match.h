@@ -89,6 +89,11 @@ typedef struct match_edge {
   uint32_t fires;  /* 1: began, 0: ended */
 } match_edge;
 
+typedef struct match_edges { /* in the order in which they came about */
+  const match_edge *first;
+  size_t count;
+} match_edges;
+
 typedef struct match_counters {
   uint64_t samples;   /* accepted */
   uint64_t nans, late, infinite; /* not a number; not newer than the newest of its series; both dropped. Kept, counted */
@@ -138,7 +143,7 @@ size_t match_push(match_engine *e, const uint32_t *series, const double *values,
 void match_settle(match_engine *e); /* after the last sample of a batch; what was added or joined is matched, too */
 /* What the clock alone makes true until then, each at its own moment; it does not go back. */
 void match_tick(match_engine *e, int64_t clock);
-size_t match_take(match_engine *e, match_edge *edges, size_t room);
+match_edges match_take(match_engine *e); /* all that wait; the memory is the engine's, until the next call of it */
 
 /* All that an engine knows, edges not yet taken included, for this build on this kind of machine. Between batches:
  * MATCH_BAD before match_settle. Return the bytes it needs; they are written if there is room for them. */

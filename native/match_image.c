@@ -50,7 +50,7 @@ int64_t match_save(const match_engine *e, uint8_t *image, size_t room) {
   writer w = {.to = image, .room = image ? room : 0};
   head h = {.magic = MAGIC, .version = VERSION, .longest = e->longest, .series = e->series.used,
             .leaves = e->leaves.used, .rules = e->rule_count, .groups = e->group_count, .timers = e->timer_count,
-            .edges = e->made - e->taken, .clock = e->clock, .counters = e->counters};
+            .edges = e->made, .clock = e->clock, .counters = e->counters};
   memcpy(h.sizes, SIZES, sizeof SIZES);
   put(&w, &h, sizeof h);
   for (size_t i = 0; i < e->series.used; i++) {
@@ -84,7 +84,7 @@ int64_t match_save(const match_engine *e, uint8_t *image, size_t room) {
   put(&w, e->timers, e->timer_count * sizeof *e->timers);
   put_list(&w, &e->heap); /* as it lies: of timers that are due together the order is told by nothing else */
   for (uint32_t i = 0; i < MATCH_LEAVES + 2; i++) put_list(&w, e->free_leaves + i);
-  if (e->edges) put(&w, e->edges + e->taken, (e->made - e->taken) * sizeof *e->edges);
+  if (e->edges) put(&w, e->edges, e->made * sizeof *e->edges);
   return (int64_t)w.used;
 }
 

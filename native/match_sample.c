@@ -167,8 +167,7 @@ static inline __attribute__((always_inline)) void ahead(match_engine *e, const u
     const window *w = s->windows;
     uint32_t windows = s->width < 3 ? s->width : 3;
     if (s->flags & SERIES_NEWEST) {
-      uintptr_t streams = (uintptr_t)w->bag.streams;
-      __builtin_prefetch((void *)(leaves(w, values[7]) ? streams : (uintptr_t)w), 1);
+      __builtin_prefetch((void *)either(leaves(w, values[7]), (uintptr_t)w->bag.streams, (uintptr_t)w), 1);
       windows--, w++;
     }
     for (; windows; windows--, w++) {
@@ -178,8 +177,10 @@ static inline __attribute__((always_inline)) void ahead(match_engine *e, const u
   }
   if (which[3] < used) {
     const series *s = all + which[3];
-    if (s->flags & SERIES_NEWEST && UNLIKELY(leaves(s->windows, values[3]))) {
-      const stream *st = s->windows->bag.streams;
+    if (s->flags & SERIES_NEWEST) {
+      static const stream none = {.bounds = (double *)ends};
+      const window *w = s->windows;
+      const stream *st = (void *)either(leaves(w, values[3]), (uintptr_t)w->bag.streams, (uintptr_t)&none);
       uintptr_t bounds = (uintptr_t)st->bounds, names = bounds + st->room * sizeof(double);
       __builtin_prefetch((void *)(bounds + st->at * sizeof(double)));
       __builtin_prefetch((void *)(names + st->at * sizeof(uint32_t)));
@@ -189,8 +190,8 @@ static inline __attribute__((always_inline)) void ahead(match_engine *e, const u
 
 HOT size_t match_push(match_engine *e, const uint32_t *which, const double *values, const int64_t *times, size_t count,
                       size_t room) {
-  size_t i = 0, refused = 0, full = e->taken + (room < SIZE_MAX - e->taken ? room : SIZE_MAX - e->taken);
-  for (; i < count && e->made < full && !e->broken; i++) {
+  size_t i = 0, refused = 0;
+  for (; i < count && e->made < room && !e->broken; i++) {
     ahead(e, which + i, values + i, count - i);
     double x = values[i];
     int64_t at = times[i];

@@ -150,20 +150,16 @@ void emit(match_engine *e, uint32_t which, bool fires, int64_t at, double value)
   e->edges[e->made++] = (match_edge){.at = at, .value = value, .rule = which, .fires = fires};
 }
 
-size_t match_take(match_engine *e, match_edge *edges, size_t room) {
-  size_t count = e->made - e->taken;
-  if (count > room) count = room;
-  if (!count) return 0;
-  const match_edge *waiting = e->edges + e->taken;
-  for (size_t i = 0; i < count; i++) {
-    if (i + 32 < count) __builtin_prefetch(LEAVES(e) + waiting[i + 32].rule);
-    uint32_t which = waiting[i].rule;
-    leaf of = LEAVES(e)[which];
-    edges[i] = waiting[i];
-    edges[i].owner = TRUTHS(e)[which] & (LEAF_FREE | LEAF_WHOLE) ? of.rule : e->rules[of.rule].owner;
-    edges[i].source = TRUTHS(e)[which] & LEAF_FREE || of.source & GROUP ? MATCH_NOTHING : of.source;
+match_edges match_take(match_engine *e) {
+  match_edges taken = {.first = e->edges, .count = e->made};
+  for (size_t i = 0; i < e->made; i++) {
+    if (i + 32 < e->made) __builtin_prefetch(LEAVES(e) + e->edges[i + 32].rule);
+    match_edge *edge = e->edges + i;
+    leaf of = LEAVES(e)[edge->rule];
+    uint8_t truth = TRUTHS(e)[edge->rule];
+    edge->owner = truth & (LEAF_FREE | LEAF_WHOLE) ? of.rule : e->rules[of.rule].owner;
+    edge->source = truth & LEAF_FREE || of.source & GROUP ? MATCH_NOTHING : of.source;
   }
-  e->taken += count;
-  if (e->taken == e->made) e->taken = e->made = 0;
-  return count;
+  e->made = 0;
+  return taken;
 }

@@ -34,21 +34,30 @@ void stream_guard(stream *s) {
   if (look && is_order(s->function)) s->below_low = UINT32_MAX / 2; /* as good as all, until they are counted */
 }
 
-uint32_t stream_rank(const stream *s, double value) { /* galloping from where it was */
+enum { NEAR = 12 }; /* bounds next to where it was that are asked one by one: it seldom jumps further */
+
+uint32_t stream_rank(const stream *s, double value) {
   const double *b = s->bounds;
-  uint32_t from = 0, n = s->at;
-  if (s->at < s->count && value >= b[s->at]) {
-    uint32_t step = 1;
-    from = s->at + 1;
-    while (from + step <= s->count && b[from + step - 1] <= value) from += step, step *= 2;
-    n = from + step > s->count ? s->count - from : step - 1;
+  uint32_t at = s->at, n = at;
+  if (at < s->count && value >= b[at]) {
+    uint32_t end = s->count - at < NEAR ? s->count : at + NEAR, step = 1;
+    do at++;
+    while (at < end && b[at] <= value);
+    if (LIKELY(at < end)) return at;
+    while (at + step <= s->count && b[at + step - 1] <= value) at += step, step *= 2; /* galloping */
+    n = at + step > s->count ? s->count - at : step - 1;
+  } else {
+    uint32_t end = at < NEAR ? 0 : at - NEAR;
+    while (at > end && !(b[at - 1] <= value)) at--;
+    if (LIKELY(at > end)) return at;
+    n = at, at = 0;
   }
   while (n) {
     uint32_t half = n >> 1;
-    if (b[from + half] <= value) from += half + 1, n -= half + 1;
+    if (b[at + half] <= value) at += half + 1, n -= half + 1;
     else n = half;
   }
-  return from;
+  return at;
 }
 
 static HOT void cross(match_engine *e, stream *s, double value, int64_t at) {

@@ -175,7 +175,6 @@ class Kernel:
     def __init__(self, *, clock: int = 0, longest: int = 1 << 20, room: int = 4096) -> None:
         """Make an empty one; *longest*: samples kept of one series, *room*: edges handed over at a time."""
         self._engine = self._owned(lib.match_new(longest, clock))
-        self._edges: Any = ffi.new("match_edge[]", room)
         self._room = room
 
     @staticmethod
@@ -316,7 +315,7 @@ class Kernel:
                 count - done,
                 self._room,
             )
-            edges += self._taken()
+            edges.append(self._taken())
         return Flips(b"".join(edges))
 
     def settle(self) -> Flips:
@@ -346,13 +345,13 @@ class Kernel:
 
     def take(self) -> Flips:
         """Return the edges that wait."""
-        return Flips(b"".join(self._taken()))
+        return Flips(self._taken())
 
-    def _taken(self) -> Iterator[bytes]:
+    def _taken(self) -> bytes:
         if lib.match_broken(self._engine):
             raise MemoryError("the matcher ran out of memory; restore its last snapshot")
-        while taken := lib.match_take(self._engine, self._edges, self._room):
-            yield ffi.buffer(self._edges, taken * _EDGE.size)[:]
+        edges = lib.match_take(self._engine)
+        return ffi.buffer(edges.first, edges.count * _EDGE.size)[:] if edges.count else b""
 
 
 def _view(view: View) -> tuple[int, int, int, int]:

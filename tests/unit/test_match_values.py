@@ -84,6 +84,23 @@ def test_a_value_is_exact(function: Function, values: list[float], steps: list[i
     assert [kernel.fires(rule) for rule in watchers] == [wanted > bound for bound in (-3.0, 0.5, 2.0)]
 
 
+@settings(deadline=None)
+@given(
+    bounds=st.lists(st.integers(0, 60), max_size=80),
+    values=st.lists(st.one_of(st.integers(-1, 61), st.sampled_from([math.inf, -math.inf])), min_size=1, max_size=12),
+)
+def test_each_threshold_between_two_values_is_passed_once(bounds: list[int], values: list[float]) -> None:
+    kernel = Kernel()
+    series = kernel.open_series(1 << 50)
+    rules = {kernel.add(Term(series, View(Made.LAST), Compare.AT_LEAST, float(bound))): bound for bound in bounds}
+    before = -math.inf
+    for at, value in enumerate(values, 1):
+        flips = [(rule, fires) for _, _, rule, _, _, fires in push(kernel, series, [(at, value)])]
+        passed = [(rule, value >= bound) for rule, bound in rules.items() if (value >= bound) != (before >= bound)]
+        assert sorted(flips) == sorted(passed)
+        before = value
+
+
 def test_a_full_buffer_of_edges_loses_none() -> None:
     kernel = Kernel(room=3)
     series = kernel.open_series(1 << 50)
