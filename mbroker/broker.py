@@ -10,13 +10,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TypeGuard, cast
+from typing import TypeGuard
 
 import attrs
 
 from mbroker.action import Action, Notify, SetFrequency, SetPState, Severity
 from mbroker.host import Host
-from mbroker.policy import Interruptible, Policy
+from mbroker.policy import Interruptible, Policy, topics_of
 from mchannel.bucket import TokenBucket
 from mchannel.errors import AuthenticationError
 from mchannel.event import Event
@@ -186,8 +186,7 @@ class Broker:
     ) -> None:
         """Host *policies*; *stopwatch* only measures how long their decisions take.
 
-        Raises :exc:`ValueError` for two policies of one name, :exc:`TypeError` for one whose
-        ``topics`` is no tuple of prefixes.
+        Raises :exc:`ValueError` for two policies of one name, :exc:`TypeError` for what is no policy.
         """
         self._host = host
         self._cpu_levels = host.cpu_levels()
@@ -199,9 +198,10 @@ class Broker:
         self._stats = Stats()
         for policy in policies:
             hosted = policy if isinstance(policy, Hosted) else Hosted(policy)
-            topics = hosted.policy.topics
-            if not _are_prefixes(topics):
-                raise TypeError(f"policy {hosted.name}: topics must be a tuple of topic prefixes, not {topics!r}")
+            try:
+                topics = topics_of(hosted.policy)
+            except TypeError as error:
+                raise TypeError(f"policy {hosted.name} cannot be asked: {error}") from None
             if hosted.name in self._seats:
                 raise ValueError(f"two policies are named {hosted.name!r}: give one another name")
             self._seats[hosted.name] = _Seat(hosted, topics)
@@ -391,10 +391,6 @@ def _check(action: object, event: Event, host_wide: bool) -> None:
             raise _BadDecision(f"answered with {type(action).__name__}, which is no action")
     if domain != event.source and not host_wide:
         raise _BadDecision(f"acted on {domain[:100]!r} at an event of {event.source!r}, and is not host_wide")
-
-
-def _are_prefixes(topics: object) -> bool:
-    return isinstance(topics, tuple) and all(isinstance(each, str) for each in cast("tuple[object]", topics))
 
 
 def _is_int(value: object) -> TypeGuard[int]:

@@ -24,7 +24,7 @@ from typing import Any, cast
 from mbroker.action import Action
 from mbroker.broker import MAX_ACTIONS, one_line
 from mbroker.host import Host
-from mbroker.policy import Policy
+from mbroker.policy import Policy, topics_of
 from mbroker.seccomp import confine_to_computing, confine_to_imports
 from mbroker.values import build, plain
 from mchannel.codec import EventCodec
@@ -47,7 +47,7 @@ def main() -> None:
     os.close(0)
     try:
         policy = _prepare(*cast("tuple[Any, ...]", unpack(pipe.recv(MAX_PACKET), FROM_BROKER)))
-        pipe.send(pack(("ready", policy.topics)))
+        pipe.send(pack(("ready", topics_of(policy))))
     except Exception as error:  # whatever keeps it from starting is for the operator to read
         pipe.send(pack(("refused", one_line(error))))
         return

@@ -12,8 +12,9 @@ from typing import Any, Literal, cast
 import attrs
 
 from mbroker.actuator import Actuator
+from mbroker.broker import one_line
 from mbroker.host import Host
-from mbroker.policy import Policy
+from mbroker.policy import Policy, topics_of
 from mbroker.values import blamed
 
 __all__ = [
@@ -68,17 +69,28 @@ def find(kind: Kind, name: str) -> EntryPoint:
 
 
 def load_class(kind: Kind, name: str) -> type[Any]:
-    """Import what the entry point names; raise :exc:`PluginError` when that fails."""
+    """Import the class that the entry point names; raise :exc:`PluginError` when that fails."""
     point = find(kind, name)
     try:
-        return cast("type[Any]", point.load())
-    except Exception as error:  # importing runs code of others
-        raise PluginError(f"{kind} {name} ({point.value}) cannot be imported: {error}") from error
+        found: object = point.load()
+    except (Exception, SystemExit) as error:  # importing runs code of others
+        raise PluginError(f"{kind} {name} ({point.value}) cannot be imported: {one_line(error)}") from error
+    if not isinstance(found, type):
+        raise PluginError(f"{kind} {name} ({point.value}) is no class")
+    return found
 
 
 def make_policy(name: str, options: Mapping[str, Any]) -> Policy:
-    """Make the policy called *name* in this process; raise :exc:`PluginError` when it does not take *options*."""
-    return cast("Policy", _make("policy", name, load_class("policy", name), options))
+    """Make the policy called *name* in this process.
+
+    Raises :exc:`PluginError` when it does not take *options*, or is no policy.
+    """
+    policy = _make("policy", name, load_class("policy", name), options)
+    try:
+        topics_of(policy)
+    except Exception as error:  # TypeError, or what its own code raises
+        raise PluginError(f"policy {name} cannot be asked: {one_line(error)}") from error
+    return cast("Policy", policy)
 
 
 def make_actuator(

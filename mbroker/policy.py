@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from mbroker.action import Action
 from mbroker.host import Host
 from mchannel.event import Event
 
-__all__ = ["Interruptible", "Policy"]
+__all__ = ["Interruptible", "Policy", "topics_of"]
 
 
 @runtime_checkable
@@ -36,3 +36,13 @@ class Interruptible(Policy, Protocol):
     def decide_within(self, event: Event, host: Host, seconds: float) -> Iterable[Action]:
         """Return what :meth:`decide` does, or raise after *seconds* at the latest."""
         ...
+
+
+def topics_of(policy: object) -> tuple[str, ...]:
+    """Return the topics that *policy* wants; raise TypeError, saying what it lacks, when it is no :class:`Policy`."""
+    if not callable(getattr(policy, "decide", None)):
+        raise TypeError("it has no method decide(event, host)")
+    topics: object = getattr(policy, "topics", None)
+    if not isinstance(topics, tuple) or not all(isinstance(each, str) for each in cast("tuple[object, ...]", topics)):
+        raise TypeError(f"its topics must be a tuple of topic prefixes, not {topics!r}")
+    return cast("tuple[str, ...]", topics)

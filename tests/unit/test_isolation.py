@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -40,13 +41,15 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Generator[Start]:
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     begun: list[IsolatedPolicy] = []
 
-    def begin(body: str, *, top: str = "", deadline: float = 5.0, **options: int) -> IsolatedPolicy:
+    def begin(
+        body: str, *, top: str = "", topics: str = "('sla.',)", deadline: float = 5.0, **options: int
+    ) -> IsolatedPolicy:
         name = f"policy_{len(begun)}"
         text = (
             f"import os, sys, time, socket, threading\n"
             f"from mbroker.action import Notify, SetFrequency\n{textwrap.dedent(top)}\n"
             f"class Policy:\n"
-            f"    topics = ('sla.',)\n"
+            f"    topics = {topics}\n"
             f"    def __init__(self, by=1): self.by, self.count = by, 0\n"
             f"    def decide(self, event, host):\n{textwrap.indent(textwrap.dedent(body), ' ' * 8)}\n"
         )
@@ -195,6 +198,16 @@ def test_a_policy_that_does_not_exist_is_refused_with_the_reason() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+def test_topics_that_are_no_tuple_are_refused_as_in_process(start: Start) -> None:
+    with pytest.raises(IsolationError, match=r"cannot start: TypeError: its topics must be a tuple"):
+        start("return ()", topics="['sla.']")
+
+
+def test_it_leaves_no_core_dump(start: Start) -> None:
+    limits = Path(f"/proc/{start('return ()').pid}/limits").read_text("ascii")
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
+
+
 def test_a_policy_that_nobody_may_read_says_where_it_must_not_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
