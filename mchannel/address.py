@@ -55,6 +55,8 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Return the address that *text* names; raise :class:`AddressError` when it names none."""
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+            raise AddressError(f"an address is text, for example 'shm:///web1', not {type(text).__name__}")
         if len(text) > _LIMIT or not text.isprintable() or "://" not in text:
             raise AddressError(f"{text[:80]!r} is not an address; write SCHEME://..., for example shm:///web1")
         try:

@@ -127,7 +127,7 @@ class AsyncChannel(ChannelFace[T]):
 
     async def read_many(self, limit: int = 1024, timeout: float | None = None) -> list[T]:
         """Return between 1 and *limit* messages, as :meth:`mchannel.channel.Channel.read_many`."""
-        if not self._batch.left and not self._batch.gather(limit):
+        if not self._batch.gather(limit):
             gather = partial(self._batch.gather, limit)
             await self._waker.until(gather, until(timeout), SILENT, self._link.arm_readable)
         return self._batch.take(limit)
@@ -155,8 +155,12 @@ class AsyncChannel(ChannelFace[T]):
 
     async def suspend(self, timeout: float = 5.0) -> None:
         """Quiesce, as :meth:`mchannel.channel.Channel.suspend`."""
-        self._link.suspend(timeout)
-        await self._waker.until(self._suspended, until(timeout), UNAGREED)
+        self._quiesce(timeout)
+        try:
+            await self._waker.until(self._suspended, until(timeout), UNAGREED)
+        except BaseException:
+            self._withdraw()
+            raise
 
     def handoff(self) -> bytes:
         """Return the suspended broker side, as :meth:`mchannel.channel.Channel.handoff`, and close this one."""
@@ -186,8 +190,9 @@ class AsyncChannel(ChannelFace[T]):
 
     def abort(self) -> None:
         """Say goodbye and let go, without waiting for acknowledgements."""
-        self._waker.close()
-        self._link.close()
+        if not self._is_copy:
+            self._waker.close()
+            self._link.close()
 
     async def __aenter__(self) -> Self:
         """Return the channel."""
@@ -227,7 +232,8 @@ class AsyncListener(ListenerFace[T]):
 
     def close(self) -> None:
         """Stop listening. Agents are not told goodbye: they look for a successor."""
-        self._waker.close()
+        if not self._is_copy:
+            self._waker.close()
         super().close()
 
     async def __aenter__(self) -> Self:

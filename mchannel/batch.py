@@ -17,6 +17,7 @@ class Batch(Generic[T]):
     """What a link returned at once and its reader has not been given yet."""
 
     def __init__(self, link: Link, decode: Callable[[bytes], T], payloads: Sequence[bytes] = ()) -> None:
+        self.recv_many = link.recv_many
         self._link = link
         self._decode = decode
         self.left = list(payloads)
@@ -24,9 +25,12 @@ class Batch(Generic[T]):
         self._stamps: Sequence[tuple[int, bool]] = link.stamps if payloads else ()
 
     def gather(self, limit: int) -> Literal[True] | None:
-        """Take up to *limit* messages from the link, if there are any; nothing may be left of those before."""
-        self.left = self._link.recv_many(limit)
-        self._stamps = ()
+        """Have messages: what is left, or up to *limit* from the link. None when there are none; raises ValueError."""
+        if limit < 1:
+            raise ValueError(f"limit must be a number of messages from 1 on, not {limit!r}")
+        if not self.left:
+            self.left = self.recv_many(limit)
+            self._stamps = ()
         return True if self.left else None
 
     def refuse_handoff(self) -> None:

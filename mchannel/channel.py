@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from mchannel.codec import Codec, EventCodec
-from mchannel.errors import ChannelTimeout, EndOfChannel, MChannelError
+from mchannel.errors import ChannelTimeout, EndOfChannel
 from mchannel.event import Event
 from mchannel.face import FULL, SILENT, UNAGREED, UNFLUSHED, ChannelFace, ListenerFace, Message
-from mchannel.patience import FLUSH_INTERVAL, KNOCK_INTERVAL, Opening, bind, left, opened, until
+from mchannel.patience import FLUSH_INTERVAL, KNOCK_INTERVAL, Opening, bind, left, opened, until, wait_of
 from mchannel.port import waiter
-from mchannel.transport import Gate, Wishes
+from mchannel.transport import Gate, Link, Wishes
+from mchannel.watch import Watch
 
 __all__ = ["Channel", "Listener", "Message", "listen", "open"]
 
@@ -29,15 +30,22 @@ class Channel(ChannelFace[T]):
     at a time, has no thread of its own, and makes progress while one of its methods runs.
     """
 
-    def fileno(self) -> int:
-        """Return a descriptor for select and poll. It may wake without a message; read with ``timeout=0`` then.
+    def __init__(self, link: Link, codec: Codec[T], received: Sequence[bytes] = ()) -> None:
+        super().__init__(link, codec, received)
+        self._wait = link.wait_readable
+        self._watch: Watch | None = None
 
-        Raises ChannelClosed when this end was closed.
+    def fileno(self) -> int:
+        """Return a descriptor for select and poll, readable while a read would not have to wait.
+
+        It may wake without a message, and rests after a read with ``timeout=0`` that finds none. Raises
+        ChannelClosed when this end was closed.
         """
         link = opened(self._link)
-        link.arm_readable()
-        link.arm_writable()
-        return link.port.fileno()
+        if self._watch is None:
+            self._watch = watch = Watch(link)
+            self._recv, self._batch.recv_many, self._wait = watch.recv, watch.recv_many, watch.wait_readable
+        return self._watch.fileno()
 
     def write(self, message: T, timeout: float | None = None) -> None:
         """Send *message*; wait while the channel is full, at most *timeout* seconds.
@@ -67,7 +75,7 @@ class Channel(ChannelFace[T]):
         recv, decode = self._recv, self._decode
         payload = recv()
         if payload is None:
-            payload = self._until(recv, self._link.wait_readable, timeout, SILENT)
+            payload = self._until(recv, self._wait, timeout, SILENT)
         return decode(payload)
 
     def receive(self, timeout: float | None = None) -> Message[T]:
@@ -79,10 +87,11 @@ class Channel(ChannelFace[T]):
 
         When one of them is no message of this codec, those before it are returned, the next read
         raises CodecError, and the one after that goes on. Nothing of what came together is
-        acknowledged before all of it was handed out, except by :meth:`suspend` and :meth:`close`.
+        acknowledged before all of it was handed out, except by :meth:`suspend` and :meth:`close`. Raises
+        ValueError for a *limit* below 1, and what :meth:`read` raises.
         """
-        if not self._batch.left and not self._batch.gather(limit):
-            self._until(partial(self._batch.gather, limit), self._link.wait_readable, timeout, SILENT)
+        if not self._batch.gather(limit):
+            self._until(partial(self._batch.gather, limit), self._wait, timeout, SILENT)
         return self._batch.take(limit)
 
     def __iter__(self) -> Iterator[T]:
@@ -103,12 +112,26 @@ class Channel(ChannelFace[T]):
         """Quiesce: flush what is on its way and be quiet, for a migration or a handoff.
 
         Acknowledges the message that was read last. Writes queue up from here on. Raises
-        ChannelTimeout when the peer does not agree in time; the channel goes on as before then.
+        ChannelTimeout when the peer does not agree in time, and ValueError for a *timeout* below 0 or
+        above a day. After that, and after an interruption, the channel goes on as before.
         """
-        self._link.suspend(timeout)
+        self._quiesce(timeout)
         late = until(timeout)
-        while not self._suspended():
-            self._nap(late, UNAGREED)
+        try:
+            while not self._suspended():
+                self._nap(late, UNAGREED)
+        except BaseException:
+            self._withdraw()
+            raise
+
+    def handoff(self) -> bytes:
+        """Return the suspended broker side for another broker's listener to adopt, and close this one.
+
+        Raises ChannelError when it is not suspended, or :meth:`read_many` has messages left to hand out.
+        """
+        snapshot = super().handoff()
+        self._unwatch()
+        return snapshot
 
     def close(self, timeout: float | None = 5.0) -> None:
         """Wait until everything written is acknowledged, say goodbye, and let go; idempotent.
@@ -122,7 +145,7 @@ class Channel(ChannelFace[T]):
         except ChannelTimeout:
             raise self._unflushed from None
         finally:
-            self._link.close()
+            self._let_go()
 
     def __enter__(self) -> Self:
         """Return the channel."""
@@ -133,13 +156,22 @@ class Channel(ChannelFace[T]):
         if kind is None:
             self.close()
         else:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if not self._is_copy:
             self._link.close()
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
 
     def _until(
         self, step: Callable[[], R | None], wait: Callable[[float | None], None], timeout: float | None, why: str
     ) -> R:
         """Wait and try *step*, until it returns something; raise ChannelTimeout(*why*) after *timeout* seconds."""
-        late, remaining = until(timeout), timeout
+        late, remaining = until(timeout), wait_of(timeout)
         while True:
             wait(remaining)
             if (found := step()) is not None:
@@ -225,7 +257,7 @@ def open(
         while not opening.is_answered(link):
             link.wait_readable(left(opening.late, opening.unanswered))
         return Channel(link, codec or EventCodec(), opening.answer(link))
-    except (MChannelError, KeyboardInterrupt):
+    except BaseException:
         link.close()
         raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Generic, Literal, TypeVar
 
@@ -17,6 +18,8 @@ __all__ = ["FULL", "SILENT", "UNAGREED", "UNFLUSHED", "ChannelFace", "ListenerFa
 
 T = TypeVar("T")
 
+_LONGEST_QUIET = 86400.0
+"""Seconds that a suspension may last."""
 FULL = "the channel stayed full; is the peer reading?"
 SILENT = "no message came"
 UNFLUSHED = "the peer has not acknowledged every message"
@@ -59,14 +62,26 @@ class OverLink:
         return self._link.session
 
 
-class ChannelFace(OverLink, Generic[T]):
+class Owned:
+    """Something that belongs to the process that made it. One that is forked off has a copy, and must not end it."""
+
+    def __init__(self) -> None:
+        self._owner = os.getpid()
+
+    @property
+    def _is_copy(self) -> bool:
+        return os.getpid() != self._owner
+
+
+class ChannelFace(OverLink, Owned, Generic[T]):
     """A channel without its waiting: steps that are tried until one says that it is done, or raises.
 
     A step returns None while it is too early. The faces differ in how they wait between two tries.
     """
 
     def __init__(self, link: Link, codec: Codec[T], received: Sequence[bytes] = ()) -> None:
-        super().__init__(link)
+        OverLink.__init__(self, link)
+        Owned.__init__(self)
         self._send = link.send
         self._recv = link.recv
         self._encode = codec.encode
@@ -104,6 +119,17 @@ class ChannelFace(OverLink, Generic[T]):
             raise ChannelBroken("the channel ended before the peer had acknowledged every message")
         return None
 
+    def _quiesce(self, timeout: float) -> None:
+        """Begin a suspension; raises ValueError for one that cannot be."""
+        if not 0 <= timeout <= _LONGEST_QUIET:
+            raise ValueError(f"a suspension lasts from 0 to {_LONGEST_QUIET:g} seconds, not {timeout!r}")
+        self._link.suspend(timeout)
+
+    def _withdraw(self) -> None:
+        """Take a suspension back that is not waited for any more: the peer may still be about to obey."""
+        if not self._is_over:
+            self._link.resume()
+
     def _suspended(self) -> Literal[True] | None:
         if self.state is State.SUSPENDED:
             return True
@@ -125,17 +151,18 @@ class ChannelFace(OverLink, Generic[T]):
 
     @property
     def _may_flush(self) -> bool:
-        return self.state in (State.OPEN, State.LOST)
+        return not self._is_copy and self.state in (State.OPEN, State.LOST)
 
     @property
     def _unflushed(self) -> ChannelTimeout:
         return ChannelTimeout(f"closed, but {self.peer.address} has not acknowledged every message")
 
 
-class ListenerFace(Generic[T]):
+class ListenerFace(Owned, Generic[T]):
     """A listener without its waiting."""
 
     def __init__(self, gate: Gate, codec: Codec[T]) -> None:
+        super().__init__()
         self._gate = gate
         self._codec = codec
         self._closed = False
@@ -171,7 +198,8 @@ class ListenerFace(Generic[T]):
     def close(self) -> None:
         """Stop listening. Agents are not told goodbye: they look for a successor."""
         self._closed = True
-        self._gate.close()
+        if not self._is_copy:
+            self._gate.close()
 
     @property
     def _open_gate(self) -> Gate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import attrs
@@ -11,7 +12,7 @@ from mchannel.address import Address
 from mchannel.errors import ChannelBroken, ChannelClosed, ChannelTimeout, EndOfChannel, NotListening
 from mchannel.transport import Gate, Link, Options, Scheme, State, Wishes, find_scheme
 
-__all__ = ["FLUSH_INTERVAL", "KNOCK_INTERVAL", "Opening", "bind", "left", "opened", "until"]
+__all__ = ["FLUSH_INTERVAL", "KNOCK_INTERVAL", "Opening", "bind", "left", "opened", "until", "wait_of"]
 
 FLUSH_INTERVAL = 0.001
 """Seconds between two looks at what the peer has acknowledged: no wire rings a bell for that."""
@@ -19,21 +20,32 @@ KNOCK_INTERVAL = 0.02
 """Seconds between two looks whether somebody listens by now."""
 LISTENER_PATIENCE = 60.0
 """Seconds that a listener keeps the channel of an agent that went silent."""
+_LONGEST = 86400.0
+"""Seconds of one wait: the kernel does not count up to infinity. Whoever waits longer waits again."""
 
 
 def until(timeout: float | None) -> float | None:
-    """Return when *timeout* seconds will have passed, on the monotonic clock; None: never."""
-    return None if timeout is None else time.monotonic() + timeout
+    """Return when *timeout* seconds will have passed, on the monotonic clock; None: never. Raises ValueError."""
+    if timeout is None:
+        return None
+    if math.isnan(timeout):
+        raise ValueError("timeout must be a number of seconds, or None to wait for ever, not nan")
+    return time.monotonic() + timeout
+
+
+def wait_of(timeout: float | None) -> float | None:
+    """Return how long a first wait may be: when *timeout* is over already, what has come is still looked at."""
+    return None if timeout is None else min(max(timeout, 0), _LONGEST)
 
 
 def left(late: float | None, why: str) -> float | None:
-    """Return the seconds that are left until *late*; raise ChannelTimeout(*why*) when there are none."""
+    """Return the seconds left until *late*, at most a day of them; raise ChannelTimeout(*why*) when there are none."""
     if late is None:
         return None
     seconds = late - time.monotonic()
     if seconds <= 0:
         raise ChannelTimeout(why)
-    return seconds
+    return min(seconds, _LONGEST)
 
 
 @attrs.frozen

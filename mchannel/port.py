@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 from collections.abc import Callable
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -46,14 +47,13 @@ class StandingPort:
         self._epoll: select.epoll | None = None
         self._behind: Port | None = None
         self._fd = -1
+        self._bell = -1
+        self._nudged = self._closed = False
         self._wait: Wait = _wait_for_nothing
 
     def fileno(self) -> int:
         """Return the descriptor, the same for as long as the port is open."""
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            self._register()
-        return self._epoll.fileno()
+        return self._made().fileno()
 
     def pump(self) -> None:
         """Pump what lies behind it at present."""
@@ -73,11 +73,36 @@ class StandingPort:
         self._wait = _wait_for_nothing if behind is None else waiter(behind)
         self._register()
 
+    def nudge(self) -> None:
+        """Make the descriptor readable until :meth:`settle`: something came that was not taken yet."""
+        if self._nudged or self._closed:
+            return
+        if self._bell < 0:
+            self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._made().register(self._bell, select.EPOLLIN)
+        self._nudged = True
+        os.eventfd_write(self._bell, 1)
+
+    def settle(self) -> None:
+        """Take the nudge back: from here on the descriptor tells what lies behind it alone."""
+        if self._nudged:
+            self._nudged = False
+            os.eventfd_read(self._bell)
+
     def close(self) -> None:
         """Let go; idempotent."""
-        self._behind = None
+        self._behind, self._closed, self._nudged = None, True, False
         if self._epoll is not None:
             self._epoll.close()
+        if self._bell >= 0:
+            os.close(self._bell)
+            self._bell = -1
+
+    def _made(self) -> select.epoll:
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._register()
+        return self._epoll
 
     def _register(self) -> None:
         if self._behind is not None and self._epoll is not None:
