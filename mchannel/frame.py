@@ -186,6 +186,25 @@ class Terms:
             Delivery.LATEST if latest else Delivery.ALL,
         )
 
+    def grant(self, asked: Terms, *, agreed: bool) -> Terms:
+        """Return what a broker of these terms answers to HELLO.
+
+        Raise :class:`ProtocolError` when they were *agreed* before, and the agent *asked* for others.
+        """
+        terms = self.join(asked)
+        if agreed and terms != self:
+            raise ProtocolError("the agent wants other terms than it agreed to; open a new channel for that")
+        return terms
+
+    def confirm(self, granted: Terms, *, agreed: bool) -> Terms:
+        """Return what an agent that wanted these terms was *granted* by WELCOME, which may be less.
+
+        Raise :class:`ProtocolError` when it is more, or not what was *agreed* before.
+        """
+        if granted != self.join(granted) or (agreed and granted != self):
+            raise ProtocolError("the broker changed terms that were agreed")
+        return granted
+
     def fields(self) -> tuple[object, ...]:
         """Return the terms as msgpack can carry them."""
         return (self.max_message, self.window, self.delivery.value)

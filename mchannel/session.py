@@ -450,9 +450,7 @@ class Session:
         hello = Hello.decode(frame.body)
         if hello.session != self.session:
             raise ProtocolError("the peer began another session on a connection that has one")
-        terms = self.terms.join(hello.terms)
-        if self._agreed and terms != self.terms:
-            raise ProtocolError("the peer wants other terms than it agreed to; open a new channel for that")
+        terms = self.terms.grant(hello.terms, agreed=self._agreed)
         self.terms, self._agreed = terms, True
         received = self.newest if self._known else None
         if not self._known:
@@ -473,10 +471,7 @@ class Session:
         welcome = Welcome.decode(frame.body)
         if self.role is not Role.AGENT or welcome.session != self.session:
             raise ProtocolError("the peer answered for another session")
-        terms = self.terms.join(welcome.terms)
-        if terms != welcome.terms or (self._agreed and terms != self.terms):
-            raise ProtocolError("the broker changed terms that were agreed")
-        self.terms, self._agreed = terms, True
+        self.terms, self._agreed = self.terms.confirm(welcome.terms, agreed=self._agreed), True
         self._heed(welcome.author)
         self.reader.skip_to(welcome.base)  # the broker side has nothing older any more
         self._ping_due = now + self.timing.heartbeat

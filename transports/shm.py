@@ -185,9 +185,7 @@ class ShmGate:
             self._welcome(link, line, frame, hello, [])
 
     def _welcome(self, link: BrokerLink, line: Line, frame: Frame, hello: Hello, descriptors: list[int]) -> None:
-        terms = link.terms.join(hello.terms)
-        if link.epoch and terms != link.terms:
-            raise ProtocolError("this agent wants other terms than it agreed to; open a new channel for that")
+        terms = link.terms.grant(hello.terms, agreed=link.epoch > 0)
         link.use(line)
         link.begin(Side.B, terms, frame.epoch)
         answer = Welcome(link.session, terms, None, 1)

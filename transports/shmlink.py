@@ -331,7 +331,6 @@ class AgentLink(ShmLink):
         line = self._connect()
         memory = Region.create(ring_size(options), pool_size(options))
         super().__init__(Peer(address.path, str(address)), options, uuid.uuid4().bytes, memory)
-        self._wanted = self.terms
         self._agreed = False
         self._knocked = time.monotonic()
         self._hello(line)
@@ -378,16 +377,14 @@ class AgentLink(ShmLink):
         super().resume()
 
     def _on_welcome(self, welcome: Welcome, descriptors: list[int]) -> None:
-        terms = self._wanted.join(welcome.terms)
-        if terms != welcome.terms or (self._agreed and terms != self.terms):
-            raise ProtocolError("the broker changed terms that were agreed")
+        terms = self.terms.confirm(welcome.terms, agreed=self._agreed)
         if descriptors and not self._agreed:  # what a predecessor of this agent left
             self.memory.close()
             self._memory = Region.attach(descriptors[0], size_limit(self._options))
             self.session = welcome.session
         elif welcome.session != self.session:
             raise ProtocolError("the broker answered for another session")
-        self._agreed, self._wanted = True, terms  # a successor of the broker is asked for the same
+        self._agreed = True  # a successor of the broker is asked for the same
         self.begin(Side.A, terms, self.epoch)
 
     def _hello(self, line: Line) -> None:
@@ -395,7 +392,7 @@ class AgentLink(ShmLink):
         self.state = State.OPENING
         self.epoch = (self.epoch + 1) & 0xFFFFFFFF
         name = self._options.name.encode()[:255].decode("utf-8", "ignore")
-        hello = Hello(self.session, name, self._wanted, 1, 0, 0)
+        hello = Hello(self.session, name, self.terms, 1, 0, 0)
         self.line.send(Frame(Kind.HELLO, self.epoch, body=hello.encode()), [self.memory.fd])
 
     def _connect(self) -> Line:

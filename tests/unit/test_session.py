@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from mchannel.frame import (
 from mchannel.handoff import Handoff
 from mchannel.packing import pack
 from mchannel.session import Role, Session, Timing
-from mchannel.transport import Delivery
+from mchannel.transport import Delivery, State
 
 NAME = b"s" * 16
 TERMS = Terms(1000, 1000, Delivery.ALL)
@@ -31,9 +32,14 @@ NOW = 100.0
 
 
 def hello(
-    epoch: int, base: int = 1, received: int = 0, name: bytes = NAME, authors: tuple[tuple[bytes, int], ...] = ()
+    epoch: int,
+    base: int = 1,
+    received: int = 0,
+    name: bytes = NAME,
+    authors: tuple[tuple[bytes, int], ...] = (),
+    terms: Terms = TERMS,
 ) -> bytes:
-    body = Hello(name, "", TERMS, base, base - 1, received, authors).encode()
+    body = Hello(name, "", terms, base, base - 1, received, authors).encode()
     return Frame(Kind.HELLO, epoch, body=body).encode()
 
 
@@ -96,6 +102,22 @@ def test_another_session_on_the_same_connection_is_refused(broker: Session) -> N
     broker.receive(hello(2, name=b"t" * 16), NOW)
     assert isinstance(broker.failure, ProtocolError)
     assert broker.epoch == 1
+
+
+@pytest.mark.parametrize(
+    "others",
+    [Terms(999, 1000, Delivery.ALL), Terms(1000, 999, Delivery.ALL), Terms(1000, 1000, Delivery.LATEST)],
+    ids=["max_message", "window", "delivery"],
+)
+def test_an_agent_cannot_change_terms_that_were_agreed(others: Terms, broker: Session) -> None:
+    broker.receive(hello(2, terms=others), NOW)
+    assert isinstance(broker.failure, ProtocolError)
+    assert (broker.terms, broker.epoch) == (TERMS, 1)
+
+
+def test_an_agent_that_could_bear_more_than_was_agreed_goes_on_as_agreed(broker: Session) -> None:
+    broker.receive(hello(2, terms=Terms(2000, 2000, Delivery.ALL)), NOW)
+    assert (broker.failure, broker.terms, broker.epoch) == (None, TERMS, 2)
 
 
 @pytest.mark.parametrize("received", [0, 1, 2])
@@ -337,6 +359,65 @@ def test_a_broker_whose_answer_is_about_something_else_is_refused(name: bytes, r
     agent.hello(NOW)
     agent.receive(Frame(Kind.WELCOME, 3, body=Welcome(name, TERMS, received, 1, agent.author).encode()).encode(), NOW)
     assert isinstance(agent.failure, ProtocolError)
+
+
+def welcome(terms: Terms, epoch: int = 1) -> bytes:
+    return Frame(Kind.WELCOME, epoch, body=Welcome(NAME, terms, None, 1, b"a" * 8).encode()).encode()
+
+
+@pytest.mark.parametrize(
+    "granted",
+    [Terms(1001, 1000, Delivery.LATEST), Terms(1000, 1001, Delivery.LATEST), TERMS],
+    ids=["message", "window", "all"],
+)
+def test_a_broker_cannot_grant_more_than_was_asked_for(granted: Terms) -> None:
+    agent = Session(Role.AGENT, NAME, attrs.evolve(TERMS, delivery=Delivery.LATEST), Timing())
+    agent.hello(NOW)
+    agent.receive(welcome(granted), NOW)
+    assert isinstance(agent.failure, ProtocolError)
+
+
+def test_a_broker_may_grant_less_than_was_asked_for_but_once() -> None:
+    agent, less = Session(Role.AGENT, NAME, TERMS, Timing()), Terms(999, 999, Delivery.LATEST)
+    agent.hello(NOW)
+    agent.receive(welcome(less), NOW)
+    assert (agent.state, agent.terms) == (State.OPEN, less)
+    agent.hello(NOW)
+    agent.receive(welcome(attrs.evolve(less, window=998), epoch=2), NOW)
+    assert isinstance(agent.failure, ProtocolError)
+
+
+def states(session: Session, *later: float) -> list[State]:
+    found: list[State] = []
+    for seconds in later:
+        session.tick(NOW + seconds)
+        found.append(session.state)
+    return found
+
+
+def test_an_agent_is_lost_after_three_heartbeats_in_silence(broker: Session) -> None:
+    assert states(broker, 2.9, 3.0) == [State.OPEN, State.LOST]
+
+
+def test_a_broker_is_lost_three_heartbeats_after_a_ping_without_an_answer(agent: Session) -> None:
+    agent.tick(NOW + 1)
+    assert [frame.flags for frame in sent(agent)] == [Flag.PING]
+    assert states(agent, 3.9, 4.0) == [State.OPEN, State.LOST]
+    assert sent(agent)[0].kind is Kind.HELLO
+
+
+def test_an_agent_whose_hello_is_on_its_way_says_no_other_because_a_broker_calls() -> None:
+    agent = Session(Role.AGENT, NAME, TERMS, Timing())
+    agent.hello(NOW)
+    agent.receive(Frame(Kind.CALL, 1).encode(), NOW)
+    assert [(frame.kind, frame.epoch) for frame in sent(agent)] == [(Kind.HELLO, 1)]
+
+
+def test_an_agent_says_hello_to_a_broker_that_has_just_come() -> None:
+    agent = Session(Role.AGENT, NAME, TERMS, Timing())
+    agent.hello(NOW)
+    agent.receive(Frame(Kind.CALL, 0).encode(), NOW)
+    assert [(frame.kind, frame.epoch) for frame in sent(agent)] == [(Kind.HELLO, 2)]
 
 
 def test_what_was_never_sent_is_not_redelivered_because_it_comes_with_a_hello(agent: Session) -> None:

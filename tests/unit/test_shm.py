@@ -367,6 +367,25 @@ def test_a_connection_that_was_overtaken_cannot_come_back(listener: mchannel.Lis
         broker.close()
 
 
+@pytest.mark.parametrize(
+    "terms",
+    [Terms(1000, TERMS.window, Delivery.ALL), attrs.evolve(TERMS, delivery=Delivery.LATEST)],
+    ids=["max_message", "delivery"],
+)
+def test_an_agent_cannot_change_terms_that_were_agreed(
+    terms: Terms, listener: mchannel.Listener[bytes], runtime: Path
+) -> None:
+    with raw(runtime) as first, raw(runtime) as again, Region.create() as own:
+        socket.send_fds(first, [hello(b"h" * 16, epoch=5)], [own.fd])
+        broker = listener.accept(timeout=2)
+        socket.send_fds(again, [hello(b"h" * 16, epoch=6, terms=terms)], [own.fd])
+        assert "other terms" in refusal(listener, again)
+        assert broker.state is State.OPEN
+        first.send(Frame(Kind.BYE, 5).encode())
+        with pytest.raises(EndOfChannel):  # it hears the first connection still
+            broker.read(timeout=2)
+
+
 def test_what_a_dead_agent_left_is_not_for_another_user() -> None:
     gate = ShmGate(mchannel.Address.parse("shm:///web2"), Options())
     link = AgentLink(gate.address, Options(name="sla"))
