@@ -42,8 +42,7 @@ class Sessions(Bench):
         found = [successor.receive(timeout=SOON)]
         while found[-1].value != b"9":
             found.append(successor.receive(timeout=SOON))
-        successor.done()
-        flushing.result(SOON)
+        self.attend(successor, flushing)
         first = int(found[0].value)
         assert first <= 3, "a message was lost"
         assert [message.value for message in found] == numbered(10 - first, first)
@@ -58,9 +57,7 @@ class Sessions(Bench):
         broker.write(b"while suspended")
         broker.resume()
         assert [broker.read(timeout=SOON) for _ in range(3)] == numbered(3)
-        with contextlib.suppress(ChannelTimeout):
-            broker.read(timeout=SHORT)
-        assert reading.result(SOON) == b"while suspended"
+        assert self.attend(broker, reading) == b"while suspended"
 
     def test_both_ends_know_that_the_broker_suspended_and_resumed(self) -> None:
         agent, broker = self.pair()
@@ -82,8 +79,7 @@ class Sessions(Bench):
         end.write(b"go on", timeout=SOON)
         flushing = self.meanwhile(end.flush, timeout=SOON)
         assert reading.result(SOON) == b"go on"
-        other.done()
-        flushing.result(SOON)
+        self.attend(other, flushing)
         answering = self.meanwhile(end.read, timeout=SOON)
         other.write(b"and back", timeout=SOON)
         assert answering.result(SOON) == b"and back"
@@ -123,9 +119,11 @@ class Sessions(Bench):
         with raises(ChannelTimeout):
             successor.read(timeout=SHORT)
         successor.write(b"last")
-        assert reading.result(SOON) == [b"on its way while it moves", b"last"]
+        assert self.attend(successor, reading) == [b"on its way while it moves", b"last"]
         agent.write(b"to the successor")
+        flushing = self.meanwhile(agent.flush, timeout=SOON)
         assert successor.read(timeout=SOON) == b"to the successor"
+        self.attend(successor, flushing)
 
     def test_a_listener_hands_over_the_channels_of_an_agent_that_is_paused(self) -> None:
         listener = self.listen()
@@ -222,7 +220,6 @@ class Sessions(Bench):
         found = [int(broker.read(timeout=SOON))]
         while found[-1] != 1999:
             found.append(int(broker.read(timeout=SOON)))
-        broker.done()
-        flushing.result(SOON)
+        self.attend(broker, flushing)
         assert found == sorted(set(found))
         assert len(found) < 1000, "history was delivered"
