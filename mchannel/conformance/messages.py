@@ -146,8 +146,7 @@ class Messages(Bench):
         finishing = self.meanwhile(agent.flush, timeout=3 * SOON)
         for number in range(written):
             assert int(broker.read(timeout=SOON)) == number
-        broker.done()
-        finishing.result(3 * SOON)
+        self.attend(broker, finishing)
         agent.write(b"room again", timeout=SOON)
         assert broker.read(timeout=SOON) == b"room again"
 
@@ -156,8 +155,7 @@ class Messages(Bench):
         messages = [message.ljust(1000) for message in numbered(1000)]
         writing = self.meanwhile(agent.write_many, messages, timeout=3 * SOON)
         assert [broker.read(timeout=SOON) for _ in messages] == messages
-        broker.done()
-        writing.result(SOON)
+        self.attend(broker, writing)
 
     def test_a_writer_of_messages_of_any_length_goes_on_when_there_is_room(self) -> None:
         agent, broker = self.pair(window=1 << 16, max_message=1 << 12)
