@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, TypeGuard, TypeVar, cast
 
 import attrs
 
@@ -62,20 +62,22 @@ class EventCodec:
         try:
             match unpack(payload, self.limits):
                 case (str() as topic, str() as source, value, int() | float() as at, detail) if _scalar(value):
-                    return Event(topic, source, cast("Scalar", value), float(at), _detail(detail))
+                    return Event(topic, source, value, float(at), _detail(detail))
                 case _:
                     raise ValueError("expected topic, source, value, at and detail")
         except (ValueError, OverflowError) as error:
             raise CodecError(f"not an event: {error}") from None
 
 
-def _scalar(value: object) -> bool:
+def _scalar(value: object) -> TypeGuard[Scalar]:
     return value is None or isinstance(value, (str, bool, int, float, bytes))
 
 
 def _detail(value: object) -> Detail:
     if not isinstance(value, dict):
         raise ValueError("detail must be a map")
+    if not value:  # as of most events
+        return {}
     for key, item in cast("dict[object, object]", value).items():
         parts = cast("tuple[object, ...]", item) if isinstance(item, tuple) else (item,)
         if not isinstance(key, str) or not all(map(_scalar, parts)):

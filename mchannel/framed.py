@@ -28,6 +28,8 @@ _BLOCKED_RETRY = 0.005
 """Seconds until a transport that could not take a frame is tried again."""
 _TURN = 0.01
 """Seconds between two looks at what is due; and so long the first wait for a message is, which is a quick one."""
+_LONG_TURN = 0.02
+"""The same for a writer that waits at the port meanwhile, where it sees what arrives."""
 _LATEST_TURN = 0.001
 """The same for ``latest``: a reader that fell behind waits for an answer."""
 _PORTIONS = 64
@@ -267,7 +269,8 @@ class FramedLink:
             self.on_news()
 
     def _look_around(self, now: float, *, pumped: bool = False) -> None:
-        self._turn = now + (_LATEST_TURN if self._session.terms.delivery is _LATEST else _TURN)
+        long = _LONG_TURN if pumped else _TURN
+        self._turn = now + (_LATEST_TURN if self._session.terms.delivery is _LATEST else long)
         self._waited = False
         if not pumped:
             self.port.pump()
@@ -365,6 +368,7 @@ class DialledLink(FramedLink):
 
     def _drop(self) -> None:
         self._standing.use(None)
+        self._turn = 0.0  # to dial again is due
         super()._drop()
 
 

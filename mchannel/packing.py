@@ -27,7 +27,8 @@ class Limits:
 
 def pack(value: object) -> bytes:
     """Return *value* as msgpack; raise TypeError, ValueError or OverflowError for what msgpack cannot hold."""
-    return cast("bytes", _msgpack.packb(value))
+    packed: bytes = _msgpack.Packer().pack(value)
+    return packed
 
 
 def pack_array(packed: Collection[bytes]) -> bytes:

@@ -11,10 +11,11 @@ import pytest
 from mchannel.address import Address
 from mchannel.errors import ChannelBroken, EndOfChannel, ProtocolError
 from mchannel.frame import Frame, Hello, Kind, Terms
-from mchannel.framed import FramedGate
+from mchannel.framed import DialledLink, FramedGate
 from mchannel.handoff import Handoff
 from mchannel.packing import pack
 from mchannel.port import StandingPort
+from mchannel.session import Role, Session, Timing
 from mchannel.transport import Delivery, Gate, Link, Options, Port, State, Transport
 from mchannel.transports.memory import MEMORY
 
@@ -127,6 +128,27 @@ def test_an_agent_that_connects_anew_takes_its_link_along(gate: Gate) -> None:
         kinds(before)
     after.send(data(2, 1, b"over the new one"))
     assert link.recv() == b"over the new one"
+
+
+def test_an_agent_that_lost_its_connection_dials_again_as_soon_as_it_waits(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for turn in ("_TURN", "_LONG_TURN"):
+        monkeypatch.setattr(f"mchannel.framed.{turn}", 3600)
+    dialled: list[Transport] = []
+
+    def dial() -> Transport:
+        dialled.append(knock())
+        return dialled[-1]
+
+    agent = DialledLink(Session(Role.AGENT, NAME, TERMS, Timing()), dial)
+    agent.wait_readable(0)
+    gate.port.pump()
+    dialled[0].close()
+    assert agent.recv() is None
+    agent.wait_readable(0)
+    assert len(dialled) == 2
+    agent.close()
 
 
 def test_an_agent_that_was_set_back_is_let_in_once_it_has_counted_further(gate: Gate) -> None:
