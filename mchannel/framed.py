@@ -264,8 +264,7 @@ class FramedLink:
         self._news()
 
     def _news(self) -> None:
-        self._pull()
-        if self.on_news is not None:
+        if not self._pull() and self.on_news is not None:
             self.on_news()
 
     def _look_around(self, now: float, *, pumped: bool = False) -> None:
@@ -305,6 +304,8 @@ class FramedLink:
         self._heard += count
         if session.outgoing:
             self._flush()
+        if count and self.on_news is not None:
+            self.on_news()  # whoever took it in may not be who waits for it
         return count > 0
 
     def _flush(self) -> None:
