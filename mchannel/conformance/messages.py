@@ -10,13 +10,16 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
+from mchannel.channel import Channel
 from mchannel.codec import EventCodec, RawCodec
 from mchannel.errors import (
     ChannelTimeout,
     CodecError,
+    EndOfChannel,
     MessageTooBig,
 )
 from mchannel.event import Event
@@ -133,6 +136,44 @@ class Messages(Bench):
         agent.write(b"at last")
         assert waiting.result(SOON) == b"at last"
 
+    def test_a_timeout_that_is_over_already_is_no_wait(self) -> None:
+        agent, broker = self.pair(window=1 << 16, max_message=1 << 12)
+        for late in (-1.0, -1e-9, 0.0, -float("inf")):
+            calls: list[Callable[[], object]] = [
+                partial(broker.read, timeout=late),
+                partial(broker.receive, timeout=late),
+                partial(broker.read_many, timeout=late),
+            ]
+            for call in calls:
+                with raises(ChannelTimeout):
+                    self.meanwhile(call).result(SOON)
+        with raises(ChannelTimeout):
+            while True:
+                self.meanwhile(agent.write, b"x" * 4096, timeout=-1).result(SOON)
+        broker.read(timeout=SOON)
+        assert self.meanwhile(broker.read, timeout=-1).result(SOON) == b"x" * 4096, "what is there is read"
+
+    def test_a_timeout_that_is_no_number_is_refused(self) -> None:
+        _, broker = self.pair()
+        with raises(ValueError):
+            self.meanwhile(broker.read, timeout=float("nan")).result(SOON)
+
+    def test_a_timeout_of_any_length_can_be_waited_for(self) -> None:
+        agent, broker = self.pair()
+        for long in (1e300, float("inf")):
+            waiting = self.meanwhile(broker.read, timeout=long)
+            time.sleep(SHORT)
+            agent.write(b"at last")
+            assert waiting.result(SOON) == b"at last"
+
+    def test_a_batch_of_no_messages_cannot_be_asked_for(self) -> None:
+        agent, broker = self.pair()
+        agent.write(b"there")
+        for limit in (0, -1):
+            with raises(ValueError):
+                self.meanwhile(broker.read_many, limit, timeout=SHORT).result(SOON)
+        assert broker.read_many(1, timeout=SOON) == [b"there"]
+
     def test_a_full_channel_blocks_until_the_timeout_and_drops_nothing(self) -> None:
         agent, broker = self.pair(window=1 << 16, max_message=1 << 12)
         written = 0
@@ -187,6 +228,90 @@ class Messages(Bench):
                 assert broker.read(timeout=0) == b"wake up"
                 return
         raise AssertionError("it woke, and there was nothing")
+
+    def test_the_descriptor_is_readable_while_something_can_be_read(self) -> None:
+        if self.asyncio:
+            return
+        agent, broker = self.pair()
+        agent.write(b"before anybody asked")
+        with select.epoll() as waiting:
+            waiting.register(broker.fileno(), select.EPOLLIN)  # once and for all
+            assert self._woken(waiting, broker) == [b"before anybody asked"]
+            for message in numbered(3):
+                agent.write(message)
+                assert self._woken(waiting, broker) == [message]
+            agent.write_many(numbered(3))
+            for message in numbered(3):
+                assert waiting.poll(SOON), "what is left woke nobody"
+                assert broker.read(timeout=SOON) == message
+            agent.write(b"after a wait")
+            assert broker.read(timeout=SOON) == b"after a wait"
+            agent.write_many(numbered(4))
+            assert waiting.poll(SOON)
+            assert broker.read_many(2, timeout=SOON)
+            assert self._woken(waiting, broker)[-1] == b"3"
+            with contextlib.suppress(ChannelTimeout):
+                agent.close(timeout=0)
+            with raises(EndOfChannel):
+                self._woken(waiting, broker)
+            assert waiting.poll(SHORT), "the end can be read again"
+
+    def test_the_descriptor_tells_what_came_while_this_end_did_something_else(self) -> None:
+        if self.asyncio:
+            return
+        agent, broker = self.pair()
+        with select.epoll() as waiting:
+            waiting.register(broker.fileno(), select.EPOLLIN)
+            for message in numbered(5):
+                with raises(ChannelTimeout):
+                    broker.read(timeout=0)
+                agent.write(message)
+                time.sleep(SHORT)  # it has arrived, and whoever looks around takes it in
+                broker.write(b"meanwhile")
+                with contextlib.suppress(ChannelTimeout):
+                    broker.flush(timeout=SHORT)
+                assert self._woken(waiting, broker) == [message]
+
+    def test_the_descriptors_of_channels_that_share_a_listener_tell_of_their_own(self) -> None:
+        if self.asyncio:
+            return
+        listener = self.listen()
+        (one, there), (two, here) = self.pair(listener), self.pair(listener)
+        with select.epoll() as waiting:
+            waiting.register(here.fileno(), select.EPOLLIN)
+            with raises(ChannelTimeout):
+                here.read(timeout=0)
+            two.write(b"for another")
+            one.write(b"for this one")
+            assert there.read(timeout=SOON) == b"for this one"
+            with contextlib.suppress(ChannelTimeout):
+                there.read(timeout=SHORT)  # all that has come is taken in
+            assert self._woken(waiting, here) == [b"for another"]
+
+    def test_the_descriptor_rests_when_there_is_nothing(self) -> None:
+        if self.asyncio:
+            return
+        _, broker = self.pair(heartbeat=SOON)
+        wakes = 0
+        with select.epoll() as waiting:
+            waiting.register(broker.fileno(), select.EPOLLIN)
+            until = time.monotonic() + 3 * SHORT
+            while time.monotonic() < until:
+                wakes += bool(waiting.poll(SHORT))
+                with contextlib.suppress(ChannelTimeout):
+                    broker.read(timeout=0)
+        assert wakes < 10, "it woke again and again"
+
+    def _woken(self, waiting: select.epoll, channel: Channel[bytes]) -> list[bytes]:
+        """Return what is read until there is no more, once the descriptor is readable."""
+        found: list[bytes] = []
+        until = time.monotonic() + SOON
+        while not found and time.monotonic() < until:
+            assert waiting.poll(SOON), "nothing woke"
+            with contextlib.suppress(ChannelTimeout):
+                while True:
+                    found.append(channel.read(timeout=0))
+        return found
 
     def test_an_interrupted_read_loses_nothing(self) -> None:
         agent, broker = self.pair()
