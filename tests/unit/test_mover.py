@@ -110,6 +110,21 @@ def test_the_source_counts_only_when_the_destination_does_not_run_the_domain_too
     assert says in result.reason
 
 
+class Passing(Severed):
+    """Hosts of which the source answers just before the domain leaves it, and the destination just after."""
+
+    async def here(self, domain: str) -> Whereabouts:
+        found = self.at_a
+        if self.may_move.is_set():
+            self.at_a = GONE
+        return found
+
+
+def test_a_domain_that_leaves_between_two_answers_does_not_run_twice() -> None:
+    result = _moved(RUNS, RUNS, Passing)
+    assert (result.moved, result.host, result.reason) == (True, "b", "the connection broke")
+
+
 def test_an_answer_about_another_domain_confirms_nothing() -> None:
     result = _moved(GONE, attrs.evolve(RUNS, domain=OTHER))
     assert (result.moved, result.host, result.step) == (False, None, "confirm")
