@@ -203,13 +203,14 @@ Examples:
 def import_rules(file: Path, dry_run: bool, receivers: Sequence[str], owner: str, address: str, output: str) -> None:
     """Subscribe to what the alerting rules of Prometheus in FILE say; tell of those that cannot be taken over.
 
-    FILE holds rules, or names files that do in its rule_files. The exit code is 1 when some were not taken over, and
-    2 when FILE cannot be read or holds no rules.
+    FILE holds rules, or names files that do in its rule_files. The exit code is 1 when some were not taken over, 2 when
+    FILE cannot be read or holds no rules, and 4 when there is no FILE.
     """
     try:
         from mbroker.alerts.prometheus import RulesError, read_rules  # noqa: PLC0415 - needs what not every host has
     except ModuleNotFoundError as missing:
         raise Failure(f"{missing.name} is missing; install it: pip install 'mchannel[prometheus]'") from None
+    file.stat()  # one that is not there is the same to all commands
     try:
         imported = read_rules(file)
     except RulesError as error:

@@ -195,12 +195,13 @@ def trust(folder: Path, name: str, public_key_text: str, *, server: bool = False
 def untrust(folder: Path, name: str) -> None:
     """Forget the key called *name*; a connection that stands goes on until it ends."""
     check_name(name)
-    with _explained(folder), _opened(folder), _opened(folder / "trusted") as at:
+    with _explained(folder), _opened(folder):
         try:
-            os.unlink(f"{name}.pub", dir_fd=at)
+            with _opened(folder / "trusted") as at:
+                os.unlink(f"{name}.pub", dir_fd=at)
+                os.fsync(at)
         except FileNotFoundError:
             raise NoSuchKey(f"{folder} trusts no key called {name}; see: mbroker keys show --trusted") from None
-        os.fsync(at)
 
 
 def trusted(folder: Path) -> Mapping[str, PublicKey]:

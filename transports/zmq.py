@@ -227,7 +227,9 @@ class _Dialled(_Port):
                 f"{where} does not trust this end's key; let it in there by: mbroker keys trust"
             )
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            self._failure = AuthenticationError(f"{where}: what listens there is no broker, or one without encryption")
+            plain = self._socket.get(zmq.MECHANISM) == zmq.NULL
+            hint = "with encryption; leave out insecure" if plain else "without encryption; it needs keys"
+            self._failure = AuthenticationError(f"{where}: what listens there is no broker, or one {hint}")
         elif value in (errno.EPIPE, errno.ECONNRESET):  # it hung up, as who cannot read our greeting must
             self._denials += 1
             if self._denials < _DENIALS:

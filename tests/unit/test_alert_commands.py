@@ -162,7 +162,7 @@ def test_a_syntax_error_shows_its_column() -> None:
         (("alerts", "unsilence", "9" * 20), 4, "there is nothing that has so large a number"),
         (("alerts", "unsilence", "3"), 4, "there is no silence 3"),
         (("alerts", "list", "--since", "-1h"), 2, "--since -1h: give a duration"),
-        (("import-rules", "/nonexistent.yml"), 2, "/nonexistent.yml"),
+        (("import-rules", "/nonexistent.yml"), 4, "/nonexistent.yml: No such file or directory"),
         (("deadman", "--config", "/nonexistent.toml"), 4, "/nonexistent.toml: cannot be read"),
     ],
 )

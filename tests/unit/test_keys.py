@@ -8,6 +8,7 @@ import zmq
 
 from mchannel import keys
 from mchannel.errors import KeyFileError
+from mchannel.keys import NoSuchKey
 
 
 @pytest.fixture
@@ -185,6 +186,12 @@ def test_an_untrusted_key_is_gone(folder: Path, stranger: str) -> None:
     keys.untrust(folder, "web1")
     assert not keys.trusted(folder)
     with pytest.raises(KeyFileError, match="web1"):
+        keys.untrust(folder, "web1")
+
+
+def test_where_nothing_was_trusted_yet_a_key_to_forget_is_not_this_ends_own(folder: Path) -> None:
+    keys.new(folder, "mvm1")
+    with pytest.raises(NoSuchKey, match="trusts no key called web1"):
         keys.untrust(folder, "web1")
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import attrs
 import pytest
@@ -579,7 +579,15 @@ def test_an_end_without_encryption_is_refused(agent_is_plain: bool, folders: Fol
     ends = Ends(acceptor, plain if agent_is_plain else Options(keys=folders.agent), stack)
     error = failure(agent := ends.dial(), agent.port, acceptor.port)
     assert isinstance(error, AuthenticationError)
+    assert str(error).endswith("with encryption; leave out insecure" if agent_is_plain else "encryption; it needs keys")
     assert acceptor.accept() is None
+
+
+def test_a_broker_that_cannot_ask_whom_it_trusts_lets_nobody_in(curve: Ends) -> None:
+    (asked,) = cast("Any", curve.acceptor)._door.watched
+    asked.close(0)
+    agent = curve.dial()
+    assert isinstance(failure(agent, agent.port), AuthenticationError)
 
 
 def test_an_end_without_its_own_key_cannot_start(tmp_path: Path) -> None:
