@@ -82,10 +82,8 @@ static PyObject *fired(PyObject *module, PyObject *args) {
 
 /* Append an edge for each of `takers`; -1 when it raised. */
 static int tell(PyTypeObject *kind, PyObject *told, PyObject *one, PyObject *takers) {
-  PyObject *taker;
-  Py_ssize_t at = 0;
-  while (PyDict_Next(takers, &at, &taker, NULL)) {
-    PyObject *items[FIELDS] = {Py_NewRef(taker)};
+  for (Py_ssize_t taker = 0; taker < PyList_Size(takers); taker++) {
+    PyObject *items[FIELDS] = {Py_NewRef(PyList_GetItem(takers, taker))};
     for (int i = KEY; i < FIELDS; i++) items[i] = Py_XNewRef(PyTuple_GetItem(one, i));
     PyObject *edge = made(kind, items);
     int failed = edge ? PyList_Append(told, edge) : -1;
@@ -104,7 +102,7 @@ static PyObject *edges(PyObject *module, PyObject *args) {
   for (Py_ssize_t i = 0; told && i < PyList_Size(fired); i++) {
     PyObject *one = PyList_GetItem(fired, i), *rule = PyTuple_GetItem(one, RULE); /* borrowed */
     PyObject *takers = rule ? PyDict_GetItemWithError(rules, rule) : NULL;
-    if (takers && !PyDict_Check(takers)) PyErr_SetString(PyExc_TypeError, "takers of a rule are a dict");
+    if (takers && !PyList_Check(takers)) PyErr_SetString(PyExc_TypeError, "takers of a rule are a list");
     else if (takers) tell(kind, told, one, takers);
     if (PyErr_Occurred()) Py_CLEAR(told);
   }

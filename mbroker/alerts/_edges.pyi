@@ -1,13 +1,10 @@
 """What native/edges.c makes: named tuples of an edge, one for the engine and one for each who subscribed."""
 
 from array import array
-from typing import TypeVar
 
 from .edges import Edge
 from .engine import Fired
 from .selector import Endpoint
-
-_Taker = TypeVar("_Taker")
 
 def fired(
     kind: type[Fired], flips: bytes, endpoints: list[Endpoint], places: array[int], spots: dict[int, int], /
@@ -18,5 +15,5 @@ def fired(
     Raise IndexError when there is none.
     """
 
-def edges(kind: type[Edge], fired: list[Fired], takers: dict[int, dict[int, _Taker]], /) -> list[Edge]:
+def edges(kind: type[Edge], fired: list[Fired], takers: dict[int, list[int]], /) -> list[Edge]:
     """Return an edge for each of *fired* and each of the *takers* of its rule, whose number it has."""

@@ -312,7 +312,8 @@ class Intake:
         if not offered:
             return offered
         latest, earliest = now + int(self.bounds.ahead * 1000), now - int(self.bounds.behind * 1000)
-        last, first = max(offered.times), min(offered.times)
+        moments = sorted(offered.times)  # they come in order, or nearly, which takes less than to look for two of them
+        first, last = moments[0], moments[-1]
         if last > latest or first < earliest:
             ahead = sum(at > latest for at in offered.times)
             behind = sum(at < earliest for at in offered.times)

@@ -185,7 +185,7 @@ class Watch:
             if self._offloading is not None:
                 self._offloading.follow(followed.number, rule)
         self._rules = {followed.number: followed for followed in self._followed.values()}
-        self._takers = {number: followed.takers for number, followed in self._rules.items()}
+        self._takers: dict[int, list[int]] = {}  # by rules, for each edge needs them
         self._doubts = Doubts(self._matcher)
         self._enrolments: dict[int, Rule] = {}
         for enrolment in book.enrolments():
@@ -318,8 +318,7 @@ class Watch:
             if known is None:
                 self._leave(rule)
             raise
-        followed.takers[enrolment.number] = enrolment
-        self._enrolments[enrolment.number] = rule
+        self._note(followed, enrolment)
         firing = self._matcher.firing(known.number) if known else ()
         return enrolment, self._record([Edge(enrolment.number, key, True, now) for key in firing], now)
 
@@ -331,6 +330,7 @@ class Watch:
             return
         followed = self._followed[rule]
         del followed.takers[number]
+        self._takers[followed.number].remove(number)
         if not followed.takers:
             self._leave(rule)
 
@@ -514,14 +514,16 @@ class Watch:
 
     def _follow(self, enrolment: Enrolment) -> None:
         rule = enrolment.subscription.canonical().rule
-        followed = self._followed.get(rule) or self._add(rule)
+        self._note(self._followed.get(rule) or self._add(rule), enrolment)
+
+    def _note(self, followed: _Followed, enrolment: Enrolment) -> None:
         followed.takers[enrolment.number] = enrolment
-        self._enrolments[enrolment.number] = rule
+        self._takers.setdefault(followed.number, []).append(enrolment.number)
+        self._enrolments[enrolment.number] = followed.rule
 
     def _add(self, rule: Rule) -> _Followed:
         followed = self._followed[rule] = _Followed(self._matcher.add(rule), rule)
         self._rules[followed.number] = followed
-        self._takers[followed.number] = followed.takers
         self._silent.follow(rule)
         if self._offloading is not None:
             self._offloading.follow(followed.number, rule)
@@ -530,7 +532,8 @@ class Watch:
     def _leave(self, rule: Rule) -> None:
         followed = self._followed.pop(rule)
         self._doubts.trust(followed.number)
-        del self._rules[followed.number], self._takers[followed.number]
+        del self._rules[followed.number]
+        self._takers.pop(followed.number, None)
         self._silent.leave(rule)
         if self._offloading is not None:
             self._offloading.leave(followed.number, rule)

@@ -143,6 +143,17 @@ def test_what_is_declared_again_in_another_way_is_that_from_then_on(made: Callab
     assert passed(intake, "web1", samples((0, 1.0, NOW))) == [(101, 1.0, NOW)]
 
 
+@pytest.mark.parametrize("wrong", [-3_600_001, 60_001])
+@pytest.mark.parametrize("wrong_first", [True, False])
+def test_of_samples_that_come_together_the_timely_ones_are_let_through(
+    made: Callable[..., Intake], wrong: int, wrong_first: bool
+) -> None:
+    intake = made(ahead=60, behind=3600)
+    intake.declare("web1", many(2), NOW)
+    rows = [(0, 1.0, NOW + wrong), (1, 2.0, NOW)]
+    assert passed(intake, "web1", samples(*(rows if wrong_first else reversed(rows)))) == [(101, 2.0, NOW)]
+
+
 def test_times_out_of_range_are_dropped_and_the_rest_passes(made: Callable[..., Intake]) -> None:
     intake = made(ahead=60, behind=3600)
     intake.declare("web1", declared(CPU), NOW)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import attrs
@@ -214,6 +214,21 @@ def test_a_withdrawn_subscription_ends_its_alerts_and_no_other(world: World) -> 
     world.watch.withdraw(other, "ann", world.now)
     assert (world.watch.counts.rules, [each for each, _ in world.watch.enrolments()]) == (0, [])
     assert world.say("load", 0) == []
+
+
+def test_no_edge_is_made_for_who_withdrew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = world.subscribe("load > 1"), world.subscribe("load > 1")
+    world.watch.withdraw(one, "ann", world.now)
+    noted, record = list[int](), world.book.record
+
+    def noting(edges: Iterable[Edge], now: int) -> list[Alert]:
+        edges = list(edges)
+        noted.extend(edge.enrolment for edge in edges)
+        return record(edges, now)
+
+    monkeypatch.setattr(world.book, "record", noting)
+    world.say("load", 2)
+    assert noted == [other]
 
 
 def test_a_subscription_that_is_not_there_cannot_be_withdrawn(world: World) -> None:
