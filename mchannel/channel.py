@@ -27,7 +27,9 @@ class Channel(ChannelFace[T]):
 
     Messages arrive once and in order, through reconnections and handoffs. A message counts as
     acknowledged when the next one is asked for, or at :meth:`done`. A channel belongs to one thread
-    at a time, has no thread of its own, and makes progress while one of its methods runs.
+    at a time, has no thread of its own, and makes progress while one of its methods runs. It belongs to
+    the process that opened it: a process that is forked off has a copy, which it must not use, and whose
+    :meth:`close` does nothing.
     """
 
     def __init__(self, link: Link, codec: Codec[T], received: Sequence[bytes] = ()) -> None:

@@ -13,7 +13,8 @@ pytest collects the inherited tests, one behaviour each. The same tests drive bo
 ``asyncio`` set, channels of the asyncio face live in an event loop of their own thread. The
 transport must be registered under the entry points ``mchannel.transports``.
 
-A channel does not survive ``fork``: open it in the process that uses it.
+A channel does not survive ``fork``: open it in the process that uses it. Closing the copy that a forked
+process has ends nothing.
 """
 
 from __future__ import annotations
