@@ -51,6 +51,8 @@ class _Waker:
             self.schedule()
             try:
                 async with asyncio.timeout(None if late is None else max(late - time.monotonic(), 0)):
+                    if self._news.is_set():
+                        await asyncio.sleep(0)  # also when there is news without end, the others have their turn
                     await self._news.wait()
             except TimeoutError:
                 raise ChannelTimeout(why) from None

@@ -16,6 +16,8 @@ _BELL = 8
 """Bytes of the packet that is only a bell; every frame is longer."""
 _PACKET = 4096
 _BURST = 64
+_BELLS = 1 << 14
+"""Bells that may come before they are asked for again: more than a socket holds."""
 
 
 class Line:
@@ -27,6 +29,8 @@ class Line:
         self.hear: Callable[[], None] = lambda: None
         self.heard = False
         """Set when anything came, also a bell; whoever looks away clears it."""
+        self._bells = _BELLS
+        """Bells that may come still."""
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -40,6 +44,10 @@ class Line:
         """Become *other*, under the descriptor that the ring rings."""
         os.dup2(other.fileno(), self.fileno(), inheritable=False)
         other.close()
+
+    def ask(self) -> None:
+        """Note that the ring was asked for its bell, which rings once for that."""
+        self._bells = min(self._bells + 1, _BELLS)
 
     def send(self, frame: Frame, descriptors: Sequence[int] = ()) -> bool:
         """Send *frame*; False when the peer is gone or does not read."""
@@ -75,7 +83,10 @@ class Line:
         return data, descriptors, found
 
     def frame(self) -> tuple[Frame, list[int]] | None:
-        """Return the next frame; None when there is none, or when only bells rang (bounded work)."""
+        """Return the next frame; None when there is none, or when only bells rang (bounded work).
+
+        Raise ChannelBroken when the peer is gone, and ProtocolError for what is no frame, and for bells without end.
+        """
         for _ in range(_BURST):
             if (packet := self.recv()) is None:
                 return None
@@ -87,6 +98,9 @@ class Line:
                     close_all(descriptors)
                     raise
             close_all(descriptors)
+            self._bells -= 1
+            if self._bells < 0:
+                raise ProtocolError("the peer rings its bell without being asked to")
         return None
 
     def credentials(self) -> tuple[int, int]:

@@ -155,11 +155,15 @@ class ShmLink(ABC):
 
     def arm_readable(self) -> bool:
         """Ask the peer to ring the socket when there is a message; True when there may be one already."""
-        return self._end is not None and self._end.arm_readable()
+        return self._end is not None and self._ask(self._end.arm_readable)
 
     def arm_writable(self) -> bool:
         """Ask the peer to ring the socket when it makes room; True when there may be more already."""
-        return self._end is not None and self._end.arm_writable()
+        return self._end is not None and self._ask(self._end.arm_writable)
+
+    def _ask(self, arm: Callable[[], bool]) -> bool:
+        self.line.ask()
+        return arm()
 
     def deadline(self) -> float | None:
         """Return when :meth:`tick` is due next."""

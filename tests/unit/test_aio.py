@@ -66,6 +66,26 @@ async def test_what_is_left_of_a_batch_is_read_before_it_is_acknowledged_or_hand
     await agent.flush(timeout=10)
 
 
+async def test_news_without_end_keeps_no_other_task_from_its_turn(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, broker = ends
+    link = broker._link  # pyright: ignore[reportPrivateUsage]
+    tick, rung = link.tick, 0
+
+    def ring(now: float) -> None:
+        nonlocal rung
+        tick(now)
+        rung += 1
+        if rung < 1000 and link.on_news is not None:
+            link.on_news()
+
+    monkeypatch.setattr(link, "tick", ring)
+    reading = asyncio.create_task(broker.read())
+    while rung < 100:  # noqa: ASYNC110 - it counts turns
+        await asyncio.sleep(0)
+    assert rung < 1000
+    reading.cancel()
+
+
 async def test_a_closed_listener_says_so(listener: AsyncListener[int]) -> None:
     waiting = asyncio.create_task(listener.accept())
     await asyncio.sleep(0.01)

@@ -285,6 +285,45 @@ def test_a_flood_of_bells_does_not_keep_the_broker_from_reading(ends: Ends, list
     wire.close()
 
 
+def test_a_peer_that_rings_without_end_is_not_listened_to_any_more(
+    ends: Ends, listener: mchannel.Listener[bytes], runtime: Path
+) -> None:
+    agent, broker = ends.pair(listener)
+    with raw(runtime) as wire, Region.create() as region:
+        socket.send_fds(wire, [hello(b"h" * 16)], [region.fd])
+        victim = ends.keep(listener.accept(timeout=2))
+        link = victim._link  # pyright: ignore[reportPrivateUsage]
+        wire.setblocking(False)
+        rung = 0
+        while link.state is State.OPEN and rung < 30_000:
+            with suppress(BlockingIOError):
+                for _ in range(50):
+                    rung += wire.send(bytes(8)) // 8
+            link.tick(time.monotonic())
+        with pytest.raises(ProtocolError, match="without being asked"):
+            victim.read(timeout=0)
+        with pytest.raises(BlockingIOError):  # noqa: PT012 - when its socket is full
+            for _ in range(30_000):
+                wire.send(bytes(8))
+                link.tick(time.monotonic())
+    assert works(agent, broker)
+
+
+def test_a_peer_that_rings_whenever_it_is_asked_may_do_so_for_ever(
+    ends: Ends, listener: mchannel.Listener[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mchannel.transports.line._BELLS", 2)
+    agent, broker = ends.pair(listener)
+    link = broker._link  # pyright: ignore[reportPrivateUsage]
+    for _ in range(100):
+        assert not link.arm_readable()
+        agent.write(b"rings the bell")
+        link.tick(time.monotonic())
+        assert link.recv() == b"rings the bell"
+        assert link.recv() is None
+    assert works(agent, broker)
+
+
 def test_the_dead_agents_successor_of_the_same_name_reads_what_it_left(
     ends: Ends, listener: mchannel.Listener[bytes]
 ) -> None:
