@@ -220,7 +220,7 @@ def test_an_exporter_that_drips_is_cut_off() -> None:
             time.sleep(0.02)
 
     with web(drip) as url, pytest.raises(OSError, match="takes too long"):
-        look(kind="prometheus", url=url, timeout=0.5)
+        look(kind="prometheus", url=url, timeout=2.0)
 
 
 @pytest.mark.parametrize(
