@@ -157,8 +157,9 @@ class AsyncChannel(ChannelFace[T]):
 
     async def suspend(self, timeout: float = 5.0) -> None:
         """Quiesce, as :meth:`mchannel.channel.Channel.suspend`."""
-        self._quiesce(timeout)
+        self._check_quiet(timeout)
         try:
+            self._link.suspend(timeout)
             await self._waker.until(self._suspended, until(timeout), UNAGREED)
         except BaseException:
             self._withdraw()

@@ -117,9 +117,10 @@ class Channel(ChannelFace[T]):
         ChannelTimeout when the peer does not agree in time, and ValueError for a *timeout* below 0 or
         above a day. After that, and after an interruption, the channel goes on as before.
         """
-        self._quiesce(timeout)
+        self._check_quiet(timeout)
         late = until(timeout)
         try:
+            self._link.suspend(timeout)
             while not self._suspended():
                 self._nap(late, UNAGREED)
         except BaseException:

@@ -119,11 +119,10 @@ class ChannelFace(OverLink, Owned, Generic[T]):
             raise ChannelBroken("the channel ended before the peer had acknowledged every message")
         return None
 
-    def _quiesce(self, timeout: float) -> None:
-        """Begin a suspension; raises ValueError for one that cannot be."""
+    def _check_quiet(self, timeout: float) -> None:
+        """Raise ValueError for a suspension that cannot be."""
         if not 0 <= timeout <= _LONGEST_QUIET:
             raise ValueError(f"a suspension lasts from 0 to {_LONGEST_QUIET:g} seconds, not {timeout!r}")
-        self._link.suspend(timeout)
 
     def _withdraw(self) -> None:
         """Take a suspension back that is not waited for any more: the peer may still be about to obey."""

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import asyncio as aio
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -98,6 +100,56 @@ class Sessions(Bench):
             with contextlib.suppress(ChannelTimeout):
                 broker.read(timeout=SHORT)
         assert reading.result(SOON) == b"nobody took over"
+
+    def test_a_suspension_that_cannot_be_is_refused_and_changes_nothing(self) -> None:
+        agent, broker = self.pair()
+        for end, other in ((agent, broker), (broker, agent)):
+            for timeout in (-1.0, float("nan"), float("inf"), 1e300):
+                with raises(ValueError):
+                    end.suspend(timeout=timeout)
+            assert end.state is State.OPEN
+            other.write(b"goes on")
+            assert end.read(timeout=SOON) == b"goes on"
+            end.done()
+
+    def test_a_suspension_that_was_interrupted_is_taken_back(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        agent, broker = self.pair()
+        self._suspend_and_interrupt(broker, 60 * SOON)
+        broker.write(b"goes on")
+        reading = self.meanwhile(agent.read, timeout=SOON)  # it hears of the suspension only now
+        assert self.attend(broker, reading) == b"goes on"
+        flushing = self.meanwhile(agent.write, b"and back", timeout=SOON)
+        assert broker.read(timeout=SOON) == b"and back"
+        flushing.result(SOON)
+        assert (agent.state, broker.state) == (State.OPEN, State.OPEN)
+
+    def _suspend_and_interrupt(self, end: Any, timeout: float) -> None:
+        """Begin a suspension, and interrupt whoever waits for the peer to agree."""
+        if self._loop is not None:
+
+            async def cancelled() -> None:
+                suspending = aio.create_task(end._inner.suspend(timeout))  # noqa: SLF001
+                await aio.sleep(0)
+                suspending.cancel()
+                with contextlib.suppress(aio.CancelledError):
+                    await suspending
+
+            self._loop.run(cancelled)
+            return
+
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, SHORT)
+        try:
+            with raises(KeyboardInterrupt):
+                end.suspend(timeout)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
     def test_a_handoff_to_another_listener_loses_and_repeats_nothing(self) -> None:
         listener = self.listen()
