@@ -437,8 +437,8 @@ class BrokerLink(ShmLink):
         self._suspend_until = time.monotonic() + timeout
 
     def resume(self) -> None:
-        """Tell the agent to go on."""
-        if self.state is State.SUSPENDED:
+        """Tell the agent to go on, or not to obey any more if it has not agreed yet."""
+        if self.state is State.SUSPENDED or self._suspend_until is not None:
             self.tell(Kind.CALL)
         super().resume()
 
