@@ -261,7 +261,7 @@ def _ask(channel: mchannel.Channel[Event], topic: str, value: str = "") -> objec
     question = Event(topic, value=value, detail={"question": secrets.randbits(48)})
     try:
         channel.write(question, timeout=_PATIENCE)
-    except MessageTooBig as error:
+    except (MessageTooBig, CodecError) as error:
         raise ControlError(f"that is too long to ask: {error}") from None
     except ChannelError:
         pass  # reading tells why

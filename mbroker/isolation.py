@@ -18,7 +18,7 @@ from typing import Any, Self, cast
 
 from mbroker.action import Action
 from mbroker.host import Host
-from mbroker.isolated import CPU_SECONDS, MAX_PACKET
+from mbroker.isolated import CPU_SECONDS, FROM_BROKER, MAX_PACKET
 from mbroker.values import Invalid, build, plain
 from mchannel.codec import EventCodec
 from mchannel.event import Event
@@ -108,7 +108,7 @@ class IsolatedPolicy:
         self.restarts = 0
         self._setup = (os.getpid(), target, dict(options or {}), [entry for entry in sys.path if entry], memory)
         self._deadline = deadline
-        self._codec = EventCodec()
+        self._codec = EventCodec(FROM_BROKER)
         try:
             self._child = _Child(self._setup)
         except (TypeError, ValueError, OverflowError, OSError) as error:

@@ -36,6 +36,10 @@ def pack_array(packed: Collection[bytes]) -> bytes:
     return cast("bytes", _msgpack.Packer().pack_array_header(len(packed))) + b"".join(packed)
 
 
+def _refuse(code: int, _: bytes) -> object:
+    raise ValueError(f"extension {code}")
+
+
 def unpack(data: bytes, limits: Limits) -> tuple[object, ...]:
     """Return the array in *data*, arrays as tuples; raise ValueError for anything else."""
     try:
@@ -48,9 +52,10 @@ def unpack(data: bytes, limits: Limits) -> tuple[object, ...]:
             max_array_len=limits.items,
             max_map_len=limits.items,
             max_ext_len=0,
+            ext_hook=_refuse,  # one of no length
         )
     except (ValueError, RecursionError, _msgpack.UnpackException) as error:
-        raise ValueError(f"not msgpack within its limits ({type(error).__name__})") from None
+        raise ValueError(f"not msgpack within its limits ({str(error) or type(error).__name__})") from None
     if not isinstance(value, tuple):
         raise ValueError("not a msgpack array")
     return cast("tuple[object, ...]", value)
