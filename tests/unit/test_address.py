@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,13 @@ def test_an_address_is_written_as_it_was_read(text: str) -> None:
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(AddressError):
         Address.parse(text)
+
+
+@pytest.mark.parametrize("thing", [None, b"shm:///web1", Path("/web1"), 7])
+def test_what_is_no_text_is_no_address(thing: Any) -> None:
+    for use in (mchannel.open, mchannel.listen, Address.parse):
+        with pytest.raises(AddressError, match=f"not {type(thing).__name__}"):
+            use(thing)
 
 
 @pytest.mark.parametrize("scheme", ["memory", "shm", "ipc"])

@@ -86,6 +86,17 @@ async def test_news_without_end_keeps_no_other_task_from_its_turn(ends: Ends, mo
     reading.cancel()
 
 
+async def test_an_abort_wakes_whoever_waits_and_leaves_nothing_in_the_event_loop(ends: Ends) -> None:
+    agent, _ = ends
+    descriptor = agent._link.port.fileno()  # pyright: ignore[reportPrivateUsage]
+    waiting = asyncio.create_task(agent.read())
+    await asyncio.sleep(0.01)
+    agent.abort()
+    with pytest.raises(ChannelClosed):
+        await asyncio.wait_for(waiting, 10)
+    assert not asyncio.get_running_loop().remove_reader(descriptor), "it was still watched"
+
+
 async def test_a_closed_listener_says_so(listener: AsyncListener[int]) -> None:
     waiting = asyncio.create_task(listener.accept())
     await asyncio.sleep(0.01)

@@ -216,6 +216,22 @@ def test_what_a_broker_wrote_before_it_closed_at_once_is_read(listener: Listener
     channel.close()
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError, ChannelTimeout])
+def test_an_opening_that_is_interrupted_leaves_nothing_open(
+    error: type[BaseException], listener: Listener[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialled: list[Link] = []
+
+    def interrupted(_: Opening, link: Link) -> bool:
+        dialled.append(link)
+        raise error
+
+    monkeypatch.setattr(Opening, "is_answered", interrupted)
+    with pytest.raises(error):
+        mchannel.open(str(listener.address), RAW, insecure=True)
+    assert [link.state for link in dialled] == [State.CLOSED]
+
+
 def test_a_flush_ends_with_the_channel() -> None:
     with mchannel.listen("memory:///flush", RAW) as listener, ThreadPoolExecutor() as threads:
         opening = threads.submit(mchannel.open, "memory:///flush", RAW)
