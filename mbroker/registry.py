@@ -40,7 +40,7 @@ class AgentState(Enum):
     """Where communication with an agent stands."""
 
     CONNECTING = "connecting"
-    """Its channel is open, and it has said nothing yet."""
+    """Its channel was opened a moment ago, and it has said nothing yet."""
     LIVE = "live"
     SUSPENDED = "suspended"
     """Quiet on purpose, for a migration."""
@@ -71,7 +71,7 @@ class Agent:
     last_heard: float
     """Unix seconds of its last message; 0 when it never spoke."""
     established: int = 0
-    """How often communication was established: it spoke over a new channel, or again after it was lost."""
+    """How often communication was established: over a new channel, or again after it was lost."""
     terminated: int = 0
     """How often it ended, in good order or not."""
 
@@ -167,15 +167,13 @@ class Registry:
             raise RegistryFull("was forgotten while it was away, to make room; it may come again")
         self._heard[identity] = now
         self._spoke.add(agent.domain)
-        if agent.state in {AgentState.CONNECTING, AgentState.LOST}:
-            self._change(attrs.evolve(self._now(agent), established=agent.established + 1), AgentState.LIVE, now)
-        elif agent.state is not AgentState.LIVE:
-            self._change(self._now(agent), AgentState.LIVE, now)
+        if agent.state is not AgentState.LIVE:
+            self.moved(identity, AgentState.LIVE, now)
 
     def moved(self, identity: str, state: AgentState, now: float) -> Agent | None:
         """Note another state of the agent and return it, or None when it was forgotten.
 
-        To become lost or gone counts as terminated, once.
+        To become live counts as established, unless it was suspended; to become lost or gone as terminated, once.
         """
         if identity not in self._agents:
             return None
@@ -183,7 +181,9 @@ class Registry:
         if agent.state is state:
             return agent
         ended = state in {AgentState.LOST, AgentState.GONE} and agent.state not in {AgentState.LOST, AgentState.GONE}
-        return self._change(attrs.evolve(agent, terminated=agent.terminated + ended), state, now)
+        began = state is AgentState.LIVE and agent.state is not AgentState.SUSPENDED
+        counted = attrs.evolve(agent, established=agent.established + began, terminated=agent.terminated + ended)
+        return self._change(counted, state, now)
 
     def silence(self, now: float) -> list[Event]:
         """Return ``agent.silent`` for each domain of which nothing was heard since the last call.

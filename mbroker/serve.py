@@ -155,8 +155,7 @@ class Node:
                 self.take(event)
             return
         for identity, channel in self._channels.items():
-            state = _STATES.get(channel.state)
-            if state in {AgentState.SUSPENDED, AgentState.LOST}:
+            if state := _STATES.get(channel.state):  # one that has nothing to say is live, too
                 self.registry.moved(identity, state, at)
         for event in self.registry.silence(at):
             self.take(event)

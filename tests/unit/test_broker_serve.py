@@ -171,6 +171,14 @@ async def test_an_agent_is_registered_live_and_gone() -> None:
         await until(lambda: rig.node.registry.agents()[0].state is AgentState.GONE)
 
 
+async def test_an_agent_that_has_nothing_to_say_is_live_as_long_as_its_channel_is() -> None:
+    async with serving() as rig, await open_async(rig.address, name="commands"):
+        await until(rig.node.registry.agents)
+        rig.node.tick(end_of_epoch=False)
+        (known,) = rig.node.registry.agents()
+        assert (known.state, known.established, known.last_heard) == (AgentState.LIVE, 1, 0.0)
+
+
 async def test_without_a_fixed_domain_the_peers_identity_is_the_domain() -> None:
     async with serving(None) as rig, await open_async(rig.address) as agent:
         await agent.write(Event("sla.epoch", source="web1"))

@@ -47,6 +47,16 @@ def test_an_agent_is_connecting_until_it_speaks() -> None:
     assert (live.state, live.since, live.last_heard, live.established) == (AgentState.LIVE, 2.0, 2.0, 1)
 
 
+def test_an_agent_that_was_live_before_it_spoke_is_established_once() -> None:
+    registry = Registry("h")
+    agent = registry.connect("web1", "commands", S1, 1.0)
+    registry.moved(agent.identity, AgentState.LIVE, 2.0)
+    silent = only(registry)
+    assert (silent.state, silent.since, silent.last_heard, silent.established) == (AgentState.LIVE, 2.0, 0.0, 1)
+    registry.heard(agent.identity, 3.0)
+    assert (only(registry).last_heard, only(registry).established) == (3.0, 1)
+
+
 def test_last_heard_follows_every_message() -> None:
     registry = Registry("h")
     agent = registry.connect("web1", "sla", S1, 1.0)
