@@ -166,6 +166,15 @@ def test_an_error_names_the_file_that_set_the_key(tmp_path: Path) -> None:
     ]
 
 
+def test_an_error_in_a_key_that_is_set_again_names_the_last_file(tmp_path: Path) -> None:
+    file = write(
+        tmp_path, "[broker.budget]\nburst = 3", first="[broker.budget]\nburst = 4", last="broker.budget.burst = 0"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert [line.partition(":")[0] for line in caught.value.lines] == [str(tmp_path / "mbroker.d" / "last.toml")]
+
+
 def test_what_turns_out_later_names_the_file_that_set_the_key_too(tmp_path: Path) -> None:
     loaded = load(write(tmp_path, "[policies.none]", more="[policies.basic]\n[policies.basic.options]\npatience = 1"))
     main, more = tmp_path / "mbroker.toml", tmp_path / "mbroker.d" / "more.toml"

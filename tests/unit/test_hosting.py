@@ -139,6 +139,29 @@ async def test_a_hypervisor_that_comes_late_is_found(tmp_path: Path, monkeypatch
         await asked.attended(web)
 
 
+async def test_a_hypervisor_that_stays_away_is_looked_for_ever_more_rarely_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(pause: float) -> None:
+        pauses.append(pause)
+        if len(pauses) == 8:
+            raise InterruptedError
+
+    async def connect(_: str) -> Hypervisor:
+        raise HypervisorUnreachable("it does not answer")
+
+    (tmp_path / "mbroker.toml").write_text(CONFIG.partition("[fleet]")[0].format(folder=tmp_path))
+    made = Hosting(load(tmp_path / "mbroker.toml"), Node(Broker(Host("node1")), Registry("node1")))
+    monkeypatch.setattr("mbroker.hosting.connect", connect)
+    with monkeypatch.context() as patch:
+        patch.setattr("asyncio.sleep", sleep)
+        with pytest.raises(InterruptedError):
+            await made.run()
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
+
+
 @pytest.mark.parametrize(
     ("domain", "host", "kind", "says"),
     [
