@@ -12,7 +12,7 @@ from mchannel.errors import ChannelTimeout, EndOfChannel
 from mchannel.event import Event
 from mchannel.face import FULL, SILENT, UNAGREED, UNFLUSHED, ChannelFace, ListenerFace, Message
 from mchannel.patience import FLUSH_INTERVAL, KNOCK_INTERVAL, Opening, bind, left, opened, until, wait_of
-from mchannel.port import waiter
+from mchannel.port import StandingPort, waiter
 from mchannel.transport import Gate, Link, Wishes
 from mchannel.watch import Watch
 
@@ -192,9 +192,22 @@ class Channel(ChannelFace[T]):
 class Listener(ListenerFace[T]):
     """Accepts channels from many agents at one address. Belongs, with its channels, to one thread at a time."""
 
+    def __init__(self, gate: Gate, codec: Codec[T]) -> None:
+        super().__init__(gate, codec)
+        self._port: StandingPort | None = None
+
     def fileno(self) -> int:
-        """Return a descriptor that wakes when an agent may have come; raises ChannelClosed after :meth:`close`."""
-        return self._open_gate.port.fileno()
+        """Return a descriptor that is readable when an agent may have come, until :meth:`accept` finds none.
+
+        Raises ChannelClosed after :meth:`close`.
+        """
+        gate = self._open_gate
+        if self._port is None:
+            self._port = StandingPort()
+            self._port.use(gate.port)
+            self._port.nudge()
+            gate.on_news = self._port.nudge
+        return self._port.fileno()
 
     def accept(self, timeout: float | None = None) -> Channel[T]:
         """Return a channel to the next new agent.
@@ -208,12 +221,34 @@ class Listener(ListenerFace[T]):
             gate.tick(time.monotonic())
             if (link := gate.accept()) is not None:
                 return Channel(link, self._codec)
+            if self._port is not None:
+                self._port.settle()
             _sleep(gate, left(late, f"no agent came to {gate.address}"))
 
     def __iter__(self) -> Iterator[Channel[T]]:
         """Yield channels for ever."""
         while True:
             yield self.accept()
+
+    def hand_over(self) -> tuple[bytes, ...]:
+        """Stop listening and return every channel for another listener to adopt, without a word to the agents.
+
+        For a domain that is paused, as at the end of its migration: an agent that can speak meanwhile is to be
+        suspended first, and its channel handed over by :meth:`Channel.handoff`. Readers of these channels see
+        ChannelClosed; a message that was read counts as done.
+        """
+        self._let_go()
+        return super().hand_over()
+
+    def close(self) -> None:
+        """Stop listening. Agents are not told goodbye: they look for a successor."""
+        self._let_go()
+        super().close()
+
+    def _let_go(self) -> None:
+        if self._port is not None and not self._is_copy:
+            self._gate.on_news = None
+            self._port.close()
 
     def __enter__(self) -> Self:
         """Return the listener."""

@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+from mchannel.channel import Channel
 from mchannel.errors import (
     ChannelClosed,
     ChannelTimeout,
@@ -95,6 +98,26 @@ class Ends(Bench):
         broker = self.keep(self.listen(address).accept(timeout=SOON))
         coming.result(SOON).write(b"early bird")
         assert broker.read(timeout=SOON) == b"early bird"
+
+    def test_the_descriptor_of_a_listener_tells_of_every_agent_that_came(self) -> None:
+        if self.asyncio:
+            return
+        listener = self.listen()
+        with select.epoll() as waiting:
+            waiting.register(listener.fileno(), select.EPOLLIN)
+            with raises(ChannelTimeout):
+                listener.accept(timeout=0)
+            coming = [self.meanwhile(self.open, listener.address) for _ in range(3)]
+            time.sleep(2 * SHORT)  # so that more than one may come in at once
+            brokers: list[Channel[bytes]] = []
+            while len(brokers) < len(coming):
+                assert waiting.poll(SOON), "an agent came, and nothing woke"
+                with contextlib.suppress(ChannelTimeout):
+                    brokers.append(self.keep(listener.accept(timeout=0)))
+            while not all(agent.done() for agent in coming):
+                for broker in brokers:
+                    with contextlib.suppress(ChannelTimeout):
+                        broker.read(timeout=SHORT / 10)
 
     def test_opening_where_nobody_listens_says_so(self) -> None:
         listener = self.listen()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -174,6 +175,21 @@ def test_a_closed_channel_has_no_descriptor(ends: Ends, listener: Listener[int])
     for end in ends:
         with pytest.raises(ChannelClosed):
             end.fileno()
+
+
+@pytest.mark.parametrize("wire", ["memory:///descriptors", "shm:///descriptors"])
+def test_descriptors_are_given_back(wire: str, threads: ThreadPoolExecutor) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with mchannel.listen(wire, RAW) as listener:
+            listener.fileno()
+            coming = threads.submit(mchannel.open, wire, RAW)
+            broker = listener.accept(10)
+            agent = attended(broker, coming)
+            with agent, broker:
+                agent.fileno()
+                broker.fileno()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def _accept(listener: Listener[int], link: Link, late: float) -> Channel[int]:
