@@ -214,6 +214,10 @@ class _Dialled(_Port):
                 news = self._experience(event["event"], int(event["value"])) or news
         return news
 
+    @property
+    def _plain(self) -> bool:
+        return bool(self._socket.get(zmq.MECHANISM) == zmq.NULL)
+
     def _experience(self, event: int, value: int) -> bool:
         where = self.peer.address
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -227,14 +231,18 @@ class _Dialled(_Port):
                 f"{where} does not trust this end's key; let it in there by: mbroker keys trust"
             )
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            plain = self._socket.get(zmq.MECHANISM) == zmq.NULL
-            hint = "with encryption; leave out insecure" if plain else "without encryption; it needs keys"
+            hint = "with encryption; leave out insecure" if self._plain else "without encryption; it needs keys"
             self._failure = AuthenticationError(f"{where}: what listens there is no broker, or one {hint}")
         elif value in (errno.EPIPE, errno.ECONNRESET):  # it hung up, as who cannot read our greeting must
             self._denials += 1
             if self._denials < _DENIALS:
                 return False
-            self._failure = AuthenticationError(f"{where} hangs up: it does not hold the key that is trusted for it")
+            why = (
+                "it wants encryption; leave out insecure"
+                if self._plain
+                else "it does not hold the key that is trusted for it"
+            )
+            self._failure = AuthenticationError(f"{where} hangs up: {why}")
         return True
 
     def close(self) -> None:

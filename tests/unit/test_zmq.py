@@ -579,7 +579,7 @@ def test_an_end_without_encryption_is_refused(agent_is_plain: bool, folders: Fol
     ends = Ends(acceptor, plain if agent_is_plain else Options(keys=folders.agent), stack)
     error = failure(agent := ends.dial(), agent.port, acceptor.port)
     assert isinstance(error, AuthenticationError)
-    assert str(error).endswith("with encryption; leave out insecure" if agent_is_plain else "encryption; it needs keys")
+    assert str(error).endswith("encryption; leave out insecure" if agent_is_plain else "encryption; it needs keys")
     assert acceptor.accept() is None
 
 
