@@ -19,6 +19,9 @@ import pytest
 from tests.system.brokers import BrokerProcess, brokers, talking
 from tests.system.libvirt_guest import PORT, Guest
 from tests.system.libvirt_hosts import Host
+
+pytest.importorskip("mchannel._ring", reason="the C is not built here")
+
 from tests.system.test_fleet import Pair, nothing_lost
 
 pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(300)]

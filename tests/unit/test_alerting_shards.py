@@ -16,6 +16,9 @@ from mbroker.alerting import Alerting
 from mbroker.config import ConfigError, load
 from mchannel.samples import Named
 from tests.unit.processes import is_running
+
+pytest.importorskip("mbroker.alerts._match", reason="the C is not built here")
+
 from tests.unit.test_alerting import CONFIG, Plant, Publisher, folder, plant, run, until
 
 __all__ = ["folder", "plant"]
