@@ -13,7 +13,7 @@ __all__ = ["Cgroup", "CgroupError", "Hierarchy"]
 
 
 class CgroupError(OSError):
-    """No CPU controller is mounted, or a group's path leaves its hierarchy."""
+    """No CPU controller is mounted, a group's path leaves its hierarchy, or a counter is missing."""
 
 
 @attrs.frozen
@@ -129,5 +129,8 @@ class Cgroup:
         if self.hierarchy.version == 1:
             nanoseconds = (self.hierarchy.cpuacct / self.path / "cpuacct.usage").read_text("ascii")
             return int(nanoseconds) / 1e9
-        words = _words(self.folder / "cpu.stat")
-        return int(words[words.index("usage_usec") + 1]) / 1e6
+        file = self.folder / "cpu.stat"
+        found = re.search(r"^usage_usec (\d+)$", file.read_text("ascii"), re.MULTILINE)
+        if found is None:
+            raise CgroupError(f"{file} does not tell usage_usec")
+        return int(found[1]) / 1e6

@@ -144,7 +144,11 @@ class Node:
             now = self._unix()
             half = math.floor(now / (EPOCH / 2)) + 1
             await asyncio.sleep(max(half * (EPOCH / 2) - now, 0.001))
-            self.tick(end_of_epoch=half % 2 == 0)
+            try:
+                self.tick(end_of_epoch=half % 2 == 0)
+            except Exception as error:  # one bad reading must not end the broker
+                name = self.broker.host.name
+                self._complain(name, f"{name}: what is due in every epoch was not done: {error!r}")
 
     def tick(self, *, end_of_epoch: bool) -> None:
         """Do what is due at the end, or in the middle, of an epoch."""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,28 @@ def test_silence_is_told_to_the_policies_in_the_middle_of_an_epoch() -> None:
     node.tick(end_of_epoch=True)
     node.tick(end_of_epoch=False)
     assert [(event.topic, event.value) for event in policy.seen] == [("agent.silent", 1)]
+
+
+async def test_one_bad_sample_is_logged_and_the_next_are_taken(caplog: pytest.LogCaptureFixture) -> None:
+    readings: Iterator[float | str] = iter([0.0, "broken", 1.0, 1.1])
+
+    def read() -> float:
+        value = next(readings, 1.2)
+        if isinstance(value, str):
+            raise ValueError(value)
+        return value
+
+    policy = Slower()
+    node = make_node(policy, Recorder())
+    node.usage = UsageMeter({"web1": read})
+    beating = asyncio.create_task(node.beat())
+    try:
+        await until(lambda: beating.done() or any(event.topic == "cpu.usage" for event in policy.seen))
+        assert not beating.done()
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+    assert "ValueError('broken')" in caplog.text
 
 
 def meter(seconds: Iterable[float], *, quota: bool = False) -> UsageMeter:

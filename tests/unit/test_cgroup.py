@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -97,6 +98,21 @@ def test_usage_is_in_seconds_under_both_versions(tmp_path: Path) -> None:
     group.create()
     (group.folder / "cpu.stat").write_text("usage_usec 2500000\nuser_usec 1\nsystem_usec 2\n")
     assert group.usage() == 2.5
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_usage_of_a_group_that_is_gone_is_an_oserror(tmp_path: Path, version: Literal[1, 2]) -> None:
+    with pytest.raises(FileNotFoundError, match="web1"):
+        Hierarchy(version, tmp_path, tmp_path).group("web1").usage()
+
+
+@pytest.mark.parametrize("text", ["", "user_usec 1\n", "usage_usec", "usage_usec \n", "usage_usec much\n"])
+def test_counters_that_do_not_tell_the_usage_are_an_oserror(tmp_path: Path, text: str) -> None:
+    group = Hierarchy(2, tmp_path, tmp_path).group("web1")
+    group.create()
+    (group.folder / "cpu.stat").write_text(text)
+    with pytest.raises(CgroupError, match=r"web1/cpu\.stat does not tell usage_usec"):
+        group.usage()
 
 
 def test_removing_a_group_is_idempotent(tmp_path: Path) -> None:
