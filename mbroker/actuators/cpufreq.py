@@ -113,7 +113,8 @@ def available_p_states(root: Path = Path("/"), *, steps: int = 5) -> tuple[int, 
 class CpuFreq:
     """Carries out :class:`~mbroker.action.SetPState` on physical CPUs.
 
-    CPUs that share a clock get the highest level asked for among them. The limits of firmware
+    CPUs that share a clock get the highest level asked for among them, where those of a domain count as
+    at the top until asked for something else, and those of no domain not at all. The limits of firmware
     (``bios_limit``) and of the hardware are obeyed: the outcome says what was reached. Making one raises
     :exc:`~mchannel.errors.JournalError` when *state* cannot be used; what a killed predecessor
     left is put back first.
@@ -126,10 +127,11 @@ class CpuFreq:
     root: Path = attrs.field(default=Path("/"), converter=Path, validator=is_root)
     """Where /proc and /sys are found."""
     handles: tuple[type[Action], ...] = attrs.field(default=(SetPState,), init=False)
-    _levels: dict[int, int] = attrs.field(factory=dict[int, int], init=False)
+    _levels: dict[int, int] = attrs.field(init=False)
     _originals: Originals = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._levels = self.host.at_top().cpu_levels()
         self._originals = Originals(self.state / "cpufreq.originals", boot=boot_id(self.root))
         self._originals.recover()
 
@@ -153,7 +155,7 @@ class CpuFreq:
 
     def restore(self) -> list[Outcome]:
         """Give every CPU the settings that it had; raises JournalError when that cannot be noted."""
-        self._levels.clear()
+        self._levels = self.host.at_top().cpu_levels()
         return outcomes(
             self._originals.restore(),
             lambda cpus: SetPState(tuple(map(int, cpus.split())), self.host.top),

@@ -14,7 +14,7 @@ from mbroker.action import SetFrequency, SetPState
 from mbroker.actuator import Actuator
 from mbroker.actuators import originals
 from mbroker.actuators.cpufreq import CpuFreq, Method, available_p_states
-from mbroker.host import Host
+from mbroker.host import Domain, Host
 from mchannel.errors import JournalError
 
 TABLE = (2400000, 2200000, 2000000, 1800000, 1000000)
@@ -115,8 +115,8 @@ def reboot(machine: Machine, name: str) -> None:
 def start(machine: Machine, tmp_path: Path) -> Generator[Callable[..., CpuFreq]]:
     with ExitStack() as started:
 
-        def start(method: Method = "cap") -> CpuFreq:
-            actuator = CpuFreq(host=HOST, state=tmp_path, root=machine.root, method=method)
+        def start(method: Method = "cap", host: Host = HOST) -> CpuFreq:
+            actuator = CpuFreq(host=host, state=tmp_path, root=machine.root, method=method)
             started.callback(actuator.close)
             return actuator
 
@@ -273,6 +273,27 @@ def test_cpus_that_share_a_clock_get_the_highest_level_among_them(machine: Machi
     assert machine.read("scaling_max_freq") == "2200000"
     actuator.apply(SetPState((0,), 0))
     assert machine.read("scaling_max_freq") == "1800000"
+
+
+def test_a_domain_that_was_never_slowed_down_holds_the_clock_that_it_shares_at_the_top(
+    machine: Machine, start: Start
+) -> None:
+    machine.add(0, "0 1")
+    actuator = start(host=attrs.evolve(HOST, domains={"web1": Domain("web1", 4, (0,)), "db": Domain("db", 4, (1,))}))
+    actuator.apply(SetPState((0,), 0))
+    assert machine.read("scaling_max_freq") == "2400000"
+    actuator.apply(SetPState((1,), 1))
+    assert machine.read("scaling_max_freq") == "1800000"
+
+
+def test_after_a_restore_every_domain_stands_at_the_top_again(machine: Machine, start: Start) -> None:
+    machine.add(0, "0 1")
+    actuator = start(host=attrs.evolve(HOST, domains={"web1": Domain("web1", 4, (0,)), "db": Domain("db", 4, (1,))}))
+    actuator.apply(SetPState((0, 1), 0))
+    assert machine.read("scaling_max_freq") == "1000000"
+    actuator.restore()
+    actuator.apply(SetPState((0,), 0))
+    assert machine.read("scaling_max_freq") == "2400000"
 
 
 def test_a_minimum_above_the_p_state_gives_way_and_comes_back(machine: Machine, start: Start) -> None:
