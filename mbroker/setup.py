@@ -261,5 +261,6 @@ def _usage(loaded: Loaded) -> UsageMeter:
         counters = {name: hierarchy.group(path).usage for name, path in groups.items()}
     except OSError as error:
         raise loaded.error("domains", reason=error) from None
-    entries = {section.actuator or name for name, section in config.actuators.items()}
-    return UsageMeter(counters, quota="cpu_bandwidth" in entries)
+    sections = (each for name, each in config.actuators.items() if (each.actuator or name) == "cpu_bandwidth")
+    quota = next(sections, None)
+    return UsageMeter(counters, quota=quota is not None, cpus=quota.options.get("cpus", {}) if quota else {})

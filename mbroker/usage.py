@@ -26,6 +26,8 @@ class UsageMeter:
     """For each domain, what returns its CPU seconds so far; raises OSError while it does not run."""
     quota: bool = False
     """Whether a quota stands for the clock."""
+    cpus: Mapping[str, float] = attrs.field(factory=dict[str, float])
+    """CPUs that a quota lets a domain fill at top speed; by default as many as the host maps it onto."""
     _last: dict[str, tuple[float, float]] = attrs.field(factory=dict[str, tuple[float, float]], init=False)
 
     def sample(self, host: Host, now: float, at: float) -> list[Event]:
@@ -47,5 +49,5 @@ class UsageMeter:
 
     def _capacity(self, host: Host, domain: str) -> float:
         known = host.domains.get(domain)
-        cpus = len(known.cpus) if known and known.cpus else 1
+        cpus = self.cpus.get(domain, len(known.cpus) if known and known.cpus else 1)
         return cpus * (host.p_states[host.level(domain)] / host.p_states[-1] if self.quota else 1.0)

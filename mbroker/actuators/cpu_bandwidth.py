@@ -6,8 +6,10 @@ quota by period; 10 ms keeps the gaps short against response times of some milli
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import attrs
 
@@ -24,6 +26,12 @@ __all__ = ["CpuBandwidth"]
 _LEAST_QUOTA_US = 1000  # the kernel refuses less
 
 
+def _by_domain(_: object, attribute: attrs.Attribute[Mapping[str, float]], value: object) -> None:
+    numbers = cast("Mapping[str, object]", value).values() if isinstance(value, Mapping) else [value]
+    if not all(isinstance(cpus, int | float) and 0 < cpus < math.inf for cpus in numbers):
+        raise ValueError(f"{attribute.name} must be positive numbers by domain, for example {{web1 = 0.5}}: {value!r}")
+
+
 @attrs.define(kw_only=True, eq=False)
 class CpuBandwidth:
     """Carries out :class:`~mbroker.action.SetFrequency` by cgroup quotas (version 1 or 2).
@@ -38,7 +46,7 @@ class CpuBandwidth:
     """Directory of the journal of originals."""
     cgroups: Mapping[str, str] = attrs.field(factory=dict[str, str])
     """Domain to control group, relative to the hierarchy: ``{"web1": "machine/web1"}``."""
-    cpus: Mapping[str, float] = attrs.field(factory=dict[str, float])
+    cpus: Mapping[str, float] = attrs.field(factory=dict[str, float], validator=_by_domain)
     """CPUs that a domain may fill at top speed; by default as many as the host maps it onto."""
     period_us: int = attrs.field(default=10_000, validator=[attrs.validators.ge(1000), attrs.validators.le(1_000_000)])
     root: Path = attrs.field(default=Path("/"), converter=Path, validator=is_root)

@@ -279,3 +279,9 @@ def test_the_kernel_slows_a_busy_process_down_and_lets_it_go_again(group: Cgroup
             assert {file: file.read_text() for file in before} == before
         finally:
             busy.kill()
+
+
+@pytest.mark.parametrize("cpus", [{"web1": 0}, {"web1": -1.0}, {"web1": float("inf")}, {"web1": "two"}, [1]])
+def test_cpus_that_are_no_positive_number_are_refused(start: Start, cpus: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="cpus"):
+        start(cpus)

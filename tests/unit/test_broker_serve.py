@@ -316,6 +316,13 @@ def test_where_a_quota_stands_for_the_clock_usage_is_relative_to_the_quota() -> 
     assert event.value == pytest.approx(0.25 / (0.5 * 2 * 1000 / 2400))
 
 
+def test_usage_is_relative_to_the_cpus_that_the_quota_gives_at_top_speed() -> None:
+    readings = iter([0.0, 0.25])
+    usage = UsageMeter({"web1": lambda: next(readings)}, quota=True, cpus={"web1": 0.5})
+    usage.sample(HOST, 10.0, 100.0)
+    assert usage.sample(HOST, 10.5, 100.5)[0].value == 1.0
+
+
 def test_usage_is_never_above_one() -> None:
     usage = meter([0.0, 99.0])
     usage.sample(HOST, 10.0, 100.0)

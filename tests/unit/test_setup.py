@@ -11,6 +11,7 @@ import pytest
 
 import mchannel
 from mbroker import setup
+from mbroker.cgroup import Hierarchy
 from mbroker.config import ConfigError, Loaded, load
 from mbroker.isolation import IsolatedPolicy
 from mbroker.setup import Setup, prepared
@@ -143,3 +144,21 @@ def test_actuators_are_tried_out_without_touching_the_folder_of_journals(tmp_pat
     tried.try_actuators()  # also beside one that is at work
     actuator.close()
     assert [file.name for file in state.iterdir()] == ["cpufreq.originals"]
+
+
+@pytest.mark.parametrize(
+    ("options", "usage"), [("", 0.25), ("[actuators.cpu_bandwidth.options.cpus]\nweb1 = 0.5", 0.5)]
+)
+def test_usage_is_measured_against_what_cpu_bandwidth_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, usage: float
+) -> None:
+    monkeypatch.setattr(Hierarchy, "detect", lambda: Hierarchy(2, tmp_path, tmp_path))
+    counter = tmp_path / "machine/web1/cpu.stat"
+    counter.parent.mkdir(parents=True)
+    domain = "[domains.web1]\ncgroup = 'machine/web1'\n[actuators.cpu_bandwidth]\n"
+    made = run(loaded(tmp_path, domain + options))
+    counter.write_text("usage_usec 0\n")
+    assert made.usage.sample(made.broker.host, 10.0, 100.0) == []
+    counter.write_text("usage_usec 125000\n")
+    (event,) = made.usage.sample(made.broker.host, 10.5, 100.5)
+    assert event.value == usage
