@@ -23,7 +23,7 @@ class _Control:
 
     usage: float | None = None  # the MVM's view, else the guest's
     quiet: int = 0  # epochs in a row that would do with less
-    held: int = 0  # epochs since the last move
+    held: int = 0  # epochs since the last move or violation
     backoff: int = 1  # by how much longer than usual it must be quiet
     alerted: bool = False  # the operator knows that the agent is silent
 
@@ -36,7 +36,8 @@ class Adaptive:
     down to :attr:`relaxed` with 15 % to spare, whichever is faster. *Down* by one p-state after
     :attr:`patience` quiet epochs: p99 below :attr:`margin` of the target, and the next slower p-state
     would run below :attr:`ceiling`. The two conditions leave a band in which nothing moves. A violation
-    within 20 epochs of a move doubles the patience, up to 16 times; 120 epochs without one reset it.
+    below the top within 20 epochs of a move doubles the patience, up to 16 times; 120 epochs without
+    either reset it. One at the top, where nothing is left to do, says nothing against slowing down later.
 
     *Silence*: an agent that misses :attr:`hold` epochs changes nothing. Beyond that what it said before
     no longer counts towards slowing down. At :attr:`silence` epochs the domain goes to the top and the
@@ -80,7 +81,7 @@ class Adaptive:
         if p99 > target:
             needed = 1.15 * (usage or 0.0) * mhz[present] / self.relaxed
             enough = next((level for level, speed in enumerate(mhz) if speed >= needed), host.top)
-            if control.held <= 20:
+            if present < host.top and control.held <= 20:
                 control.backoff = min(2 * control.backoff, _LONG_BACKOFF)
             control.held = control.quiet = 0
             if present < host.top:

@@ -94,6 +94,22 @@ def test_a_violation_counts_against_the_last_move_for_twenty_epochs(held: int, n
     assert run(policy, epoch(2.0)) == to(1)
 
 
+@pytest.mark.parametrize("violations", [1, 5])
+def test_violations_at_the_top_where_nothing_moves_leave_the_patience(violations: int) -> None:
+    policy, top = Adaptive(), HOST.with_level("web1", 4)
+    run(policy, *[epoch(9.0)] * violations, host=top)
+    assert run(policy, *[epoch(2.0)] * 3, host=top) == []
+    assert run(policy, epoch(2.0), host=top) == to(3)
+
+
+def test_a_violation_at_the_top_puts_the_end_of_the_back_off_off() -> None:
+    policy = Adaptive()
+    run(policy, *[epoch(7.0)] * 10, *[epoch(4.0)] * 120)
+    run(policy, epoch(7.0), host=HOST.with_level("web1", 4))
+    assert run(policy, *[epoch(2.0)] * 63) == []
+    assert run(policy, epoch(2.0)) == to(1)
+
+
 def test_patience_grows_to_sixteen_times_at_most() -> None:
     policy = Adaptive()
     run(policy, *[epoch(7.0)] * 10)
@@ -105,6 +121,13 @@ def test_a_minute_without_violation_forgives() -> None:
     policy = Adaptive()
     run(policy, *[epoch(7.0)] * 10)
     assert run(policy, *[epoch(4.0)] * 121, *[epoch(2.0)] * 3) == []
+    assert run(policy, epoch(2.0)) == to(1)
+
+
+def test_the_120th_epoch_after_a_violation_does_not_forgive_yet() -> None:
+    policy = Adaptive()
+    run(policy, *[epoch(7.0)] * 10)
+    assert run(policy, *[epoch(4.0)] * 116, *[epoch(2.0)] * 4) == []
     assert run(policy, epoch(2.0)) == to(1)
 
 
