@@ -148,7 +148,10 @@ class AsyncChannel(ChannelFace[T]):
             return
 
     async def flush(self, timeout: float | None = None) -> None:
-        """Wait until the peer has acknowledged everything that was written; raises ChannelBroken when it never will."""
+        """Wait until the peer has acknowledged everything that was written.
+
+        Raises ChannelTimeout, ChannelClosed when this end was closed meanwhile, and ChannelBroken when it never will.
+        """
         late = until(timeout)
         while not self._flushed():
             left(late, UNFLUSHED)

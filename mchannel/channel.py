@@ -10,8 +10,8 @@ from typing import Any, Self, TypeVar, Unpack, overload
 from mchannel.codec import Codec, EventCodec
 from mchannel.errors import ChannelTimeout, EndOfChannel
 from mchannel.event import Event
-from mchannel.face import FULL, SILENT, UNAGREED, UNFLUSHED, ChannelFace, ListenerFace, Message
-from mchannel.patience import FLUSH_INTERVAL, KNOCK_INTERVAL, Opening, bind, left, opened, until, wait_of
+from mchannel.face import FULL, SILENT, UNAGREED, UNFLUSHED, ChannelFace, ListenerFace, Message, opened
+from mchannel.patience import FLUSH_INTERVAL, KNOCK_INTERVAL, Opening, bind, left, until, wait_of
 from mchannel.port import StandingPort, waiter
 from mchannel.transport import Gate, Link, Wishes
 from mchannel.watch import Watch
@@ -105,7 +105,10 @@ class Channel(ChannelFace[T]):
             return
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until the peer has acknowledged everything that was written; raises ChannelBroken when it never will."""
+        """Wait until the peer has acknowledged everything that was written.
+
+        Raises ChannelTimeout, ChannelClosed when this end was closed meanwhile, and ChannelBroken when it never will.
+        """
         late = until(timeout)
         while not self._flushed():
             self._nap(late, UNFLUSHED)

@@ -164,7 +164,9 @@ class DurableLink(_Through):
 
         While there is one that the disk refused, there is no goodbye: its sender keeps it.
         """
-        self._link.close() if self._refused is None else self._link.leave()
+        if self._refused is not None:
+            self._link.leave()
+        self._link.close()
         if self._owns:
             self._inbox.close()
 

@@ -14,7 +14,7 @@ from mchannel.codec import Codec
 from mchannel.errors import ChannelBroken, ChannelClosed, ChannelTimeout
 from mchannel.transport import Gate, Link, Peer, State
 
-__all__ = ["FULL", "SILENT", "UNAGREED", "UNFLUSHED", "ChannelFace", "ListenerFace", "Message", "OverLink"]
+__all__ = ["FULL", "SILENT", "UNAGREED", "UNFLUSHED", "ChannelFace", "ListenerFace", "Message", "OverLink", "opened"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,13 @@ class OverLink:
     def session(self) -> bytes:
         """Sixteen bytes that name the exchange through all reconnections."""
         return self._link.session
+
+
+def opened(link: Link) -> Link:
+    """Return *link*; raise ChannelClosed when this end was closed, and has no descriptor any more."""
+    if link.state is State.CLOSED:
+        raise ChannelClosed("this end of the channel was closed; open it anew")
+    return link
 
 
 class Owned:
@@ -115,8 +122,7 @@ class ChannelFace(OverLink, Owned, Generic[T]):
     def _flushed(self) -> Literal[True] | None:
         if self._link.flushed:
             return True
-        if self._is_over:
-            raise ChannelBroken("the channel ended before the peer had acknowledged every message")
+        self._refuse_over("the channel ended before the peer had acknowledged every message")
         return None
 
     def _check_quiet(self, timeout: float) -> None:
@@ -132,9 +138,13 @@ class ChannelFace(OverLink, Owned, Generic[T]):
     def _suspended(self) -> Literal[True] | None:
         if self.state is State.SUSPENDED:
             return True
-        if self._is_over:
-            raise ChannelBroken("the channel ended before its peer agreed to a suspension; read what is left")
+        self._refuse_over("the channel ended before its peer agreed to a suspension; read what is left")
         return None
+
+    def _refuse_over(self, why: str) -> None:
+        """Raise ChannelClosed when this end was closed or handed over, and ChannelBroken(*why*) when it ended."""
+        if opened(self._link).state is State.ENDED:
+            raise ChannelBroken(why)
 
     def _message(self, value: T) -> Message[T]:
         """Return *value*, which came from the link, with what is known of it."""

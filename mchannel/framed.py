@@ -231,9 +231,7 @@ class FramedLink:
         """Return the session for another broker to adopt, when the agent cannot speak meanwhile."""
         self.moved = True
         handoff = self._session.handoff()
-        self._drop()
-        if self.on_news is not None:
-            self.on_news()  # whoever waits for a message waits in vain
+        self._let_go()
         return _snapshot(self.peer.identity, handoff)
 
     def resume(self) -> None:
@@ -251,7 +249,7 @@ class FramedLink:
         """Let go without goodbye: the agent will look for a successor of this broker."""
         self._session.leave()
         self._flush()
-        self._drop()
+        self._let_go()
 
     @property
     def failure(self) -> MChannelError | None:
@@ -333,6 +331,11 @@ class FramedLink:
         with contextlib.suppress(ChannelBroken):
             while (frame := transport.recv()) is not None:
                 self._session.receive(frame, now)
+
+    def _let_go(self) -> None:
+        self._drop()
+        if self.on_news is not None:
+            self.on_news()  # whoever waits for a message or for room waits in vain
 
     def _drop(self) -> None:
         transport, self._transport = self._transport, None

@@ -9,10 +9,10 @@ import attrs
 
 from mchannel import durable
 from mchannel.address import Address
-from mchannel.errors import ChannelBroken, ChannelClosed, ChannelTimeout, EndOfChannel, NotListening
+from mchannel.errors import ChannelBroken, ChannelTimeout, EndOfChannel, NotListening
 from mchannel.transport import Gate, Link, Options, Scheme, State, Wishes, find_scheme
 
-__all__ = ["FLUSH_INTERVAL", "KNOCK_INTERVAL", "Opening", "bind", "left", "opened", "until", "wait_of"]
+__all__ = ["FLUSH_INTERVAL", "KNOCK_INTERVAL", "Opening", "bind", "left", "until", "wait_of"]
 
 FLUSH_INTERVAL = 0.001
 """Seconds between two looks at what the peer has acknowledged: no wire rings a bell for that."""
@@ -99,10 +99,3 @@ def bind(address: str, wishes: Wishes) -> Gate:
     patient: Wishes = {"patience": LISTENER_PATIENCE, **wishes}
     scheme, options = find_scheme(where), Options(**patient)
     return durable.bind(lambda: scheme.bind(where, options), options)
-
-
-def opened(link: Link) -> Link:
-    """Return *link*; raise ChannelClosed when this end was closed, and has no descriptor any more."""
-    if link.state is State.CLOSED:
-        raise ChannelClosed("this end of the channel was closed; open it anew")
-    return link

@@ -329,7 +329,10 @@ class Link(Protocol):
         ...
 
     def leave(self) -> None:
-        """Let go without goodbye; the message returned last is not acknowledged, and the peer looks for a successor."""
+        """Let go without goodbye; the message returned last is not acknowledged, and the peer looks for a successor.
+
+        Calls ``on_news`` at the end, as whoever waits waits in vain. :meth:`close` is still due.
+        """
         ...
 
     def close(self) -> None:

@@ -60,6 +60,8 @@ class ShmLink(ABC):
         self._line: Line | None = None
         self._latest = False
         self._held: bytes | None = None
+        self._settled = True
+        """Whether all was acknowledged when the ring was let go."""
         self._lost_since: float | None = None
         self._suspend_until: float | None = None
 
@@ -131,7 +133,7 @@ class ShmLink(ABC):
     def flushed(self) -> bool:
         """Whether the peer has acknowledged everything that was sent."""
         end = self._end
-        return end is None or (self._held is None and end.acknowledged >= end.written)
+        return self._settled if end is None else self._held is None and end.acknowledged >= end.written
 
     # --- waiting ----------------------------------------------------------------------------
 
@@ -206,6 +208,7 @@ class ShmLink(ABC):
             bell = self.line.fileno()
             limit, attend = terms.max_message, self._attend
             self._end = RingEnd(self.memory, side, bell=bell, peer_bell=bell, limit=limit, attention=attend)
+            self._settled = False
         self.terms, self.epoch = terms, epoch
         self._latest = terms.delivery is Delivery.LATEST
         self.state = State.OPEN
@@ -305,12 +308,18 @@ class ShmLink(ABC):
             self.done()
             self.tell(Kind.BYE)
         self.leave()
+        self.port.close()
 
     def leave(self) -> None:
-        """Let go without goodbye; what was handed out and not marked is not acknowledged."""
+        """Let go without goodbye; what was handed out and not marked is not acknowledged.
+
+        The port stays until :meth:`close`: an event loop may be waiting at it.
+        """
         self.state = State.CLOSED
         self._lost_since = self._suspend_until = None
-        self.port.close()
+        with contextlib.suppress(ProtocolError):  # a ring that the peer broke is let go all the same
+            self._settled = self.flushed
+        self.port.use(None)
         if self._end is not None:
             self._end.close()
             self._end = None
@@ -320,6 +329,8 @@ class ShmLink(ABC):
         if self._memory is not None:
             self._memory.close()
             self._memory = None  # with the last reference the mapping goes
+        if self.on_news is not None:
+            self.on_news()  # whoever waits for a message or for room waits in vain
 
     def _ended(self) -> MChannelError:
         if self.failure is not None:

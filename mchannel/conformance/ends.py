@@ -72,6 +72,39 @@ class Ends(Bench):
                 call()
         assert agent.state is State.CLOSED
 
+    def test_a_listener_that_closes_wakes_whoever_waits(self) -> None:
+        self._wake("close")
+
+    def test_a_listener_that_hands_over_wakes_whoever_waits(self) -> None:
+        self._wake("hand_over")
+
+    def _wake(self, let_go: str) -> None:
+        if self._loop is None:
+            return  # a blocking listener belongs to the thread of its channels
+        listener = self.listen()
+        _, broker = self.pair(listener, window=1 << 14, max_message=1 << 12)
+        reading = self.meanwhile(broker.read, timeout=2 * SOON)
+        writing = self.meanwhile(self._fill, broker)
+        with raises(TimeoutError):
+            writing.result(SHORT)  # it waits for room
+        flushing = self.meanwhile(broker.flush, timeout=2 * SOON)
+        getattr(listener, let_go)()
+        for waiting in (reading, writing, flushing):
+            with raises(ChannelClosed):
+                waiting.result(SOON)
+
+    def _fill(self, channel: Channel[bytes]) -> None:
+        while True:
+            channel.write(bytes(1 << 12), timeout=2 * SOON)
+
+    def test_what_was_not_acknowledged_when_a_listener_closed_is_never_called_flushed(self) -> None:
+        listener = self.listen()
+        _, broker = self.pair(listener)
+        broker.write(b"never read")
+        listener.close()
+        with raises(ChannelClosed):
+            broker.flush(timeout=SOON)
+
     def test_an_error_inside_a_with_block_is_not_hidden(self) -> None:
         agent, _ = self.pair()
         with raises(ZeroDivisionError), agent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,3 +59,31 @@ def test_a_tick_that_hears_nothing_is_no_news(ends: tuple[Link, Link]) -> None:
     broker.arm_readable()
     broker.tick(time.monotonic())
     assert not news
+
+
+def test_the_descriptor_outlives_a_link_that_is_let_go_until_it_is_closed(ends: tuple[Link, Link]) -> None:
+    _, broker = ends
+    descriptor = broker.port.fileno()
+    broker.leave()
+    os.fstat(descriptor)  # an event loop that waits at it would wait at another's else
+    broker.close()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(descriptor)
+
+
+def test_an_end_with_something_unread_by_its_peer_is_not_flushed_after_it_was_let_go(ends: tuple[Link, Link]) -> None:
+    agent, broker = ends
+    assert broker.flushed
+    broker.send(b"never read")
+    for end in (broker, agent):
+        end.leave()
+        end.close()
+    assert (agent.flushed, broker.flushed) == (True, False)
+
+
+def test_whoever_waits_is_told_when_the_link_is_let_go(ends: tuple[Link, Link]) -> None:
+    _, broker = ends
+    news: list[State] = []
+    broker.on_news = lambda: news.append(broker.state)
+    broker.leave()
+    assert news == [State.CLOSED]
