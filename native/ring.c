@@ -434,8 +434,7 @@ int64_t mc_peek_newest(mc_reader *r, const uint8_t **at) {
 }
 
 void mc_take(mc_reader *r) {
-  if (r->peeked) r->mine = r->peeked;
-  r->peeked = 0;
+  if ((int64_t)(r->peeked - r->mine) > 0) r->mine = r->peeked; /* else another call has read it meanwhile */
 }
 
 void mc_release(mc_reader *r) {
@@ -532,7 +531,7 @@ int mc_reader_join(mc_reader *r, void *base, mc_shape shape, unsigned lane, uint
   r->pool = areas + 2 * shape.capacity + (lane & 1) * shape.pool;
   uint64_t head = load(&l->head, memory_order_acquire), taken = load(&l->taken, memory_order_acquire);
   uint64_t tail = load(&l->tail, memory_order_acquire);
-  r->mine = r->published = head;
+  r->mine = r->published = r->peeked = head;
   r->peer = tail;
   r->seen = taken;
   if (tail - head > shape.capacity || tail & 7) return reader_broken(r, MC_BAD_TAIL);

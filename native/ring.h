@@ -118,7 +118,7 @@ typedef struct mc_reader {
   mc_shape shape;
   uint64_t limit, inline_max;
   uint64_t mine, published, peer; /* own index, the part acknowledged, the writer's */
-  uint64_t peeked;                /* end of the record that mc_peek showed */
+  uint64_t peeked;                /* end of the record that mc_peek showed last */
   uint64_t seen;                  /* the predecessor may have seen what lies before */
   uint64_t last;                  /* length of the message handed out last */
   uint64_t redelivered;           /* how many messages of the last call the predecessor may have seen */
@@ -165,7 +165,8 @@ int64_t mc_peek(mc_reader *r, const uint8_t **at);
 void mc_release(mc_reader *r);
 /* The same with the newest of those that are there when it is called; those before it are acknowledged unseen. */
 int64_t mc_peek_newest(mc_reader *r, const uint8_t **at);
-/* Hand the peeked message out: it is taken, and acknowledged with the next call. */
+/* Hand the peeked message out: it is taken, and acknowledged with the next call. Nothing happens if that was read
+ * since. */
 void mc_take(mc_reader *r);
 /* Acknowledge all that was handed out. */
 void mc_done(mc_reader *r);

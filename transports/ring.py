@@ -168,7 +168,8 @@ class RingEnd(Quick):
     def peek(self) -> memoryview | None:
         """Acknowledge what was handed out before, and return the next message where it lies, or None.
 
-        It is the same until :meth:`release`. For peers that are trusted: another one could change it meanwhile.
+        It is the same until :meth:`release`, or until another method reads it. For peers that are trusted: another
+        one could change it meanwhile.
         """
         self._let_go()
         while (code := lib.mcp_peek(self._end)) < 0:

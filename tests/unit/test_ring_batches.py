@@ -1,8 +1,8 @@
-"""What a reader of many messages learns about each, and how it gets the newest alone."""
+"""What batches tell their reader and their writer, the newest alone, and a release after other reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -75,3 +75,46 @@ def test_an_index_out_of_range_is_no_newest(region: Region, writer: RingEnd, rea
     memoryview(region.memory)[128:136] = (1 << 40).to_bytes(8, "little")
     with pytest.raises(ProtocolError):
         reader.read_newest()
+
+
+def three_by_one(reader: RingEnd) -> list[bytes | None]:
+    return [reader.read() for _ in range(3)]
+
+
+def three_in_a_batch(reader: RingEnd) -> list[bytes]:
+    return reader.read_many(3)
+
+
+def three_in_a_blob(reader: RingEnd) -> list[bytes]:
+    return [bytes([byte]) for byte in reader.read_fixed(1, 3)]
+
+
+@pytest.mark.parametrize("read", [three_by_one, three_in_a_batch, three_in_a_blob])
+def test_a_release_after_other_reads_goes_back_to_nothing(
+    writer: RingEnd, reader: RingEnd, read: Callable[[RingEnd], list[bytes | None]]
+) -> None:
+    writer.write_many([b"0", b"1", b"2", b"3"])
+    assert bytes(reader.peek() or b"") == b"0"
+    assert read(reader) == [b"0", b"1", b"2"]
+    received = reader.received
+    reader.release()
+    assert reader.received == reader.settled == received
+    assert [reader.read(), reader.read()] == [b"3", None]
+
+
+def test_what_was_peeked_last_is_what_a_release_is_done_with(writer: RingEnd, reader: RingEnd) -> None:
+    writer.write_many([b"0", b"1", b"2"])
+    reader.peek()
+    reader.read_many(1)
+    assert bytes(reader.peek() or b"") == b"1"
+    reader.release()
+    reader.release()
+    assert [reader.read(), reader.read()] == [b"2", None]
+
+
+def test_a_batch_that_found_room_for_a_part_lets_the_writer_wait_for_more(writer: RingEnd, reader: RingEnd) -> None:
+    assert 0 < writer.write_many([b"x" * 100] * 100) < 100
+    assert not writer.wait_writable(0.05)
+    reader.read_many()
+    reader.done()
+    assert writer.wait_writable(0)
