@@ -118,16 +118,18 @@ class Daemon:
             asked.clear()
             notify.reloading()
             try:
-                await self._adopt(load(self._path))
-                self._welcome(tasks)
-                self._problem = ""
-                _log.info("took over the configuration in %s", self._path)
+                loaded = load(self._path)
+                await self._adopt(loaded)
             except ConfigError as error:
                 self._problem = f"the configuration in force is older than {self._path}: {error}"
                 _log.error("kept the configuration that was in force: %s", error)
             except Exception as error:  # a running broker does not end because of a file
                 self._problem = f"{self._path} was not taken over: {error!r}"
                 _log.exception("kept the configuration that was in force")
+            else:
+                _log.info("took over the configuration in %s", self._path)
+                self._welcome(tasks)
+                self._problem = await self._change_receivers(loaded)
             notify.sd_notify("READY=1")
 
     async def _adopt(self, loaded: Loaded) -> None:
@@ -155,8 +157,16 @@ class Daemon:
             setup.broker.observe(host)
         node.broker, node.usage, self._setup = setup.broker, setup.usage, setup
         present.let_go(setup)
-        if self._alerting is not None:
-            await self._alerting.reload(loaded)
+
+    async def _change_receivers(self, loaded: Loaded) -> str:
+        """Have alerts told to the receivers of *loaded*, which is in force; return what is wrong with that."""
+        try:
+            if self._alerting is not None:
+                await self._alerting.reload(loaded)
+        except Exception as error:  # the rest of the broker works on
+            _log.exception("alerts are not told to the receivers in %s", self._path)
+            return f"alerts are not told to the receivers in {self._path}: {error!r}"
+        return ""
 
     def _change_actuators(self, setup: Setup) -> None:
         """Put the actuators of *setup* in the place of those in force.
