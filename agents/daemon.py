@@ -34,7 +34,7 @@ from mchannel.agents.seek import Seek
 from mchannel.agents.settings import Settings, SlaSettings, load
 from mchannel.agents.sla import Recorder
 from mchannel.agents.tail import Tail
-from mchannel.errors import CodecError
+from mchannel.errors import CodecError, MessageTooBig
 from mchannel.event import Detail, Event
 from mchannel.samples import SAMPLES, SERIES
 from mchannel.transport import State
@@ -81,6 +81,8 @@ class Daemon:
     )
     _group: asyncio.TaskGroup = attrs.field(factory=asyncio.TaskGroup, init=False)
     _seek: Seek = attrs.field(init=False)
+    _left_out: set[str] = attrs.field(factory=set[str], init=False)
+    """Topics of events that the broker cannot take."""
 
     def __attrs_post_init__(self) -> None:
         """Begin with the configured interval."""
@@ -131,8 +133,10 @@ class Daemon:
 
     async def _report(self, channel: Talk) -> None:
         while (event := await self._outbox.first()) is not None:
-            await channel.write(event)
-            self._outbox.pop()
+            if await self._tell(channel, event):
+                self._outbox.pop()
+            else:
+                self._outbox.leave_out()
 
     async def _measure(self, channel: Talk) -> None:
         """Tell the metrics, group by group and as samples; what nobody hears, or has no room for, is not measured."""
@@ -143,7 +147,7 @@ class Daemon:
                 if channel.state is State.OPEN:
                     events = metrics.sample()
                     for event in events:
-                        await channel.write(event)
+                        await self._tell(channel, event)
                     feed.take([reading for event in events for reading in readings(event)], self._pace.seconds)
                 await self._pace.wait()
 
@@ -157,7 +161,18 @@ class Daemon:
                 answer = commands.answer(await channel.read(), time.time())
             except CodecError as error:
                 answer = commands.refuse(error, time.time())
-            await channel.write(answer)
+            await self._tell(channel, answer)
+
+    async def _tell(self, channel: Talk, event: Event) -> bool:
+        """Write *event*, and return whether that can be: one that can never be written keeps no others back."""
+        try:
+            await channel.write(event)
+        except (CodecError, MessageTooBig) as error:
+            if event.topic not in self._left_out:
+                self._left_out.add(event.topic)
+                _log.warning("%s is left out, as the broker cannot take it: %s", event.topic, error)
+            return False
+        return True
 
     def _describe(self) -> Detail:
         streams = {key[1] for key in self._tasks if isinstance(key[1], str)}

@@ -16,6 +16,8 @@ EPOCH = 0.5
 _LONGEST_US = 86_400_000_000  # a response time of more than a day is a day
 _FILL = 10  # empty epochs that are reported one by one; a longer gap was a pause or a step of the clock
 _KEEP = 120  # closed epochs that wait for take(): one minute
+_LONGEST_NAME = 64  # characters of a note
+_NAMES = 64  # of notes in one event, which must not be too long for a channel
 _STEP_BACK = 2  # epochs; a clock this little behind is jitter
 
 
@@ -92,8 +94,14 @@ class Meter:
         counts.buckets[_bucket(us)] += 1
 
     def note(self, name: str, count: int = 1) -> None:
-        """Say in the detail of the next event that *name* happened *count* times."""
-        self._notes[name] += count
+        """Say in the detail of the next event that *name* happened *count* times.
+
+        Raises ValueError unless the name has 1 to 64 characters; names beyond the 64th of an event are
+        counted together as ``others``.
+        """
+        if not 0 < len(name) <= _LONGEST_NAME:
+            raise ValueError(f"a note has a name of 1 to {_LONGEST_NAME} characters, not {len(name)}")
+        self._notes[name if name in self._notes or len(self._notes) < _NAMES else "others"] += count
 
     def advance(self, now: float) -> None:
         """Close the epochs that are over at Unix time *now*.

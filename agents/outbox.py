@@ -24,6 +24,8 @@ class Outbox:
 
     _events: deque[Event] = attrs.field(factory=deque[Event], init=False)
     _news: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
+    _refused: int = attrs.field(default=0, init=False)
+    """Events that were left out since the last that was popped."""
     _closed: bool = attrs.field(default=False, init=False)
 
     def __len__(self) -> int:
@@ -38,15 +40,27 @@ class Outbox:
         self._news.set()
 
     async def first(self) -> Event | None:
-        """Return the oldest event once there is one; None when there will be none any more."""
+        """Return the oldest event once there is one; None when there will be none any more.
+
+        It says in its detail how many were left out just before it (``refused``).
+        """
         while not self._events and not self._closed:
             self._news.clear()
             await self._news.wait()
-        return self._events[0] if self._events else None
+        if not self._events:
+            return None
+        event = self._events[0]
+        return attrs.evolve(event, detail={**event.detail, "refused": self._refused}) if self._refused else event
 
     def pop(self) -> None:
         """Forget the oldest event."""
         self._events.popleft()
+        self._refused = 0
+
+    def leave_out(self) -> None:
+        """Forget the oldest event, as no channel can take it; the next one tells."""
+        self._events.popleft()
+        self._refused += 1
 
     def close(self) -> None:
         """Say that nothing more is written."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from mchannel.errors import ChannelBroken, ChannelTimeout, MChannelError
+from mchannel.errors import ChannelBroken, ChannelTimeout, CodecError, MChannelError, MessageTooBig
 from mchannel.event import Event
 
 __all__ = ["Reopening"]
@@ -51,7 +51,7 @@ class Reopening:
                 self._channel = self._connect()
             self._look(self._channel)
             self._channel.write(message, timeout=timeout)
-        except ChannelTimeout:
+        except (ChannelTimeout, CodecError, MessageTooBig):  # the channel is as before
             raise
         except (MChannelError, OSError):
             self._again = self._monotonic() + _PAUSES[min(self._failures, len(_PAUSES) - 1)]

@@ -42,6 +42,7 @@ SHORTEST_INTERVAL, LONGEST_INTERVAL = 0.05, 3600.0
 _LOGS = 32
 _READS = 256
 _KINDS = {"nagios": ("command",), "ganglia": ("address", "file"), "prometheus": ("url", "file")}
+_LONGEST_LABEL = 256  # characters of a text that goes with every event
 _LARGEST = 1 << 20  # bytes of a configuration
 
 
@@ -69,6 +70,11 @@ def _must(name: str, be: str, value: object) -> _Fault:
 def _text(_: object, attribute: attrs.Attribute[str], value: object) -> None:
     if not isinstance(value, str) or not value.isprintable():
         raise _must(attribute.name, "a printable text", value)
+
+
+def _label(_: object, attribute: attrs.Attribute[str], value: object) -> None:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST_LABEL:
+        raise _must(attribute.name, f"a printable text of at most {_LONGEST_LABEL} characters", value)
 
 
 def _address(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
@@ -113,7 +119,7 @@ class AgentSettings:
 
     address: str = attrs.field(default="", validator=_address)
     """Where the broker listens when the guest has no port, device or hypervisor that leads to it."""
-    source: str = attrs.field(default="", validator=_text)
+    source: str = attrs.field(default="", validator=_label)
     """Name of this domain, for people: a broker believes the channel. Default: the host name."""
 
     @property
@@ -156,7 +162,7 @@ class SlaSettings:
     """Who waited longer was served too late."""
     soft_ms: float = attrs.field(default=3.0, validator=_between(0.001, 1e9, "milliseconds"))
     """Threshold that warns before."""
-    service: str = attrs.field(default="", validator=_text)
+    service: str = attrs.field(default="", validator=_label)
     """Name that events carry in their detail; with several logs it tells them apart."""
 
     def __attrs_post_init__(self) -> None:

@@ -26,7 +26,7 @@ import attrs
 
 from mchannel.agents.cpu import GuestCpu
 from mchannel.agents.meter import EPOCH, Meter
-from mchannel.errors import ChannelTimeout, MChannelError
+from mchannel.errors import ChannelTimeout, CodecError, MChannelError, MessageTooBig
 from mchannel.event import Event
 
 __all__ = ["MeasuredBody", "Recorder", "Request", "Sla", "Writer"]
@@ -88,8 +88,9 @@ class Recorder:
 
     ``source`` names the domain (default: the host name); a broker believes the channel rather than this.
     Events that the channel does not take are kept for a minute; then the oldest are dropped, and the
-    next event says in its detail how many (``dropped``). A channel that ended stays so: give a
-    :class:`~mchannel.agents.reopen.Reopening` when the application outlives its broker.
+    next event says in its detail how many (``dropped``). One that no reader would take, or that is too
+    long for the channel, is left out, and counted likewise (``refused``). A channel that ended stays so:
+    give a :class:`~mchannel.agents.reopen.Reopening` when the application outlives its broker.
 
     After a fork the child may call everything, but reports nothing: the channel belongs to the parent.
     A server with worker processes makes a recorder in each of them, or uses ``magent sla`` on its log.
@@ -111,7 +112,8 @@ class Recorder:
     """Seconds of a clock that is never set."""
     _meter: Meter = attrs.field(init=False)
     _outbox: deque[Event] = attrs.field(factory=deque[Event], init=False)
-    _refused: bool = attrs.field(default=False, init=False)
+    _is_away: bool = attrs.field(default=False, init=False)
+    _has_left_out: bool = attrs.field(default=False, init=False)
     _pid: int = attrs.field(factory=os.getpid, init=False)
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)  # the meter; held for microseconds
     _sending: threading.Lock = attrs.field(factory=threading.Lock, init=False)  # the outbox and the channel's writes
@@ -139,12 +141,18 @@ class Recorder:
             self._meter.observe(self.clock() if finished is None else finished, seconds)
 
     def note(self, name: str, count: int = 1) -> None:
-        """Say in the detail of the next event that *name* happened *count* times."""
+        """Say in the detail of the next event that *name* happened *count* times.
+
+        Raises ValueError unless the name has 1 to 64 characters; names beyond the 64th of an event are
+        counted together as ``others``.
+        """
         with self._lock:
             self._meter.note(name, count)
 
     def tick(self) -> None:
         """Close the epochs that are over and write what the channel takes without waiting."""
+        if self._is_child():
+            return
         with self._sending:
             with self._lock:
                 self._meter.advance(self.clock())
@@ -152,15 +160,19 @@ class Recorder:
 
     def flush(self, timeout: float | None = 1.0) -> None:
         """Report the present epoch as it is, and wait up to *timeout* seconds for each write."""
+        if self._is_child():
+            return
         with self._sending:
             with self._lock:
                 self._meter.advance(self.clock())
                 self._meter.flush()
             self._send(timeout)
 
+    def _is_child(self) -> bool:
+        """Whether a fork made this process: then the lock of those who send may be held for good."""
+        return os.getpid() != self._pid
+
     def _send(self, timeout: float | None) -> None:
-        if os.getpid() != self._pid:
-            return
         if self._meter.ready:
             utilization = self.utilization()  # reads a file: not while others wait to count
             with self._lock:
@@ -170,16 +182,26 @@ class Recorder:
             self.note("dropped")
         try:
             while self._outbox:
-                self._channel.write(self._outbox[0], timeout=timeout)
+                try:
+                    self._channel.write(self._outbox[0], timeout=timeout)
+                except (CodecError, MessageTooBig) as error:
+                    self._leave_out(error)
                 self._outbox.popleft()
         except ChannelTimeout:
             return  # full, or the peer is being replaced: the next tick tries again
         except (MChannelError, OSError) as error:
-            if not self._refused:
+            if not self._is_away:
                 logger.warning("the broker cannot be told about SLA violations: %s", error)
-            self._refused = True
+            self._is_away = True
         else:
-            self._refused = False
+            self._is_away = False
+
+    def _leave_out(self, error: MChannelError) -> None:
+        """Count an event that can never be sent, lest it keep the others back."""
+        if not self._has_left_out:
+            logger.warning("a report is left out, as no broker can take it: %s", error)
+        self._has_left_out = True
+        self.note("refused")
 
     def asgi(self, app: AsgiApp) -> AsgiApp:
         """Return *app*, measured from each HTTP request to the last byte of its response.
@@ -263,7 +285,7 @@ class Sla(Recorder):
         """Report the present epoch and end the thread; idempotent. The channel stays open."""
         if not self._stop.is_set():
             self._stop.set()
-            if os.getpid() == self._pid:
+            if not self._is_child():
                 self._thread.join()
                 self.flush()
 

@@ -40,6 +40,15 @@ async def test_a_line_ends_when_its_use_does_and_everything_is_acknowledged() ->
     assert heard == ["hello"]
 
 
+async def test_a_use_that_takes_too_long_ends_the_line() -> None:
+    async def linger(_: Talk) -> NoReturn:
+        raise ChannelTimeout("not acknowledged in time")
+
+    async with listen_async(ADDRESS):
+        with pytest.raises(ChannelTimeout, match="not acknowledged"):
+            await asyncio.wait_for(Line("sla", way).keep(linger), 30)
+
+
 async def test_a_line_waits_for_its_broker_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     attempts, often = 0, asyncio.Event()
 
@@ -146,6 +155,19 @@ async def test_an_event_stays_until_it_is_popped() -> None:
     event = await outbox.first()
     assert event is not None
     assert event.value == 1
+
+
+async def test_the_next_event_tells_how_many_were_left_out_before_it() -> None:
+    outbox = Outbox()
+    for epoch in range(4):
+        outbox.write(Event("sla.epoch", value=epoch))
+    outbox.leave_out()
+    outbox.leave_out()
+    for value, detail in ((2, {"refused": 2}), (3, {})):
+        event = await outbox.first()
+        assert event is not None
+        assert (event.value, event.detail) == (value, detail)
+        outbox.pop()
 
 
 async def test_who_waits_for_an_event_gets_it() -> None:

@@ -85,6 +85,12 @@ def test_a_source_that_is_not_named_is_the_host() -> None:
         (f"[metrics]\ninterval = {'9' * 5000}", "has a number of too many digits"),
         ("[metrics]\nenabled = 1", "metrics.enabled: must be true or false, not 1"),
         ('[agent]\nsource = "a\\u0000b"', "agent.source: must be a printable text"),
+        (f"[agent]\nsource = '{'a' * 257}'", "agent.source: must be a printable text of at most 256 characters, not"),
+        (f"[[sla]]\nlog = '/a'\nservice = '{'a' * 257}'", "sla.0.service: must be a printable text of at most 256 ch"),
+        (
+            "[[sla]]\nlog = '/a'\nservice = 5",
+            "sla.0.service: must be a printable text of at most 256 characters, not 5",
+        ),
         ("[agent]\naddress = 5", "agent.address: must be a printable text, not 5"),
         ("[agent]\naddress = 'shm:///'", "agent.address: must be an address: shm:///: a name has 1 to 64 letters"),
         ("[sla]\nlog = '/a'", "sla: write [[sla]] for each log"),

@@ -7,6 +7,7 @@ import asyncio
 import io
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
@@ -18,7 +19,7 @@ import pytest
 
 from mchannel.agents.cpu import GuestCpu, ProcessCpu
 from mchannel.agents.sla import MeasuredBody, Recorder, Sla
-from mchannel.errors import ChannelBroken, ChannelTimeout
+from mchannel.errors import ChannelBroken, ChannelTimeout, CodecError, MessageTooBig
 from mchannel.event import Event
 
 FORKS = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # 3.12, with threads
@@ -142,6 +143,30 @@ def test_a_broken_channel_is_logged_once_until_it_works_again(
     assert len(pipe.events) == 8
 
 
+@pytest.mark.parametrize("error", [CodecError("no event"), MessageTooBig("too long")])
+def test_an_event_that_can_never_be_sent_is_counted_and_keeps_nothing_back(
+    clock: Clock, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    class Choosy(Pipe):
+        def write(self, message: Event, /, timeout: float | None = None) -> None:
+            if "odd" in message.detail:
+                raise error
+            super().write(message)
+
+    pipe = Choosy()
+    recorder = Recorder(pipe, clock=clock, utilization=lambda: None)
+    for odd in (False, True, True, False, True, False):
+        if odd:
+            recorder.note("odd")
+        report(recorder, pipe, clock)
+    assert [event.at - START for event in pipe.events] == [0.5, 2.0, 3.0]
+    assert [event.detail.get("refused") for event in pipe.events] == [None, 1, 1]
+    assert recorder.waiting == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"a report is left out, as no broker can take it: {error}"
+    ]
+
+
 def test_observing_never_waits_for_a_channel_that_blocks(clock: Clock) -> None:
     blocked, release = threading.Event(), threading.Event()
 
@@ -218,6 +243,34 @@ def test_a_forked_child_can_count_but_does_not_write_to_the_channel_of_its_paren
         finally:
             os._exit(99)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@FORKS
+def test_a_child_that_was_forked_while_its_parent_writes_reports_nothing_and_waits_for_nothing(clock: Clock) -> None:
+    blocked, release = threading.Event(), threading.Event()
+
+    class Stuck(Pipe):
+        def write(self, message: Event, /, timeout: float | None = None) -> None:
+            blocked.set()
+            assert release.wait(60)
+
+    recorder = Recorder(Stuck(), clock=clock, utilization=lambda: None)
+    clock.now += 0.5
+    ticking = threading.Thread(target=recorder.tick)
+    ticking.start()
+    assert blocked.wait(60)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(20)
+            recorder.tick()
+            recorder.flush(0.0)
+            os._exit(0)
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    release.set()
+    ticking.join()
 
 
 @FORKS

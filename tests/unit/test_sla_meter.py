@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mchannel import EventCodec
 from mchannel.agents.meter import Meter, epoch_of
 from mchannel.event import Event
 
@@ -97,6 +98,15 @@ def test_a_long_gap_is_skipped_and_said() -> None:
     assert epochs(take(meter, START + 3600.5)) == [FIRST + 7200]
 
 
+@pytest.mark.parametrize(("missing", "reported", "skipped"), [(10, 11, None), (11, 1, 11)])
+def test_ten_epochs_without_a_look_are_reported_and_more_are_skipped(
+    missing: int, reported: int, skipped: int | None
+) -> None:
+    events = take(Meter("web1", START), START + (missing + 1) / 2)
+    assert epochs(events) == [FIRST + n for n in range(reported)]
+    assert events[-1].detail.get("skipped") == skipped
+
+
 def test_a_clock_that_is_set_back_goes_on_in_the_epoch_that_it_shows() -> None:
     meter = Meter("web1", START)
     meter.observe(START, 0.001)
@@ -126,6 +136,22 @@ def test_notes_go_into_the_detail_of_the_next_event_only() -> None:
     events = take(meter, START + 1.0)
     assert [e.detail.get("unparsed") for e in events] == [None, 3]
     assert "unparsed" not in take(meter, START + 1.5)[0].detail
+
+
+@pytest.mark.parametrize("name", ["", "n" * 65])
+def test_a_note_has_a_short_name(name: str) -> None:
+    with pytest.raises(ValueError, match="1 to 64 characters"):
+        Meter("web1", START).note(name)
+
+
+def test_names_of_notes_are_bounded_and_none_is_lost() -> None:
+    meter = Meter("web1", START)
+    for n in range(1000):
+        meter.note(f"user {n}")
+    meter.note("user 7")
+    (event,) = take(meter, START + 0.5)
+    assert (event.detail["user 7"], event.detail["others"]) == (2, 936)
+    EventCodec().encode(event)
 
 
 def test_closed_epochs_that_nobody_takes_are_bounded_and_counted() -> None:

@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from mchannel.agents.reopen import Reopening
-from mchannel.errors import ChannelBroken, ChannelError, ChannelTimeout, NotListening
+from mchannel.errors import ChannelBroken, ChannelError, ChannelTimeout, CodecError, MessageTooBig, NotListening
 from mchannel.event import Event
 
 EVENT = Event("t")
@@ -93,6 +93,17 @@ def test_a_full_channel_is_kept(broker: Broker) -> None:
     broker.wires[0].error = None
     channel.write(EVENT)
     assert broker.attempts == 1
+
+
+@pytest.mark.parametrize("error", [CodecError("no event"), MessageTooBig("too long")])
+def test_a_message_that_can_never_be_sent_is_no_reason_to_open_it_again(broker: Broker, error: Exception) -> None:
+    channel = broker.channel()
+    broker.wires[0].error = error
+    with pytest.raises(type(error)):
+        channel.write(EVENT)
+    broker.wires[0].error = None
+    channel.write(EVENT)
+    assert (broker.attempts, broker.wires[0].written, broker.wires[0].closed) == (1, 1, False)
 
 
 def test_attempts_become_rarer_until_one_succeeds(broker: Broker) -> None:
