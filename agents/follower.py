@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -65,5 +64,5 @@ class Follower:
             self.recorder.note("unparsed")
             return
         if access is not None:
-            now = time.time()
+            now = self.recorder.clock()
             self.recorder.observe(access.seconds, min(now, access.finished or now))

@@ -216,6 +216,11 @@ def test_lines_are_cut_wherever_the_bytes_are_cut() -> None:
     assert [*cut, *lines.end()] == ["one", "twö", "", "three"]
 
 
+def test_a_line_is_as_long_as_it_may_be_and_no_longer_also_when_it_comes_whole() -> None:
+    data = b"x" * LONGEST + b"\n" + b"y" * (LONGEST + 1) + b"\nz\n"
+    assert list(Lines().feed(data)) == ["x" * LONGEST, None, "z"]
+
+
 @given(st.lists(st.integers(1, 3 * LONGEST), max_size=4), st.integers(1000, 100_000))
 def test_a_line_that_is_too_long_is_one_none_and_memory_is_bounded(lengths: list[int], step: int) -> None:
     data, lines, seen = b"".join(b"x" * length + b"\n" for length in lengths), Lines(), list[int]()
