@@ -12,6 +12,7 @@ import attrs
 from mbroker.fleet.custody import Kept
 from mbroker.fleet.records import RecordFile
 from mchannel.errors import MChannelError
+from mchannel.transports.complaints import Complaints
 
 __all__ = ["ParkedFile"]
 
@@ -29,11 +30,16 @@ class _Record:
 
 
 class ParkedFile:
-    """The journal of parked sessions. When the disk refuses, a restart forgets them: then messages repeat, marked."""
+    """The journal of parked sessions.
+
+    What the disk refuses is tried again when it is asked for again. A restart before that forgets it: then
+    messages repeat, marked.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open *path*, or make it; raises JournalError."""
         self._file = RecordFile(path, _Record)
+        self._complaints = Complaints(log=_log)
         found: dict[str, Kept] = {}
         generations: dict[str, int] = {}
         for record in self._file.found:
@@ -51,7 +57,7 @@ class ParkedFile:
         """Have *parked* and *generations* on disk, and nothing else; cancelled, they may be or not."""
         if parked == self.kept and generations == self.generations:
             return
-        self.kept, self.generations = parked, dict(generations)
+        generations = dict(generations)
         records = [_Record(domain, generation, parked=False) for domain, generation in generations.items()]
         for kept in parked:
             snapshots = kept.snapshots or (b"",)
@@ -59,7 +65,9 @@ class ParkedFile:
         try:
             await asyncio.to_thread(self._file.keep, records)
         except MChannelError as error:
-            _log.warning("sessions of domains that are away will not survive a restart: %s", error)
+            self._complaints.make(f"sessions of domains that are away will not survive a restart: {error}")
+        else:
+            self.kept, self.generations = parked, generations
 
     def close(self) -> None:
         """Let go of the file; idempotent."""

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import attrs
 import pytest
@@ -17,8 +18,9 @@ from mbroker.fleet.custody import Kept
 from mbroker.fleet.fleet import Away, Fleet, Member
 from mbroker.fleet.message import Claim, Claimed, Message, MessageCodec, Numbered, Offer, Whereabouts, Wherever
 from mbroker.fleet.parked import ParkedFile
+from mbroker.fleet.records import RecordFile
 from mchannel import keys
-from mchannel.errors import CodecError
+from mchannel.errors import CodecError, JournalError
 
 DOMAIN = "aaaaaaaa-0000-4000-8000-000000000001"
 SOON = 15.0
@@ -170,6 +172,21 @@ def test_parked_sessions_outlive_a_restart(tmp_path: Path) -> None:
     again.close()
     with closing(ParkedFile(tmp_path / "parked")) as last:
         assert last.kept == ()
+
+
+def test_what_a_full_disk_refused_is_written_when_it_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = (Kept(DOMAIN, 7, (b"one",)),)
+    with closing(ParkedFile(tmp_path / "parked")) as file:
+        with monkeypatch.context() as full:
+            full.setattr(RecordFile, "keep", Mock(side_effect=JournalError("no space left on device")))
+            asyncio.run(file.keep(kept, {DOMAIN: 9}))
+        assert "no space left" in caplog.text
+        assert (file.kept, file.generations) == ((), {})
+        asyncio.run(file.keep(kept, {DOMAIN: 9}))
+    with closing(ParkedFile(tmp_path / "parked")) as again:
+        assert (again.kept, again.generations) == (kept, {DOMAIN: 9})
 
 
 def test_a_slow_disk_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
