@@ -92,9 +92,7 @@ class Node:
             self._meet(event.source)
         actions = self.broker.handle(event, self._clock())
         outcomes = [outcome for action in actions for outcome in self._carry_out(action)]
-        failed = [outcome.action for outcome in outcomes if not outcome.done]
-        if failed:
-            self._take_back(actions, failed)
+        self._take_back(actions, outcomes)
         return outcomes
 
     async def welcome(self, listener: AsyncListener[Event], domain: str | None) -> None:
@@ -221,12 +219,19 @@ class Node:
             _log.warning("%s: %s", subject, outcome.error)
         return outcome
 
-    def _take_back(self, actions: list[Action], failed: list[Action]) -> None:
-        """Correct the picture: a p-state that was refused undoes the changes of speed it was derived from."""
+    def _take_back(self, actions: list[Action], outcomes: list[Outcome]) -> None:
+        """Correct the picture: a p-state that was refused undoes the changes of speed it was derived from.
+
+        An actuator that carried out such a change is told to go back.
+        """
+        failed = [outcome.action for outcome in outcomes if not outcome.done]
+        done = [outcome.action for outcome in outcomes if outcome.done]
         of_cpu = any(isinstance(action, SetPState) for action in failed)
         for action in reversed(actions):
             if isinstance(action, SetFrequency) and (of_cpu or action in failed):
                 self.broker.failed(action)
+                if action in done:
+                    self._carry_out(SetFrequency(action.domain, level=self.broker.host.level(action.domain)))
 
 
 async def serve(node: Node, listeners: Iterable[tuple[AsyncListener[Event], str | None]]) -> None:

@@ -19,6 +19,7 @@ from mbroker.registry import AgentState, Registry
 from mbroker.serve import Node, serve
 from mbroker.usage import UsageMeter
 from mchannel import EndOfChannel, Event, Peer, RawCodec, listen_async, open_async
+from mchannel.transport import State
 
 
 @attrs.define
@@ -260,6 +261,47 @@ def test_what_an_actuator_refuses_is_counted_and_taken_out_of_the_picture() -> N
     assert [outcome.done for outcome in outcomes] == [True, False]
     assert "says no" in outcomes[1].error
     assert (node.traffic.failed, node.broker.host.level("web1")) == (1, 4)
+
+
+def test_what_another_actuator_carried_out_is_put_back_with_the_picture() -> None:
+    quota, clock = Recorder(handles=(SetFrequency,)), Recorder(refuse=True, handles=(SetPState,))
+    node = make_node(Slower(), quota)
+    node.actuators = (quota, clock)
+    node.take(Event("sla.epoch", "web1"))
+    assert quota.applied == [SetFrequency("web1", level=3), SetFrequency("web1", level=4)]
+    assert node.broker.host.level("web1") == 4
+
+
+async def test_an_agent_that_came_back_stays_live_when_what_read_its_old_channel_ends() -> None:
+    class Channel:
+        """Ends when it is told to."""
+
+        peer = Peer("web1", "memory:///web1", name="sla")
+        session = b"s" * 16
+        state = State.OPEN
+
+        def __init__(self) -> None:
+            self.ended = asyncio.Event()
+
+        async def read(self) -> Event:
+            await self.ended.wait()
+            raise EndOfChannel
+
+        def abort(self) -> None:
+            pass
+
+    node = make_node(Slower(), Recorder())
+    old, new = Channel(), Channel()
+    channels: list[Any] = [old, new]
+    async with asyncio.TaskGroup() as tasks:
+        attended = [tasks.create_task(node.attend(channel, "web1")) for channel in channels]
+        await asyncio.sleep(0)  # both have begun
+        node.tick(end_of_epoch=False)
+        old.ended.set()
+        await attended[0]
+        assert [agent.state for agent in node.registry.agents()] == [AgentState.LIVE]
+        new.ended.set()
+    assert [agent.state for agent in node.registry.agents()] == [AgentState.GONE]
 
 
 def test_silence_is_told_to_the_policies_in_the_middle_of_an_epoch() -> None:
