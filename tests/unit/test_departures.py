@@ -398,3 +398,56 @@ def test_only_the_migration_under_way_is_seen_to_leave(tmp_path: Path) -> None:
         return {"new" if each.ticket == ticket else "old": (each.stayed, each.left) for each in found.found}
 
     assert run(main()) == {"old": (True, False), "new": (False, True)}
+
+
+@pytest.mark.parametrize(("another_moves", "left"), [(True, False), (False, True)])
+def test_an_end_here_is_that_of_an_earlier_migration_only_when_no_other_is_under_way(
+    tmp_path: Path, another_moves: bool, left: bool
+) -> None:
+    async def main() -> list[bool]:
+        world, network = fleet(tmp_path, "a", "b")
+        network.brokers["a"].kill()
+        file = RecordFile(tmp_path / "more.departures", Departure)
+        file.found = (LEFT,)
+        departures = Departures(file, world.host("a"), cast("Fleet", None))
+        async with AsyncExitStack() as moving:
+            if another_moves:
+                await moving.enter_async_context(departures.leaving(LEFT.domain, "web1", "b"))
+            await departures._note(DomainEvent.of(Kind.LEFT, LEFT.domain, "web1", 0.0))  # pyright: ignore[reportPrivateUsage]
+        file.close()
+        found = RecordFile(tmp_path / "more.departures", Departure)
+        found.close()
+        return [each.left for each in found.found if each.ticket == LEFT.ticket]
+
+    assert run(main()) == [left]
+
+
+def test_a_domain_that_left_between_both_answers_does_not_run_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> int:
+        world, network = fleet(tmp_path, "a", "b")
+        network.brokers["a"].kill()
+        domain = world.boot(world.host("a"), "web1")
+        file = RecordFile(tmp_path / "more.departures", Departure)
+        file.found = (attrs.evolve(LEFT, domain=domain),)
+        questions = 0
+
+        class Asking:
+            name = "a"
+
+            async def ask(self, *_: object) -> Whereabouts:
+                nonlocal questions
+                questions += 1
+                world.host("a").forget(domain)
+                return attrs.evolve(RUNS, domain=domain)
+
+        departures = Departures(file, world.host("a"), cast("Fleet", Asking()))
+        task = asyncio.create_task(departures.run())
+        await asyncio.sleep(3)
+        task.cancel()
+        file.close()
+        return questions
+
+    assert run(main()) > 0
+    assert _cries(caplog) == []

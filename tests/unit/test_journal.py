@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,6 +84,32 @@ def test_append_syncs_once_before_it_returns_and_a_mark_does_not(path: Path, mon
         journal.append(b"mark", sync=False)
         journal.sync()
         assert len(synced) == 3
+
+
+def test_the_name_of_a_new_file_is_synced_after_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+
+    def fsync(fd: int) -> None:
+        synced.append("directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with Journal.open(path) as journal:
+        assert synced == ["file", "directory"]
+        journal.rewrite([b"new"])
+        assert synced == ["file", "directory"] * 2
+
+
+def test_a_journal_is_opened_when_nobody_changes_names_in_its_directory(path: Path) -> None:
+    directory = os.open(path.parent, os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    opening = threading.Thread(target=written, args=(path, b"one"))
+    opening.start()
+    opening.join(0.2)
+    waited = opening.is_alive() and not path.exists()
+    os.close(directory)
+    opening.join(20)
+    assert waited
+    assert read(path) == (b"one",)
 
 
 def test_a_torn_tail_is_dropped_wherever_it_was_torn(path: Path) -> None:
