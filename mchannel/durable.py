@@ -124,6 +124,7 @@ class DurableLink(_Through):
             if self._inbox.record(self._refused):
                 self._backlog.append(self._refused)
             self._refused = None
+            self._link.done()
 
     def _arrived(self) -> Recorded | None:
         payload = self._link.recv()

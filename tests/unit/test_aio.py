@@ -86,6 +86,16 @@ async def test_news_without_end_keeps_no_other_task_from_its_turn(ends: Ends, mo
     reading.cancel()
 
 
+async def test_what_came_between_the_look_and_the_asking_for_news_is_looked_for_again(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, broker = ends
+    looks = iter([None, None, b"7"])
+    monkeypatch.setattr(broker, "_recv", lambda: next(looks))
+    monkeypatch.setattr(broker._link, "arm_readable", lambda: True)  # pyright: ignore[reportPrivateUsage]
+    assert await broker.read(timeout=0) == 7
+
+
 async def test_an_abort_wakes_whoever_waits_and_leaves_nothing_in_the_event_loop(ends: Ends) -> None:
     agent, _ = ends
     descriptor = agent._link.port.fileno()  # pyright: ignore[reportPrivateUsage]

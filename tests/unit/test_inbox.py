@@ -175,7 +175,7 @@ def test_a_message_that_the_disk_refuses_is_neither_lost_nor_acknowledged(
         opening = threads.submit(mchannel.open, address, RawCodec())
         broker = listener.accept(timeout=10)
         agent = attended(broker, opening)
-        agent.write_many([b"one", b"two"])
+        agent.write(b"one")
         with monkeypatch.context() as broken:
             broken.setattr(Inbox, "record", _refuse)
             for _ in range(2):
@@ -183,10 +183,64 @@ def test_a_message_that_the_disk_refuses_is_neither_lost_nor_acknowledged(
                     broker.read(timeout=5)
             with pytest.raises(ChannelTimeout):
                 agent.flush(timeout=0.2)
-        assert [broker.read(timeout=5), broker.read(timeout=5)] == [b"one", b"two"]
+        assert broker.read(timeout=5) == b"one"
+        agent.flush(timeout=5)  # it is on disk now
+        agent.write(b"two")
+        assert broker.read(timeout=5) == b"two"
         broker.done()
         agent.close()
         broker.close()
+
+
+@pytest.mark.parametrize("address", ["memory:///refused", "shm:///refused"])
+def test_a_channel_that_closes_with_a_message_that_the_disk_refuses_leaves_it_to_its_successor(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(tmp_path / "run"))
+    with ThreadPoolExecutor() as threads:
+        with mchannel.listen(address, RAW, durable=tmp_path / "journal") as listener:
+            opening = threads.submit(mchannel.open, address, RAW)
+            broker = listener.accept(timeout=10)
+            agent = attended(broker, opening)
+            agent.write(b"kept by its sender")
+            with monkeypatch.context() as broken:
+                broken.setattr(Inbox, "record", _refuse)
+                with pytest.raises(JournalError):
+                    broker.read(timeout=5)
+                broker.close()
+            with pytest.raises(ChannelTimeout):
+                agent.read(timeout=0.1)  # there is no goodbye
+        with mchannel.listen(address, RAW, durable=tmp_path / "journal") as listener:
+            flushing = threads.submit(agent.flush, 10)
+            successor = listener.accept(timeout=10)
+            assert successor.read(timeout=10) == b"kept by its sender"
+            successor.done()
+            flushing.result()
+            agent.close()
+
+
+@pytest.mark.parametrize("address", ["memory:///refused", "shm:///refused"])
+def test_a_channel_is_not_suspended_while_the_disk_refuses_a_message(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MCHANNEL_RUNTIME_DIR", str(tmp_path / "run"))
+    with (
+        mchannel.listen(address, RAW, durable=tmp_path / "journal") as listener,
+        ThreadPoolExecutor() as threads,
+    ):
+        opening = threads.submit(mchannel.open, address, RAW)
+        broker = listener.accept(timeout=10)
+        agent = attended(broker, opening)
+        agent.write(b"one")
+        with monkeypatch.context() as broken:
+            broken.setattr(Inbox, "record", _refuse)
+            with pytest.raises(JournalError):
+                broker.read(timeout=5)
+            with pytest.raises(JournalError):
+                broker.suspend(timeout=0.2)
+        closing = threads.submit(agent.close)
+        assert list(broker) == [b"one"]
+        closing.result()
 
 
 def _refuse(*_: object) -> bool:

@@ -546,3 +546,17 @@ def test_the_rest_of_a_batch_says_for_each_message_whether_a_predecessor_saw_it(
             broker.read_many(timeout=5)
         found = broker.receive(timeout=5)
         assert (found.value, found.redelivered) == (Event("never seen"), False)
+
+
+def test_the_rest_of_a_batch_keeps_its_numbers_when_the_channel_is_let_go(ends: Ends) -> None:
+    with mchannel.listen("shm:///web1") as listener:
+        agent = ends.dial(listener, Options())
+        broker = listener.accept(timeout=5)
+        agent.tick(time.monotonic())
+        agent.send_many([b"no event", b"nor this", EventCodec().encode(Event("after both"))])
+        with pytest.raises(CodecError):
+            broker.read_many(timeout=5)
+    with pytest.raises(CodecError):
+        broker.read_many(timeout=0)
+    found = broker.receive(timeout=0)
+    assert (found.value, found.redelivered) == (Event("after both"), False)

@@ -170,6 +170,21 @@ def test_a_piece_of_nothing_is_garbage() -> None:
     assert demux.garbage == 100 * (len(raw) + 4)
 
 
+def test_a_whole_frame_in_the_middle_of_another_ends_that_one() -> None:
+    first, last = (segment + b"\xc1" for segment in wired([(SLA, b"1" * 6000)]).split(b"\xc1") if segment)
+    demux = Demultiplexer(LIMIT, 8)
+    assert received(demux, first + wired([(SLA, b"whole")]) + last) == [(SLA, b"whole")]
+    assert demux.incomplete == 6000
+
+
+def test_the_segments_of_a_frame_are_numbered_on_after_the_greatest_number() -> None:
+    mux = Multiplexer()
+    mux.put(SLA, b"before")
+    mux._queues[SLA].sequence = (1 << 32) - 3  # pyright: ignore[reportPrivateUsage]
+    mux.put(SLA, b"x" * 12_000)
+    assert received(Demultiplexer(LIMIT, 8), mux.take(LIMIT)) == [(SLA, b"before"), (SLA, b"x" * 12_000)]
+
+
 def test_bytes_of_another_connection_are_not_joined_to_those_before() -> None:
     wire = wired([(SLA, b"x" * 9000)])
     demux = Demultiplexer(LIMIT, 8)

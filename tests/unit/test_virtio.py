@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -252,6 +253,63 @@ def test_a_closed_port_is_let_go_of_though_the_host_takes_nothing(world: Hypervi
         again = virtio.VIRTIO.connect(address, LIMITS)  # the same descriptor: the kernel would not open another
         again.close()
         is_let_go(world)
+
+
+def greeted(transport: Any, world: Hypervisor) -> tuple[socket.socket, Multiplexer]:
+    """Attach a host that said BEGIN and does nothing by itself."""
+    host = socket.socket(socket.AF_UNIX)
+    host.connect(os.fspath(world.path))
+    mux = Multiplexer()
+    mux.say(BEGIN)
+    host.sendall(mux.take(1))
+    while wakeups(transport, 0.05):
+        pass
+    return host, mux
+
+
+def test_a_host_that_sends_more_than_was_agreed_breaks_the_transport(world: Hypervisor) -> None:
+    transport: Any = virtio.VIRTIO.connect(Address.parse(f"virtio://{world.path.parent}/port"), LIMITS)
+    host, mux = greeted(transport, world)
+    with host:
+        for _ in range(30):
+            mux.put(transport.key, b"x" * 9000)
+            host.sendall(mux.take(1 << 20))
+            wakeups(transport, 0.01)
+        while wakeups(transport, 0.05):
+            pass
+        with pytest.raises(ChannelBroken, match="more than was agreed"):
+            list(iter(transport.recv, None))
+        transport.close()
+    is_let_go(world)
+
+
+def test_a_writer_that_waits_for_room_is_woken_when_the_host_takes_more(world: Hypervisor) -> None:
+    transport: Any = virtio.VIRTIO.connect(Address.parse(f"virtio://{world.path.parent}/port"), LIMITS)
+    host, _ = greeted(transport, world)
+    with host:
+        news: list[bool] = []
+        transport.on_news = lambda: news.append(True)
+        while transport.send(b"x" * 9000):
+            pass
+        late = time.monotonic() + SOON
+        while not news:
+            assert time.monotonic() < late, "nothing woke"
+            for ready in select.select([host, transport], [], [], SOON)[0]:
+                host.recv(1 << 16) if ready is host else transport.pump()
+        assert transport.send(b"there is room")
+        transport.close()
+    is_let_go(world)
+
+
+def test_a_process_that_is_forked_off_does_not_share_the_port(
+    world: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = virtio.VIRTIO.connect(address := Address.parse(f"virtio://{world.path.parent}/port"), LIMITS)
+    with monkeypatch.context() as child:
+        child.setattr(os, "getpid", lambda: 1)
+        with pytest.raises(AddressError, match="another process"):
+            virtio.VIRTIO.connect(address, LIMITS)
+    transport.close()
 
 
 def test_what_one_turn_leaves_unread_wakes_again(
