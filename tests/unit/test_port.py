@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from mchannel.port import StandingPort
 
 
-def descriptors() -> int:
-    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+def descriptors() -> set[str]:
+    gc.collect()  # what other tests left must not end between two looks
+    return {each.name for each in Path("/proc/self/fd").iterdir()}
 
 
 @pytest.mark.parametrize("used", [False, True])
@@ -22,4 +24,4 @@ def test_a_port_that_is_closed_is_not_nudged_any_more(used: bool) -> None:
     before = descriptors()
     port.nudge()  # late news of a link
     port.close()
-    assert descriptors() == before
+    assert descriptors() <= before
