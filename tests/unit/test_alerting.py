@@ -240,15 +240,16 @@ def test_a_metric_of_this_machine_is_told_once_when_it_begins_and_once_when_it_e
     assert (plant.daemon and plant.daemon.returncode, "Traceback" in plant.log) == (0, False), plant.log
 
 
-def test_a_killed_daemon_tells_nothing_twice_and_loses_nothing(plant: Plant) -> None:
+def end_amid_an_alert(plant: Plant, ends: signal.Signals, when: Callable[[], object]) -> None:
+    """Have an alert begin, end the daemon *when* that is true, start it again, and have the alert end."""
     plant.start()
     plant.ask("subscribe", "load > 1")
     with mchannel.open("shm:///web1", timeout=20) as channel:
         publisher = Publisher(channel)
         publisher.declare(Named("load"))
         publisher.say(0, 2.0)
-        until(lambda: plant.noted)
-        plant.end(signal.SIGKILL)
+        until(when)
+        plant.end(ends)
         plant.start()
         publisher.say(0, 3.0)
         publisher.flush()
@@ -256,27 +257,17 @@ def test_a_killed_daemon_tells_nothing_twice_and_loses_nothing(plant: Plant) -> 
         publisher.declare(Named("load"))
         publisher.say(0, 0.5)
         until(lambda: len(plant.told) > 1)
+
+
+def test_a_killed_daemon_tells_nothing_twice_and_loses_nothing(plant: Plant) -> None:
+    end_amid_an_alert(plant, signal.SIGKILL, lambda: plant.noted)
     assert [state for state, _ in plant.told] == ["firing", "resolved"]
     assert len({name for _, name in plant.told}) == 1
 
 
 def test_a_daemon_that_is_ended_while_a_receiver_thinks_tells_it_nothing_twice(plant: Plant) -> None:
     plant.hook.thinks = 0.5  # type: ignore[attr-defined]
-    plant.start()
-    plant.ask("subscribe", "load > 1")
-    with mchannel.open("shm:///web1", timeout=20) as channel:
-        publisher = Publisher(channel)
-        publisher.declare(Named("load"))
-        publisher.say(0, 2.0)
-        until(lambda: plant.told)
-        plant.end(signal.SIGTERM)
-        plant.start()
-        publisher.say(0, 3.0)
-        publisher.flush()
-        assert channel.read(timeout=20).topic == "metrics.again"
-        publisher.declare(Named("load"))
-        publisher.say(0, 0.5)
-        until(lambda: len(plant.told) > 1)
+    end_amid_an_alert(plant, signal.SIGTERM, lambda: plant.told)
     assert [state for state, _ in plant.told] == ["firing", "resolved"]
 
 
