@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from mchannel.channel import Channel
+import mchannel
+from mchannel.channel import Channel, Listener
 from mchannel.codec import RawCodec
-from mchannel.errors import ChannelTimeout, CodecError
+from mchannel.errors import ChannelError, ChannelTimeout, CodecError
 
 T = TypeVar("T")
 RAW = RawCodec()
@@ -34,3 +36,16 @@ def attended(broker: Channel[Any], opening: Future[T]) -> T:
         with suppress(ChannelTimeout):
             broker.read(timeout=0.01)
     return opening.result()
+
+
+@contextmanager
+def both_ends(listener: Listener[T]) -> Generator[tuple[Channel[bytes], Channel[T]]]:
+    """Have an agent that writes what it likes, and the broker's end for it; no thread is left meanwhile."""
+    with ThreadPoolExecutor() as threads:
+        coming = threads.submit(mchannel.open, str(listener.address), RAW, insecure=True)
+        broker = listener.accept(10)
+        agent: Channel[bytes] = attended(broker, coming)
+    yield agent, broker
+    for end in (agent, broker):
+        with suppress(ChannelError):
+            end.close(timeout=0)

@@ -16,7 +16,7 @@ from mchannel import Channel, Listener
 from mchannel.errors import ChannelBroken, ChannelClosed, ChannelError, ChannelTimeout, CodecError
 from mchannel.patience import Opening
 from mchannel.transport import Link, State, find_scheme
-from tests.unit.faces import RAW, WIRES, Numbers, attended
+from tests.unit.faces import RAW, WIRES, Numbers, attended, both_ends
 
 
 @pytest.fixture(params=WIRES)
@@ -35,15 +35,10 @@ Ends = tuple[Channel[bytes], Channel[int]]
 
 
 @pytest.fixture
-def ends(listener: Listener[int], threads: ThreadPoolExecutor) -> Iterator[Ends]:
+def ends(listener: Listener[int]) -> Iterator[Ends]:
     """An agent that writes what it likes, and a broker that reads numbers."""
-    coming = threads.submit(mchannel.open, str(listener.address), RAW, insecure=True)
-    broker = listener.accept(10)
-    agent: Channel[bytes] = attended(broker, coming)
-    yield agent, broker
-    for end in (agent, broker):
-        with suppress(ChannelError):
-            end.close(timeout=0)
+    with both_ends(listener) as made:
+        yield made
 
 
 def gather(broker: Channel[int]) -> None:

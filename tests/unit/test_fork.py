@@ -14,9 +14,8 @@ import pytest
 
 import mchannel
 from mchannel import AsyncChannel, AsyncListener, Channel, Listener, listen_async, open_async
-from mchannel.errors import ChannelError
 from mchannel.transport import State
-from tests.unit.faces import RAW, WIRES, attended
+from tests.unit.faces import RAW, WIRES, attended, both_ends
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
@@ -52,14 +51,8 @@ Ends = tuple[Channel[bytes], Channel[bytes]]
 
 @pytest.fixture
 def ends(listener: Listener[bytes]) -> Iterator[Ends]:
-    with ThreadPoolExecutor() as threads:
-        coming = threads.submit(mchannel.open, str(listener.address), RAW, insecure=True)
-        broker = listener.accept(10)
-        agent: Channel[bytes] = attended(broker, coming)
-    yield agent, broker
-    for end in (agent, broker):
-        with suppress(ChannelError):
-            end.close(timeout=0)
+    with both_ends(listener) as made:
+        yield made
 
 
 def fail_inside(channel: Channel[bytes]) -> None:
